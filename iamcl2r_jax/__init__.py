@@ -1,0 +1,1 @@
+"""Compatible representation learning with d-Simplex fixed classifiers, in JAX."""

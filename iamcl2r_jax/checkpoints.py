@@ -1,0 +1,142 @@
+"""Checkpoints: the variables of a model and a JSON record beside them, as one Orbax directory.
+
+A directory appears whole or not at all, and is read strictly: what the record says the model is,
+the stored arrays must be, leaf by leaf.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from iamcl2r_jax import models
+
+Variables = dict[str, Any]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is missing, incomplete or not of the model expected; the message is one line."""
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(
+            variables=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
+        )
+    )
+
+
+def save(path: str, variables: Variables, record: dict[str, Any]) -> None:
+    """Writes a checkpoint, atomically.
+
+    Args:
+      path: directory to make; it must not exist.
+      variables: {"params", "batch_stats"}.
+      record: what to know about them; JSON values.
+
+    Raises:
+      CheckpointError: if `path` exists.
+    """
+    directory = epath.Path(path).absolute()
+    if directory.exists():
+        raise CheckpointError(f"checkpoint {path} exists already; remove it or choose another name")
+    with _checkpointer() as checkpointer:
+        checkpointer.save(
+            directory,
+            ocp.args.Composite(
+                variables=ocp.args.StandardSave(jax.device_get(variables)),
+                record=ocp.args.JsonSave(record),
+            ),
+        )
+
+
+def exists(path: str) -> bool:
+    """Whether a finished checkpoint lies at `path` (one being written has another name)."""
+    return (epath.Path(path) / "record" / "metadata").exists()
+
+
+def load_record(path: str) -> dict[str, Any]:
+    """The record of a checkpoint.
+
+    Raises:
+      CheckpointError: if there is no finished checkpoint at `path`.
+    """
+    directory = _existing(path)
+    with _checkpointer() as checkpointer:
+        restored = checkpointer.restore(
+            directory, ocp.args.Composite(record=ocp.args.JsonRestore())
+        )
+    return restored["record"]
+
+
+def load(path: str, expected: Any) -> Variables:
+    """The variables of a checkpoint, strictly as expected.
+
+    Args:
+      path: directory of the checkpoint.
+      expected: tree of arrays or shapes that the variables must match in name, shape and dtype.
+
+    Returns:
+      The variables as NumPy arrays, to be placed on any devices.
+
+    Raises:
+      CheckpointError: if there is no finished checkpoint at `path`, or any leaf differs; all that
+        differ are listed.
+    """
+    directory = _existing(path)
+    with _checkpointer() as checkpointer:
+        stored = checkpointer.metadata(directory).item_metadata["variables"]
+        differences = _differences(_leaves(stored), _leaves(expected))
+        if differences:
+            raise CheckpointError(
+                f"checkpoint {path} does not fit the model: {'; '.join(differences)}"
+            )
+        # NumPy targets: the devices that wrote the checkpoint need not exist here.
+        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
+        restored = checkpointer.restore(
+            directory, ocp.args.Composite(variables=ocp.args.StandardRestore(target))
+        )
+    return restored["variables"]
+
+
+def model_spec(name: str, num_features: int, options: dict[str, Any]) -> dict[str, Any]:
+    """What a record says of the architecture, enough for `create_model`."""
+    return {"backbone": name, "num_features": num_features, "options": options}
+
+
+def create_model(spec: dict[str, Any]):
+    """The module that `model_spec` describes."""
+    return models.create(spec["backbone"], spec["num_features"], **spec["options"])
+
+
+def _existing(path: str) -> epath.Path:
+    if not exists(path):
+        raise CheckpointError(f"checkpoint {path}: there is no finished checkpoint at this place")
+    return epath.Path(path).absolute()
+
+
+def _leaves(tree: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), leaf.dtype)
+        for path, leaf in flat
+    }
+
+
+def _differences(stored: dict, expected: dict) -> list[str]:
+    def describe(leaf):
+        return f"{np.dtype(leaf[1]).name}{list(leaf[0])}"
+
+    differences = []
+    for name in sorted(stored.keys() | expected.keys()):
+        if name not in stored:
+            differences.append(f"{name} is missing, needs {describe(expected[name])}")
+        elif name not in expected:
+            differences.append(f"{name} {describe(stored[name])} is not part of the model")
+        elif stored[name] != expected[name]:
+            differences.append(
+                f"{name} is {describe(stored[name])}, needs {describe(expected[name])}"
+            )
+    return differences

@@ -1,0 +1,281 @@
+"""The configuration of a run: every field with its meaning, and the check of their values.
+
+A file in `configs/` starts from `default()` or `default_pretrain()` and changes fields; `validate`
+and `validate_pretrain` then refuse what cannot work, in one line, before any work starts.
+"""
+
+import math
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from iamcl2r_jax import methods, models, retrieval, simplex
+
+
+class ConfigError(ValueError):
+    """A field has a value that cannot work; the message is one line."""
+
+
+def default_pretrain() -> ConfigDict:
+    """Pre-training of an external model; the values are those of the embedded default."""
+    c = ConfigDict()
+    c.name = "glyphs"  # names the directory of the checkpoints
+    c.seed = 0  # of initialisation, batches and augmentation
+    c.dataset = "glyphs/external"  # TFDS name, or folder:DIR
+    c.train_split = "train"
+    c.test_split = "test"  # held-out images, for the accuracy that is reported; "" for none
+    c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
+    c.classes = 240  # pre-train on the first so many classes, simplex slots 0, 1, ...
+    c.num_classes = 512  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.image = _image()
+    c.model = _model()
+    c.train = _train()
+    return c
+
+
+def default() -> ConfigDict:
+    """A lifelong run; the values are those of the embedded default."""
+    c = ConfigDict()
+    c.name = "glyphs"  # names the run and its default directory
+    c.method = "hoc"  # what to train with: a key of methods.METHODS
+    # Options of each method, by its name; only those of `method` are used.
+    c.method_options = ConfigDict({n: methods.default_options(n) for n in methods.METHODS})
+    c.seed = 0  # of initialisation, memory, batches and augmentation
+    c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
+    c.num_classes = 512  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.image = _image()
+    c.model = _model()  # of the first task, if it does not start from an external model
+    c.train = _train()
+
+    c.stream = ConfigDict()
+    c.stream.dataset = "glyphs/latin"  # TFDS name, or folder:DIR
+    c.stream.train_split = "train"
+    c.stream.test_split = "test"  # held-out images, for task_accuracy
+    c.stream.initial_classes = 10  # classes of the first task
+    c.stream.increment = 7  # classes of each later task
+    c.stream.limit_per_class = 0  # train on the first so many images of each class; 0 for all
+    c.stream.class_order_seed = -1  # shuffles the classes; -1 for the data set's order
+    c.memory_per_class = 20  # images remembered of each class once its task is over
+
+    c.replacements = ConfigDict()
+    c.replacements.tasks = (0, 2, 4)  # 0-based tasks that start from an external model
+    # Directories of the external models, one per task above; () to make them by `recipe`.
+    c.replacements.checkpoints = ()
+    c.replacements.classes = (80, 160, 240)  # classes of the models made by `recipe`
+    c.replacements.recipe = default_pretrain()  # its `classes` is set from the line above
+    c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
+    c.replacements.directory = "runs/external"  # where models made by `recipe` are kept and found
+
+    c.evaluations = ConfigDict()  # open-set evaluations, by name
+    c.evaluations.digits = evaluation("glyphs/digits")
+    c.evaluations.handwriting = evaluation("handwriting")
+    # Retrieval measures, keys of retrieval.MEASURES; the first gives matrix, AC and AA.
+    c.measures = ("identification", "recall_at_1", "mean_average_precision")
+    return c
+
+
+def evaluation(
+    dataset: str, *, query_split: str = "train", gallery_split: str = "test"
+) -> ConfigDict:
+    """One open-set evaluation: the data set (TFDS name or folder:DIR) and its two splits."""
+    return ConfigDict(
+        {"dataset": dataset, "query_split": query_split, "gallery_split": gallery_split}
+    )
+
+
+def _image() -> ConfigDict:
+    c = ConfigDict()
+    c.size = 32  # height and width in pixels
+    c.mean = (0.5, 0.5, 0.5)  # per channel, of pixels in [0, 1]
+    c.std = (0.25, 0.25, 0.25)  # per channel, of pixels in [0, 1]
+    c.crop_padding = 4  # random crops come from the image with this many black pixels around it
+    c.flip = False  # mirror every other image; not for characters
+    return c
+
+
+def _model() -> ConfigDict:
+    c = ConfigDict()
+    c.backbone = "resnet18"  # a key of models.BACKBONES
+    # Fields of the backbone's module: `width` is the channels of its first stage, `stem` is
+    # "imagenet" (7x7 stride 2 and max-pool) or "small" (3x3 stride 1).
+    c.options = ConfigDict({"width": 16, "stem": "imagenet"})
+    return c
+
+
+def _train() -> ConfigDict:
+    c = ConfigDict()
+    c.epochs = 20  # of each task
+    c.batch_size = 128  # over all devices; half of it from memory once there is one
+    c.learning_rate = 1e-2  # of SGD in the first epoch of a task
+    c.final_learning_rate = 1e-4  # that the cosine falls to, once an epoch
+    c.momentum = 0.9  # of SGD
+    c.weight_decay = 5e-4  # of SGD, on parameters of two or more dimensions
+    return c
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a lifelong run's configuration without touching data or models.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
+    try:
+        methods.get(config.method)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    _check_model(config)
+    _check_train(config.train)
+    _check_image(config.image)
+    _check_method_options(config)
+    _at_least(config, "memory_per_class", 0)
+    _at_least(config, "stream.initial_classes", 1)
+    _at_least(config, "stream.increment", 1)
+    _at_least(config, "stream.limit_per_class", 0)
+    _at_least(config, "stream.class_order_seed", -1)
+    _at_least(config, "seed", 0)
+    _check_replacements(config)
+    if not config.evaluations:
+        raise ConfigError("evaluations: there is none; a run needs at least one")
+    if not config.measures or set(config.measures) - retrieval.MEASURES.keys():
+        known = ", ".join(retrieval.MEASURES)
+        raise ConfigError(f"measures={config.measures}: must be one or more of {known}")
+
+
+def validate_pretrain(config: ConfigDict) -> None:
+    """Checks a pre-training configuration without touching data or models.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
+    _check_model(config)
+    _check_train(config.train)
+    _check_image(config.image)
+    _at_least(config, "seed", 0)
+    _at_least(config, "classes", 2)
+    if config.classes > config.num_classes:
+        raise ConfigError(
+            f"classes={config.classes}: must be at most num_classes={config.num_classes}, "
+            "the simplex's classes"
+        )
+
+
+def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) -> None:
+    """Checks a run's configuration against the stream it names.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
+    late = [task for task in config.replacements.tasks if task >= num_tasks]
+    if late:
+        raise ConfigError(
+            f"replacements.tasks={config.replacements.tasks}: the stream has {num_tasks} tasks, "
+            f"0 to {num_tasks - 1}"
+        )
+    made = () if config.replacements.checkpoints else config.replacements.classes
+    external = max(made, default=0) if config.replacements.tasks else 0
+    try:
+        simplex.check_slots(num_stream_classes, external, config.num_classes)
+    except ValueError as error:
+        raise ConfigError(f"num_classes={config.num_classes}: {error}") from None
+
+
+def differences(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields in which two configurations differ, as "field: value there, value here"."""
+    found = []
+    for key in sorted(first.keys() | second.keys()):
+        name = prefix + key
+        a, b = first.get(key), second.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, name + ".")
+        elif a != b:
+            found.append(f"{name}: {a!r} there, {b!r} here")
+    return found
+
+
+def _lookup(config: ConfigDict, field: str) -> Any:
+    for part in field.split("."):
+        config = config[part]
+    return config
+
+
+def _at_least(config: ConfigDict, field: str, least: int) -> None:
+    value = _lookup(config, field)
+    if value < least:
+        raise ConfigError(f"{field}={value}: must be at least {least}")
+
+
+def _check_model(config: ConfigDict) -> None:
+    if config.num_classes < 2:
+        raise ConfigError(f"num_classes={config.num_classes}: a simplex needs at least 2 classes")
+    try:
+        models.create(config.model.backbone, config.num_classes - 1, **config.model.options)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
+
+
+def _check_train(train: ConfigDict) -> None:
+    for field in ("epochs", "batch_size"):
+        if train[field] < 1:
+            raise ConfigError(f"train.{field}={train[field]}: must be at least 1")
+    for field in ("learning_rate", "final_learning_rate"):
+        if not 0 < train[field] < math.inf:
+            raise ConfigError(f"train.{field}={train[field]}: must be a positive number")
+    if not 0 <= train.momentum < 1:
+        raise ConfigError(f"train.momentum={train.momentum}: must be in [0, 1)")
+    if not 0 <= train.weight_decay < math.inf:
+        raise ConfigError(f"train.weight_decay={train.weight_decay}: must be at least 0")
+
+
+def _check_image(image: ConfigDict) -> None:
+    if image.size < 8:
+        raise ConfigError(f"image.size={image.size}: must be at least 8 pixels")
+    if not 0 <= image.crop_padding <= image.size:
+        raise ConfigError(
+            f"image.crop_padding={image.crop_padding}: must be in 0..{image.size}, the image's size"
+        )
+    if len(image.mean) != 3 or len(image.std) != 3 or not all(s > 0 for s in image.std):
+        raise ConfigError(
+            f"image.mean={image.mean}, image.std={image.std}: must be three numbers each, "
+            "the deviations positive"
+        )
+
+
+def _check_method_options(config: ConfigDict) -> None:
+    for option, value in config.method_options[config.method].items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(
+                f"method_options.{config.method}.{option}={value}: must be a finite number"
+            )
+    if config.method == "hoc" and not 0 <= config.method_options.hoc.ce_weight <= 1:
+        raise ConfigError(
+            f"method_options.hoc.ce_weight={config.method_options.hoc.ce_weight}: must be in [0, 1]"
+        )
+
+
+def _check_replacements(config: ConfigDict) -> None:
+    r = config.replacements
+    if any(task < 0 for task in r.tasks) or any(
+        a >= b for a, b in zip(r.tasks[:-1], r.tasks[1:], strict=True)
+    ):
+        raise ConfigError(
+            f"replacements.tasks={r.tasks}: must be 0-based tasks in increasing order"
+        )
+    field = "checkpoints" if r.checkpoints else "classes"
+    if r.tasks and len(r[field]) != len(r.tasks):
+        raise ConfigError(
+            f"replacements.{field}={r[field]}: must name one model for each of "
+            f"replacements.tasks={r.tasks}"
+        )
+    if r.tasks and not r.checkpoints:
+        for classes in r.classes:
+            recipe = ConfigDict(r.recipe)
+            recipe.classes = classes
+            try:
+                validate_pretrain(recipe)
+            except ConfigError as error:
+                raise ConfigError(f"replacements.recipe.{error}") from None
+        if r.recipe.num_classes != config.num_classes:
+            raise ConfigError(
+                f"replacements.recipe.num_classes={r.recipe.num_classes}: must equal "
+                f"num_classes={config.num_classes}, since the simplex is the interface"
+            )

@@ -1,0 +1,61 @@
+"""Augmentation and normalisation on the device, from uint8 images."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageOptions:
+    """How images become the network's input.
+
+    Attributes:
+      mean: per channel, of pixels in [0, 1].
+      std: per channel, of pixels in [0, 1].
+      crop_padding: random crops come from the image with this many black pixels on every side.
+      flip: mirror every other image, left to right.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+
+
+def normalize_images(images: jax.Array, options: ImageOptions) -> jax.Array:
+    """uint8 [B, H, W, 3] to float32 with the channels' mean 0 and deviation 1."""
+    mean, std = (jnp.asarray(value, jnp.float32) for value in (options.mean, options.std))
+    # One multiplication and one addition a pixel.
+    scale, offset = 1 / (255 * std), -mean / std
+    return images.astype(jnp.float32) * scale[None, None, None] + offset[None, None, None]
+
+
+def augmented_batch(
+    key: jax.Array, images: jax.Array, indices: jax.Array, options: ImageOptions
+) -> jax.Array:
+    """Gathers samples with a random crop and flip of each, normalised.
+
+    Args:
+      key: random key.
+      images: the data set, uint8 [N, H, W, 3].
+      indices: samples to take, int [B].
+      options: see `ImageOptions`.
+
+    Returns:
+      float32 [B, H, W, 3].
+    """
+    _, height, width, _ = images.shape
+    batch, padding = len(indices), options.crop_padding
+    key_crop, key_flip = jax.random.split(key)
+    shifts = jax.random.randint(key_crop, (2, batch, 1), -padding, padding + 1)
+    rows = shifts[0] + jnp.arange(height)[None]
+    cols = shifts[1] + jnp.arange(width)[None]
+    if options.flip:
+        mirrored = jax.random.bernoulli(key_flip, shape=(batch, 1))
+        cols = jnp.where(mirrored, cols[:, ::-1], cols)
+    # Batch, crop, padding and flip are one gather; negative positions would count from the end.
+    rows = jnp.where(rows < 0, height, rows)[:, :, None]
+    cols = jnp.where(cols < 0, width, cols)[:, None, :]
+    batch_images = images.at[indices[:, None, None], rows, cols].get(mode="fill", fill_value=0)
+    return normalize_images(batch_images, options)

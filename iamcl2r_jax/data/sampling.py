@@ -1,0 +1,111 @@
+"""Batches drawn on the device: a shuffled set, or half memory and half new samples.
+
+Every set of samples is a `Pool` of one fixed shape, so that one compiled program serves all tasks.
+"""
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class Pool:
+    """Samples that may be drawn.
+
+    Attributes:
+      indices: int32 [capacity], positions in the data set; only the first `size` count.
+      size: int32 scalar.
+    """
+
+    indices: jax.Array
+    size: jax.Array
+
+
+def make_pool(indices: np.ndarray, capacity: int) -> Pool:
+    """Pads `indices` [n] to `capacity`.
+
+    Raises:
+      ValueError: if they are more than `capacity`.
+    """
+    if len(indices) > capacity:
+        raise ValueError(f"a pool of capacity {capacity} cannot hold {len(indices)} samples")
+    padded = np.zeros(capacity, np.int32)
+    padded[: len(indices)] = indices
+    return Pool(indices=jnp.asarray(padded), size=jnp.asarray(len(indices), jnp.int32))
+
+
+def steps_per_epoch(num_new: int, num_memory: int, batch_size: int) -> int:
+    """⌊(new + memory) / batch⌋, but a set smaller than a batch still trains: at least 1."""
+    return max(1, (num_new + num_memory) // batch_size)
+
+
+def _random_order(key: jax.Array, pool: Pool) -> jax.Array:
+    """A random score for each sample of the pool and -1 for the padding: [capacity]."""
+    scores = jax.random.uniform(key, pool.indices.shape)
+    return jnp.where(jnp.arange(len(scores)) < pool.size, scores, -1.0)
+
+
+def shuffled(key: jax.Array, pool: Pool) -> Pool:
+    """The same pool in random order."""
+    order = jnp.argsort(_random_order(key, pool), descending=True)
+    return pool.replace(indices=pool.indices[order])
+
+
+def draw(key: jax.Array, pool: Pool, num: int) -> jax.Array:
+    """Draws `num` samples: int32 [num].
+
+    Without replacement if the pool holds more than `num` samples, else with replacement (the
+    official rule: a pool of exactly `num` is drawn with replacement too).
+    """
+    chex.assert_axis_dimension_gteq(pool.indices, 0, num)
+
+    def without_replacement():
+        return jax.lax.top_k(_random_order(key, pool), num)[1]
+
+    def with_replacement():
+        return jax.random.randint(key, (num,), 0, pool.size)
+
+    chosen = jax.lax.cond(pool.size > num, without_replacement, with_replacement)
+    return pool.indices[chosen]
+
+
+def sample_batch(
+    key: jax.Array, step: jax.Array, new: Pool, memory: Pool, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draws the batch of one step.
+
+    Without memory: the step-th slice of `new`, which the caller has shuffled for this epoch, or
+    draws from it if it is smaller than a batch. With memory: ⌊batch/2⌋ draws from memory, the rest
+    from `new`, each without replacement within the batch.
+
+    Args:
+      key: random key of this step.
+      step: position in the epoch.
+      new: samples of the current task, shuffled.
+      memory: samples of earlier tasks, possibly none. Both pools need a capacity of at least
+        `batch_size`.
+      batch_size: B.
+
+    Returns:
+      Positions in the data set, int32 [B], and whether each came from memory, bool [B].
+    """
+    num_memory = batch_size // 2
+
+    def slice_of_shuffled():
+        return jax.lax.dynamic_slice(new.indices, (step * batch_size,), (batch_size,))
+
+    def small():
+        return draw(key, new, batch_size)
+
+    def balanced():
+        key_memory, key_new = jax.random.split(key)
+        return jnp.concatenate(
+            [draw(key_memory, memory, num_memory), draw(key_new, new, batch_size - num_memory)]
+        )
+
+    has_memory = memory.size > 0
+    case = jnp.where(has_memory, 2, jnp.where(new.size < batch_size, 1, 0))
+    indices = jax.lax.switch(case, (slice_of_shuffled, small, balanced))
+    return indices, has_memory & (jnp.arange(batch_size) < num_memory)

@@ -1,0 +1,129 @@
+"""Features once per model, and from them every entry of the compatibility matrices."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from iamcl2r_jax import compatibility, retrieval
+from iamcl2r_jax.data.augment import ImageOptions, normalize_images
+from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.training import Variables
+
+_BATCH_SIZE = 256
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One open-set evaluation.
+
+    Attributes:
+      query: images searched for, embedded by the newer model.
+      gallery: images searched in, embedded by the older model.
+    """
+
+    query: ImageSet
+    gallery: ImageSet
+
+
+class FeatureExtractor:
+    """Runs a model over images in batches of one shape, so that it is compiled once.
+
+    Attributes:
+      model: maps images [B, H, W, 3] to features [B, D].
+    """
+
+    def __init__(self, model: nn.Module, image_options: ImageOptions):
+        self.model = model
+
+        def features(variables, images):
+            return model.apply(variables, normalize_images(images, image_options), train=False)
+
+        self._features = jax.jit(features)
+
+    def __call__(self, variables: Variables, images: np.ndarray) -> np.ndarray:
+        """Features float32 [N, D] of uint8 images [N, H, W, 3]."""
+        variables = jax.device_put(variables)
+        batches = []
+        for start in range(0, len(images), _BATCH_SIZE):
+            batch = images[start : start + _BATCH_SIZE]
+            padding = [(0, _BATCH_SIZE - len(batch))] + [(0, 0)] * 3
+            batches.append(self._features(variables, np.pad(batch, padding)))
+        return np.concatenate(jax.device_get(batches))[: len(images)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+    """An evaluation's features by one model: float32 [N, D] each."""
+
+    query: np.ndarray
+    gallery: np.ndarray
+
+
+def embed(extractor: FeatureExtractor, variables: Variables, evaluation: Evaluation) -> Embedded:
+    """One feature pass: a model over the queries and the gallery of an evaluation."""
+    return Embedded(
+        query=extractor(variables, evaluation.query.images),
+        gallery=extractor(variables, evaluation.gallery.images),
+    )
+
+
+def compatibility_matrices(
+    evaluation: Evaluation, embedded: Iterable[Embedded], measures: Sequence[str]
+) -> dict[str, np.ndarray]:
+    """Every pair of models under every measure.
+
+    Args:
+      evaluation: gives the labels.
+      embedded: its features by each model, oldest first. Taken one at a time; only galleries are
+        kept, so that the queries of one model are in memory at once.
+      measures: keys of `retrieval.MEASURES`.
+
+    Returns:
+      For each measure C [T, T]: C[t, k] is the measure with queries by model t against the gallery
+      of model k <= t; NaN above the diagonal.
+    """
+    rows: dict[str, list[list[float]]] = {measure: [] for measure in measures}
+    galleries = []
+    for current in embedded:
+        galleries.append(current.gallery)
+        for measure in measures:
+            rows[measure].append(
+                [_score(measure, evaluation, current.query, gallery) for gallery in galleries]
+            )
+    return {measure: _lower_triangle(values) for measure, values in rows.items()}
+
+
+def _score(measure: str, evaluation: Evaluation, query: np.ndarray, gallery: np.ndarray) -> float:
+    compute: Callable[..., float] = retrieval.MEASURES[measure]
+    return compute(gallery, evaluation.gallery.labels, query, evaluation.query.labels)
+
+
+def _lower_triangle(rows: list[list[float]]) -> np.ndarray:
+    matrix = np.full((len(rows), len(rows)), np.nan)
+    for task, row in enumerate(rows):
+        matrix[task, : len(row)] = row
+    return matrix
+
+
+def summarize(matrix: np.ndarray) -> dict:
+    """The figures of one compatibility matrix, as they stand in results.json.
+
+    Accuracies in [0, 1] except AA, which is in percent; null where a figure is undefined.
+    """
+    return {
+        "matrix": [[None if np.isnan(c) else float(c) for c in row] for row in matrix],
+        "ac": compatibility.average_compatibility(matrix),
+        "aa": compatibility.average_accuracy(matrix),
+        "aca": _finite(compatibility.average_compatibility_accuracy(matrix)),
+        "bc": _finite(compatibility.backward_compatibility(matrix)),
+        "fc": _finite(compatibility.forward_compatibility(matrix)),
+        "ac_per_task": compatibility.average_compatibility_per_task(matrix).tolist(),
+        "aa_per_task": compatibility.average_accuracy_per_task(matrix).tolist(),
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

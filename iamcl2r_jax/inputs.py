@@ -1,0 +1,83 @@
+"""What a run needs before it starts: its stream, evaluations and external models, all checked."""
+
+from ml_collections import ConfigDict
+
+from iamcl2r_jax import checkpoints, pretraining, simplex
+from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.data import sources
+from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
+from iamcl2r_jax.evaluation import Evaluation
+from iamcl2r_jax.pretraining import ExternalModel
+from iamcl2r_jax.progress import Reporter
+
+
+def stream_size(config: ConfigDict) -> tuple[int, int]:
+    """Number of stream classes and of tasks, before any image is loaded."""
+    described = sources.describe(config.stream.dataset, data_dir=config.data_dir or None)
+    num_classes = len(described.class_names)
+    try:
+        tasks = split_tasks(num_classes, config.stream.initial_classes, config.stream.increment)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return num_classes, len(tasks)
+
+
+def external_models(config: ConfigDict, reporter: Reporter) -> dict[int, ExternalModel]:
+    """The external model of each replacement, by task; those with a recipe are made if missing."""
+    replacements = config.replacements
+    paths = tuple(replacements.checkpoints)
+    missing = {}
+    if replacements.tasks and not paths:
+        paths = tuple(
+            pretraining.checkpoint_path(replacements.directory, replacements.recipe, classes)
+            for classes in replacements.classes
+        )
+        missing = {
+            classes: path
+            for classes, path in zip(replacements.classes, paths, strict=True)
+            if not checkpoints.exists(path)
+        }
+
+    def load(path):
+        return pretraining.load_external(path, config.num_classes, config.image.size)
+
+    # What is there is checked before what is missing is trained.
+    loaded = {path: load(path) for path in paths if path not in missing.values()}
+    if missing:
+        recipe = ConfigDict(replacements.recipe)
+        recipe.data_dir = recipe.data_dir or config.data_dir
+        pretraining.pretrain(recipe, missing, reporter)
+        loaded |= {path: load(path) for path in missing.values()}
+    num_stream_classes, _ = stream_size(config)
+    for path, model in loaded.items():
+        try:
+            simplex.check_slots(num_stream_classes, model.record["slots"][1], config.num_classes)
+        except ValueError as error:
+            raise ConfigError(f"num_classes: with {path}, {error}") from None
+    return {task: loaded[path] for task, path in zip(replacements.tasks, paths, strict=bool(paths))}
+
+
+def load_stream(config: ConfigDict) -> Stream:
+    """The stream that the configuration describes, in memory."""
+    options = {"image_size": config.image.size, "data_dir": config.data_dir or None}
+    stream = config.stream
+    return build_stream(
+        sources.load(stream.dataset, stream.train_split, **options),
+        sources.load(stream.dataset, stream.test_split, **options),
+        initial_classes=stream.initial_classes,
+        increment=stream.increment,
+        limit_per_class=stream.limit_per_class or None,
+        class_order_seed=None if stream.class_order_seed < 0 else stream.class_order_seed,
+    )
+
+
+def load_evaluations(config: ConfigDict) -> dict[str, Evaluation]:
+    """The open-set evaluations by name, in memory."""
+    options = {"image_size": config.image.size, "data_dir": config.data_dir or None}
+    return {
+        name: Evaluation(
+            query=sources.load(e.dataset, e.query_split, **options),
+            gallery=sources.load(e.dataset, e.gallery_split, **options),
+        )
+        for name, e in config.evaluations.items()
+    }

@@ -1,0 +1,374 @@
+"""The IAM-CL²R procedure: a stream of tasks in which the model is at times replaced.
+
+A workdir holds:
+  config.json   the configuration; another one is refused
+  tasks/<t>     the model after task t: its variables and a record (memory, accuracy, history)
+  results.json  the finished run, see `results`
+"""
+
+import dataclasses
+import json
+import os
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from iamcl2r_jax import checkpoints, files, inputs, methods, runtime, simplex, training
+from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
+from iamcl2r_jax.data.sampling import make_pool
+from iamcl2r_jax.data.stream import Stream, remember
+from iamcl2r_jax.evaluation import (
+    Evaluation,
+    FeatureExtractor,
+    compatibility_matrices,
+    embed,
+    summarize,
+)
+from iamcl2r_jax.pretraining import ExternalModel, image_options
+from iamcl2r_jax.progress import Reporter
+
+
+def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Trains on the whole stream, evaluates every pair of models and writes the results.
+
+    A second call with the same workdir continues after the last finished task; if the run is
+    finished it returns what was written.
+
+    Args:
+      config: see `config.default`.
+      workdir: directory of the run.
+      reporter: shows the progress; by default on the terminal.
+
+    Returns:
+      What stands in workdir/results.json.
+
+    Raises:
+      ConfigError, DataError, CheckpointError: before any training; the message is one line.
+      DivergenceError: if training left the finite numbers.
+    """
+    reporter = reporter or Reporter()
+    started = time.monotonic()
+    validate(config)
+    refuse_other_config(config, workdir)
+    finished = files.read_json(os.path.join(workdir, "results.json"))
+    if finished is not None:
+        reporter.message(f"{workdir} holds this run, finished; nothing is run again")
+        return finished
+
+    with runtime.measure_compilation() as compilation:
+        check_stream(config, *inputs.stream_size(config))
+        external = inputs.external_models(config, reporter)
+        pretrained = time.monotonic()
+        stream = inputs.load_stream(config)
+        evaluations = inputs.load_evaluations(config)
+        files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
+
+        programs = ProgramsBySpec(config)
+        train_stream(config, stream, external, programs, workdir, reporter)
+        trained = time.monotonic()
+        figures, passes = evaluate(
+            config, workdir, len(stream.tasks), evaluations, programs, reporter
+        )
+        reference_figures = references(config, evaluations, external, programs)
+    records = task_records(workdir)
+    results = {
+        "name": config.name,
+        "method": config.method,
+        "seed": config.seed,
+        "num_tasks": len(stream.tasks),
+        "classes_per_task": [len(classes) for classes in stream.tasks],
+        "replacements": list(config.replacements.tasks),
+        "external_models": {str(task): model.path for task, model in external.items()},
+        "task_accuracy": [record["task_accuracy"] for record in records],
+        "evaluations": figures,
+        "references": reference_figures,
+        "feature_passes": passes,
+        "train_traces": programs.traces(),
+        "seconds": {
+            "pretrain": pretrained - started,
+            # A resumed run counts the tasks of its earlier starts too.
+            "train": sum(record["seconds"] for record in records),
+            "evaluate": time.monotonic() - trained,
+            "compile": compilation.seconds,
+            "total": time.monotonic() - started,
+        },
+        "environment": runtime.environment(),
+    }
+    files.write_json(os.path.join(workdir, "results.json"), results)
+    return results
+
+
+def refuse_other_config(config: ConfigDict, workdir: str) -> None:
+    """Raises `ConfigError` if the workdir holds a run with another configuration."""
+    there = files.read_json(os.path.join(workdir, "config.json"))
+    if there is None:
+        return
+    differing = differences(there, files.as_json(config.to_dict()))
+    if differing:
+        raise ConfigError(
+            f"workdir={workdir} holds a run with another configuration ({'; '.join(differing)}); "
+            "choose another workdir, or remove this one"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model: its architecture and its variables.
+
+    Attributes:
+      spec: see `checkpoints.model_spec`.
+      variables: as its module's `.apply` takes them.
+      trained: false for the random variables from which a run without an external model starts.
+    """
+
+    spec: dict[str, Any]
+    variables: training.Variables
+    trained: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Programs:
+    """The compiled programs of one architecture."""
+
+    epoch: training.CompiledEpoch
+    features: FeatureExtractor
+
+
+class ProgramsBySpec(dict):
+    """Compiled programs by architecture, made when first asked for."""
+
+    def __init__(self, config: ConfigDict):
+        super().__init__()
+        self._config = config
+
+    def of(self, spec: dict[str, Any]) -> Programs:
+        """The programs for models of this architecture."""
+        name = json.dumps(spec, sort_keys=True)
+        if name not in self:
+            self[name] = self._make(spec)
+        return self[name]
+
+    def traces(self) -> int:
+        """How often a train program was traced."""
+        return sum(programs.epoch.traces for programs in self.values())
+
+    def _make(self, spec: dict[str, Any]) -> Programs:
+        config = self._config
+        model = checkpoints.create_model(spec)
+        method = methods.get(config.method)
+        options = image_options(config.image)
+        program = training.Program(
+            model=model,
+            old_model=model if method.uses_old_model else None,
+            loss=partial(method.loss, **config.method_options[config.method]),
+            image_options=options,
+            batch_size=config.train.batch_size,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+        )
+        return Programs(training.CompiledEpoch(program), FeatureExtractor(model, options))
+
+
+def train_stream(
+    config: ConfigDict,
+    stream: Stream,
+    external: dict[int, ExternalModel],
+    programs: ProgramsBySpec,
+    workdir: str,
+    reporter: Reporter,
+) -> None:
+    """Trains task after task, from the first that is not finished, and saves each."""
+    dataset = training.Dataset(
+        jnp.asarray(stream.train.images),
+        jnp.asarray(simplex.downstream_slot(stream.train.labels, config.num_classes), jnp.int32),
+    )
+    records = task_records(workdir)
+    memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
+    if records:
+        reporter.message(f"continuing {workdir} after task {len(records)}/{len(stream.tasks)}")
+        model = load_task(config, workdir, len(records) - 1)
+    else:
+        model = first_model(config)
+
+    for task in range(len(records), len(stream.tasks)):
+        started = time.monotonic()
+        if task in external:
+            model = Model(external[task].spec, external[task].variables)
+        model, history = train_task(
+            config, stream, dataset, memory, task, model, programs.of(model.spec), reporter
+        )
+        memory = remember(stream, task, memory, config.memory_per_class, config.seed)
+        accuracy = task_accuracy(config, stream, task, model, programs.of(model.spec))
+        record = {
+            "kind": "task",
+            "task": task,
+            "model": model.spec,
+            "num_classes": config.num_classes,
+            "replaced_by": external[task].path if task in external else None,
+            "memory": memory.tolist(),
+            "task_accuracy": accuracy,
+            "history": history,
+            "seconds": time.monotonic() - started,
+            "versions": runtime.versions(),
+        }
+        checkpoints.save(task_path(workdir, task), model.variables, record)
+        reporter.message(
+            f"task {task + 1}/{len(stream.tasks)}, {len(stream.tasks[task])} new classes"
+            f"{', model replaced' if task in external else ''}: "
+            f"loss {history[-1]['loss']:.3f}, accuracy {accuracy:.1%} on held-out images of the "
+            f"{stream.tasks[task].stop} classes so far, {record['seconds']:.0f} s"
+        )
+
+
+def first_model(config: ConfigDict) -> Model:
+    """Random variables of the configured architecture."""
+    spec = checkpoints.model_spec(
+        config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
+    )
+    # Task t trains with fold_in(key, t); this key is none of those.
+    key = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
+    module = checkpoints.create_model(spec)
+    return Model(spec, training.init_variables(module, key, config.image.size), trained=False)
+
+
+def train_task(
+    config: ConfigDict,
+    stream: Stream,
+    dataset: training.Dataset,
+    memory: np.ndarray,
+    task: int,
+    start: Model,
+    programs: Programs,
+    reporter: Reporter,
+) -> tuple[Model, list[dict[str, float]]]:
+    """Trains one task from `start`, which is also the frozen teacher.
+
+    Returns:
+      The new model, and the metrics of each epoch.
+    """
+    train = config.train
+    most_new = max(len(stream.train_indices(t)) for t in range(len(stream.tasks)))
+    most_memory = config.memory_per_class * len(stream.train.class_names)
+    old = training.OldModel(jax.device_put(start.variables), jnp.asarray(start.trained))
+    rates = training.cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs)
+    title = f"task {task + 1}/{len(stream.tasks)}"
+    history = []
+    with reporter.stage(title, len(rates)) as stage:
+        for state, metrics in training.fit(
+            programs.epoch,
+            programs.epoch.program.init_state(old.variables),
+            old,
+            jnp.asarray(simplex.dsimplex(config.num_classes)),
+            dataset,
+            make_pool(stream.train_indices(task), max(most_new, train.batch_size)),
+            make_pool(memory, max(most_memory, train.batch_size)),
+            rates,
+            jax.random.fold_in(jax.random.key(config.seed), task),
+        ):
+            history.append(metrics)
+            stage.epoch(metrics)
+    return Model(start.spec, jax.device_get(state.variables)), history
+
+
+def task_accuracy(
+    config: ConfigDict, stream: Stream, task: int, model: Model, programs: Programs
+) -> float:
+    """Top-1 accuracy of the classifier on held-out images of all stream classes seen so far.
+
+    The classifier chooses among all K slots, external classes and unused ones included.
+    """
+    seen = stream.seen_test_indices(task)
+    slots = simplex.downstream_slot(stream.test.labels[seen], config.num_classes)
+    features = programs.features(model.variables, stream.test.images[seen])
+    chosen = np.argmax(features @ simplex.dsimplex(config.num_classes).T, axis=1)
+    return float(np.mean(chosen == slots))
+
+
+def evaluate(
+    config: ConfigDict,
+    workdir: str,
+    num_tasks: int,
+    evaluations: dict[str, Evaluation],
+    programs: ProgramsBySpec,
+    reporter: Reporter,
+) -> tuple[dict[str, Any], int]:
+    """Every pair of models of a run on every evaluation.
+
+    Returns:
+      {evaluation: figures of its matrix}, and the number of feature passes: each model over each
+      evaluation once.
+    """
+    passes = 0
+
+    def embeddings(name, evaluation):
+        nonlocal passes
+        with reporter.stage(f"evaluation on {name}", num_tasks) as stage:
+            for task in range(num_tasks):
+                model = load_task(config, workdir, task)
+                yield embed(programs.of(model.spec).features, model.variables, evaluation)
+                passes += 1
+                stage.advance()
+
+    figures = {}
+    for name, evaluation in evaluations.items():
+        matrices = compatibility_matrices(evaluation, embeddings(name, evaluation), config.measures)
+        main, *others = config.measures
+        figures[name] = {"measure": main, **summarize(matrices[main])}
+        figures[name]["measures"] = {other: summarize(matrices[other]) for other in others}
+    return figures, passes
+
+
+def references(
+    config: ConfigDict,
+    evaluations: dict[str, Evaluation],
+    external: dict[int, ExternalModel],
+    programs: ProgramsBySpec,
+) -> dict[str, dict[str, float]]:
+    """What models that never saw the stream reach on the evaluations, in percent as AA.
+
+    A model that is never updated has one accuracy for every pair, which is its AA: that of the
+    untrained network, and that of the first external model.
+    """
+    models = {"untrained": first_model(config)}
+    if external:
+        first = external[min(external)]
+        models["first_external"] = Model(first.spec, first.variables)
+    return {
+        evaluation_name: {
+            name: 100 * float(_own_accuracy(config, evaluation, model, programs))
+            for name, model in models.items()
+        }
+        for evaluation_name, evaluation in evaluations.items()
+    }
+
+
+def _own_accuracy(config, evaluation, model, programs) -> float:
+    embedded = embed(programs.of(model.spec).features, model.variables, evaluation)
+    measure = config.measures[0]
+    return compatibility_matrices(evaluation, [embedded], [measure])[measure][0, 0]
+
+
+def task_path(workdir: str, task: int) -> str:
+    """Checkpoint of the model after a task."""
+    return os.path.join(workdir, "tasks", str(task))
+
+
+def task_records(workdir: str) -> list[dict[str, Any]]:
+    """Records of the finished tasks, from the first without a gap."""
+    records = []
+    while checkpoints.exists(path := task_path(workdir, len(records))):
+        records.append(checkpoints.load_record(path))
+    return records
+
+
+def load_task(config: ConfigDict, workdir: str, task: int) -> Model:
+    """The model after a task."""
+    path = task_path(workdir, task)
+    spec = checkpoints.load_record(path)["model"]
+    expected = training.expected_variables(checkpoints.create_model(spec), config.image.size)
+    return Model(spec, checkpoints.load(path, expected))

@@ -1,0 +1,72 @@
+"""What a person sees while a run is under way.
+
+At a terminal one live line with a bar, the last figures and the time left; elsewhere plain lines,
+one now and then.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Reporter:
+    """Prints messages and the progress of stages made of epochs."""
+
+    def __init__(self, console: Console | None = None):
+        # `highlight` would colour every number of a plain sentence.
+        self.console = console or Console(highlight=False)
+
+    def message(self, text: str) -> None:
+        """Prints one line."""
+        self.console.print(text, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stage(self, title: str, epochs: int) -> Iterator["Stage"]:
+        """Shows the progress of `epochs` epochs under a title such as "task 3/7"."""
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[figures]}"),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        ) as bar:
+            yield Stage(self, bar, title, epochs)
+
+
+class Stage:
+    """The epochs of one stage."""
+
+    def __init__(self, reporter: Reporter, bar: Progress, title: str, epochs: int):
+        self._reporter, self._bar = reporter, bar
+        self._title, self._epochs = title, epochs
+        self._task = bar.add_task(title, total=epochs, figures="")
+        self._done = 0
+        self._started = self._printed = time.monotonic()
+
+    def advance(self) -> None:
+        """Tells that one more of them is done, without figures."""
+        self._done += 1
+        self._bar.update(self._task, advance=1)
+
+    def epoch(self, metrics: dict[str, float]) -> None:
+        """Tells that one more epoch has ended, with its metrics."""
+        self.advance()
+        figures = f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.1%}"
+        self._bar.update(self._task, figures=figures)
+        now = time.monotonic()
+        quiet = self._reporter.console.is_terminal or self._done == self._epochs
+        if not quiet and now - self._printed >= _SECONDS_BETWEEN_LINES:
+            self._printed = now
+            left = (now - self._started) / self._done * (self._epochs - self._done)
+            self._reporter.message(
+                f"{self._title}: epoch {self._done}/{self._epochs}, {figures}, {left:.0f} s left"
+            )

@@ -1,0 +1,75 @@
+"""What a run notes about the machine: versions, device, time spent compiling."""
+
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+
+import jax
+from jax import monitoring
+
+_PACKAGES = (
+    "iamcl2r_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "numpy",
+)
+# Lowering and compilation proper; tracing is left out, since nested traces are reported twice.
+_COMPILE_EVENTS = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES}
+
+
+def environment() -> dict:
+    """Versions and devices, for results.json."""
+    device = jax.devices()[0]
+    return {
+        "versions": versions(),
+        "platform": platform.platform(),
+        "device": {
+            "platform": device.platform,
+            "kind": device.device_kind,
+            "count": jax.device_count(),
+            "processes": jax.process_count(),
+            "cpu_cores": os.cpu_count(),
+        },
+    }
+
+
+def enable_compilation_cache(directory: str) -> None:
+    """Keeps compiled programs in `directory`, so that the next start need not compile them."""
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class CompileClock:
+    """Seconds spent lowering and compiling since `measure_compilation` began."""
+
+    seconds = 0.0
+
+
+@contextmanager
+def measure_compilation() -> Iterator[CompileClock]:
+    """Counts the seconds that JAX spends lowering and compiling inside the block."""
+    clock = CompileClock()
+
+    def listen(event: str, seconds: float, **_) -> None:
+        if event in _COMPILE_EVENTS:
+            clock.seconds += seconds
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield clock
+    finally:
+        monitoring.unregister_event_duration_listener(listen)

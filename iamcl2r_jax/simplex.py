@@ -1,0 +1,67 @@
+"""The d-Simplex fixed classifier: its vectors, and which class owns which of them."""
+
+import numpy as np
+
+
+def dsimplex(num_classes: int) -> np.ndarray:
+    """Vertices of the regular simplex: K unit vectors in K-1 dimensions.
+
+    The vectors sum to zero and every two of them have cosine -1/(K-1), the smallest that K vectors
+    can have in common. With d = K-1, they are the d basis vectors and (1 - √(d+1))/d · 1, which is
+    as far from each of those as they are from one another, then centred and scaled to unit length.
+
+    Reference: Pernici et al., "Regular Polytope Networks", 2021, https://arxiv.org/abs/2103.15632
+
+    Args:
+      num_classes: K, the number of pre-allocated classes, at least 2.
+
+    Returns:
+      float32 [K, K-1]; row i is the vector of slot i. Computed in float64, so that the only error
+      is the rounding of the result.
+
+    Raises:
+      ValueError: num_classes is below 2.
+    """
+    if num_classes < 2:
+        raise ValueError(f"num_classes: a simplex needs at least 2 classes, got {num_classes}")
+    dim = num_classes - 1
+    vertices = np.vstack([np.eye(dim), np.full((1, dim), (1 - np.sqrt(dim + 1)) / dim)])
+    vertices -= vertices.mean(axis=0, keepdims=True)
+    vertices /= np.linalg.norm(vertices, axis=1, keepdims=True)
+    return vertices.astype(np.float32)
+
+
+def downstream_slot(labels, num_classes: int):
+    """Slot K-1-y of stream class y: the stream fills the simplex from its far end.
+
+    Args:
+      labels: integers of any shape, traced or not, in [0, K).
+      num_classes: K.
+
+    Returns:
+      Slots, shaped and typed as `labels`.
+    """
+    return num_classes - 1 - labels
+
+
+def external_slot(labels):
+    """Slot y of external pre-training class y: pre-training fills the simplex from slot 0.
+
+    Together with `downstream_slot` this is all that two parties must agree on for an external model
+    to be a drop-in replacement.
+    """
+    return labels
+
+
+def check_slots(num_stream_classes: int, num_external_classes: int, num_classes: int) -> None:
+    """Raises unless stream and external classes fit into the simplex without sharing a slot.
+
+    Raises:
+      ValueError: more than `num_classes` slots are asked for.
+    """
+    needed = num_stream_classes + num_external_classes
+    if needed > num_classes:
+        raise ValueError(
+            f"num_classes: {num_classes} simplex slots cannot hold {num_stream_classes} stream and "
+            f"{num_external_classes} external classes; at least {needed} are needed"
+        )

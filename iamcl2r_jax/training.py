@@ -1,0 +1,311 @@
+"""One training step and the epoch that repeats it, as one compiled program."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from iamcl2r_jax.data.augment import ImageOptions, augmented_batch
+from iamcl2r_jax.data.sampling import Pool, sample_batch, shuffled, steps_per_epoch
+from iamcl2r_jax.methods import Loss, LossInputs
+
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
+Metrics = dict[str, jax.Array]
+
+
+@flax.struct.dataclass
+class TrainState:
+    """What a step updates.
+
+    Attributes:
+      params: parameters of the model.
+      batch_stats: running statistics of its normalisation layers.
+      opt_state: momentum.
+    """
+
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+    @property
+    def variables(self) -> Variables:
+        """As `models.create(...).apply` takes them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+@flax.struct.dataclass
+class OldModel:
+    """The frozen teacher, an argument of its own: never differentiated, donated or updated.
+
+    Attributes:
+      variables: as `models.create(...).apply` takes them.
+      exists: bool scalar; false before the first model, when `variables` only give the shape.
+    """
+
+    variables: Variables
+    exists: jax.Array
+
+
+@flax.struct.dataclass
+class Dataset:
+    """A data set on the device.
+
+    Attributes:
+      images: uint8 [N, H, W, 3].
+      labels: row of the classifier that belongs to each image's class, int32 [N].
+    """
+
+    images: jax.Array
+    labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """All that is fixed when the train program is compiled.
+
+    Attributes:
+      model: the feature extractor in training.
+      old_model: architecture of the teacher; None if the loss uses none.
+      loss: of a method, its options bound.
+      image_options: augmentation and normalisation.
+      batch_size: B, over all devices.
+      momentum: of SGD.
+      weight_decay: of SGD, on parameters of two or more dimensions.
+      batch_sharding: how a batch lies on the devices; None leaves it where the data are.
+    """
+
+    model: nn.Module
+    old_model: nn.Module | None
+    loss: Loss
+    image_options: ImageOptions
+    batch_size: int
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    batch_sharding: jax.sharding.NamedSharding | None = None
+
+    def optimizer(self) -> optax.GradientTransformation:
+        """PyTorch's SGD but for the learning rate: v <- momentum v + (g + weight_decay p)."""
+        return optax.chain(
+            optax.add_decayed_weights(
+                self.weight_decay, mask=partial(jax.tree.map, lambda p: p.ndim > 1)
+            ),
+            optax.trace(decay=self.momentum),
+        )
+
+    def init_state(self, variables: Variables) -> TrainState:
+        """Fresh momentum around a copy of `variables`, since the state is donated."""
+        params, batch_stats = jax.tree.map(
+            jnp.copy, (variables["params"], variables.get("batch_stats", {}))
+        )
+        return TrainState(params, batch_stats, self.optimizer().init(params))
+
+
+def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> Variables:
+    """Random variables of `model` for images [B, image_size, image_size, 3]."""
+    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
+    return jax.jit(model.init)(key, images)
+
+
+def expected_variables(model: nn.Module, image_size: int) -> Any:
+    """Names, shapes and dtypes of a model's variables, without computing them."""
+    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_size))
+
+
+def train_step(
+    program: Program,
+    state: TrainState,
+    old: OldModel,
+    classifier: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    from_memory: jax.Array,
+    learning_rate: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """One update by SGD.
+
+    Args:
+      program: what is fixed at compile time.
+      state: what is updated.
+      old: the frozen teacher.
+      classifier: frozen rows W, [K, D]; logits are W z, without scale or bias.
+      images: network input, float32 [B, H, W, 3].
+      labels: rows of the classifier, int32 [B].
+      from_memory: bool [B].
+      learning_rate: scalar.
+
+    Returns:
+      The new state, and the batch's "loss", "accuracy" and loss terms.
+    """
+    old_features = None
+    if program.old_model is not None:
+        old_features = jax.lax.stop_gradient(
+            program.old_model.apply(old.variables, images, train=False)
+        )
+
+    def loss_fn(params):
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        features, updates = program.model.apply(
+            variables, images, train=True, mutable=["batch_stats"]
+        )
+        logits = features @ jax.lax.stop_gradient(classifier).T
+        inputs = LossInputs(
+            features=features,
+            old_features=old_features,
+            has_old=old.exists,
+            labels=labels,
+            from_memory=from_memory,
+            logits=logits,
+        )
+        loss, terms = program.loss(inputs)
+        accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+        return loss, (updates.get("batch_stats", {}), {"accuracy": accuracy} | terms)
+
+    (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+    direction, opt_state = program.optimizer().update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+    return TrainState(params, batch_stats, opt_state), {"loss": loss} | metrics
+
+
+def train_epoch(
+    program: Program,
+    state: TrainState,
+    old: OldModel,
+    classifier: jax.Array,
+    dataset: Dataset,
+    new: Pool,
+    memory: Pool,
+    num_steps: jax.Array,
+    learning_rate: jax.Array,
+    key: jax.Array,
+) -> tuple[TrainState, Metrics]:
+    """Draws, augments and trains `num_steps` batches.
+
+    The number of steps is traced and the pools are padded, so that one program serves every epoch
+    of every task. Step s uses fold_in(key, s): no key is used twice.
+
+    Args:
+      program: what is fixed at compile time.
+      state: what is updated.
+      old: the frozen teacher.
+      classifier: frozen rows, [K, D].
+      dataset: the images of all tasks.
+      new: the current task's samples.
+      memory: samples of earlier tasks, possibly none.
+      num_steps: int32 scalar, see `sampling.steps_per_epoch`.
+      learning_rate: scalar, the same for the whole epoch.
+      key: random key of this epoch.
+
+    Returns:
+      The new state, and each metric's mean over the steps.
+    """
+    key_shuffle, key_steps = jax.random.split(key)
+    new = shuffled(key_shuffle, new)
+
+    def one_step(index, state):
+        key_sample, key_augment = jax.random.split(jax.random.fold_in(key_steps, index))
+        indices, from_memory = sample_batch(key_sample, index, new, memory, program.batch_size)
+        images = augmented_batch(key_augment, dataset.images, indices, program.image_options)
+        batch = images, dataset.labels[indices], from_memory
+        if program.batch_sharding is not None:
+            batch = jax.lax.with_sharding_constraint(batch, program.batch_sharding)
+        return train_step(program, state, old, classifier, *batch, learning_rate)
+
+    def accumulate(index, carry):
+        state, sums = carry
+        state, metrics = one_step(index, state)
+        return state, jax.tree.map(jnp.add, sums, metrics)
+
+    shapes = jax.eval_shape(one_step, 0, state)[1]
+    sums = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
+    state, sums = jax.lax.fori_loop(0, num_steps, accumulate, (state, sums))
+    return state, jax.tree.map(lambda total: total / num_steps, sums)
+
+
+class CompiledEpoch:
+    """`train_epoch` of one program, jitted with the state donated.
+
+    Attributes:
+      traces: how often it was traced; one for a whole lifetime.
+    """
+
+    def __init__(self, program: Program):
+        self.program = program
+        self.traces = 0
+        self._epoch = jax.jit(self._traced, donate_argnames=("state",))
+
+    def _traced(self, state: TrainState, *args) -> tuple[TrainState, Metrics]:
+        self.traces += 1  # runs when JAX traces, not when the program runs
+        return train_epoch(self.program, state, *args)
+
+    def __call__(self, state: TrainState, *args) -> tuple[TrainState, Metrics]:
+        """Arguments and results as of `train_epoch`, without `program`; `state` is consumed."""
+        return self._epoch(state, *args)
+
+
+def cosine_schedule(learning_rate: float, final_learning_rate: float, epochs: int) -> list[float]:
+    """Learning rate of each epoch: lr at the first, falling along a half cosine.
+
+    lr_e = final + (lr - final) (1 + cos(π e / epochs)) / 2, constant within an epoch, as PyTorch's
+    CosineAnnealingLR stepped once an epoch.
+    """
+    schedule = optax.cosine_decay_schedule(
+        learning_rate, decay_steps=epochs, alpha=final_learning_rate / learning_rate
+    )
+    return [float(schedule(epoch)) for epoch in range(epochs)]
+
+
+class DivergenceError(RuntimeError):
+    """Training left the finite numbers; the message names where."""
+
+
+def fit(
+    epoch: CompiledEpoch,
+    state: TrainState,
+    old: OldModel,
+    classifier: jax.Array,
+    dataset: Dataset,
+    new: Pool,
+    memory: Pool,
+    learning_rates: Sequence[float],
+    key: jax.Array,
+) -> Iterator[tuple[TrainState, dict[str, float]]]:
+    """Trains epoch by epoch.
+
+    Epoch e uses fold_in(key, e); other arguments as of `train_epoch`.
+
+    Args:
+      learning_rates: of each epoch, see `cosine_schedule`.
+
+    Yields:
+      The state after each epoch, good until the next one is asked for, and the epoch's metrics.
+
+    Raises:
+      DivergenceError: if a metric is not finite.
+    """
+    num_steps = steps_per_epoch(int(new.size), int(memory.size), epoch.program.batch_size)
+    for index, learning_rate in enumerate(learning_rates):
+        state, metrics = epoch(
+            state,
+            old,
+            classifier,
+            dataset,
+            new,
+            memory,
+            jnp.asarray(num_steps, jnp.int32),
+            jnp.asarray(learning_rate, jnp.float32),
+            jax.random.fold_in(key, index),
+        )
+        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                raise DivergenceError(
+                    f"epoch {index + 1}: {name} is {value}; try a lower train.learning_rate"
+                )
+        yield state, metrics | {"learning_rate": learning_rate}

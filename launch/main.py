@@ -1,0 +1,21 @@
+"""Runs the IAM-CL²R procedure: python launch/main.py --config=configs/NAME.py [--workdir=DIR]."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from iamcl2r_jax import cli, lifelong
+from iamcl2r_jax.report import print_results
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of the run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default runs/NAME.")
+
+
+def main(_):
+    config = _CONFIG.value
+    workdir = _WORKDIR.value or f"runs/{config.name}"
+    results = lifelong.run(config, workdir)
+    print_results(results, workdir)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,20 @@
+"""Makes an external model: python launch/pretrain.py --config=configs/pretrain_NAME.py."""
+
+from absl import flags
+from ml_collections import config_flags
+
+from iamcl2r_jax import cli, pretraining
+from iamcl2r_jax.progress import Reporter
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of pre-training.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoint to write; default below runs/external.")
+
+
+def main(_):
+    config = _CONFIG.value
+    path = _WORKDIR.value or pretraining.checkpoint_path("runs/external", config, config.classes)
+    pretraining.pretrain(config, {config.classes: path}, Reporter())
+
+
+if __name__ == "__main__":
+    cli.run(main)

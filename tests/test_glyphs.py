@@ -1,0 +1,190 @@
+"""The glyph sets: reproducible, complete, readable, and no class drawn like another."""
+
+import string
+import sys
+import unicodedata
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from iamcl2r_jax.data import alphabets, rendering
+from iamcl2r_jax.data.glyphs import Glyphs, GlyphsConfig
+
+CLASSES = alphabets.LATIN + alphabets.DIGITS + alphabets.EXTERNAL
+CHARACTERS = ("A", "l", "7", "ж", "☆")
+TRAIN, TEST = 6, 4
+
+
+def prepare(data_dir, **changes):
+    """Prepares a tiny configuration; returns its builder."""
+    options = {"characters": CHARACTERS, "train_per_class": TRAIN, "test_per_class": TEST}
+    config = GlyphsConfig(name="tiny", **options | changes)
+    builder = Glyphs(config=config, data_dir=data_dir)
+    builder.download_and_prepare(file_format="array_record")
+    return builder
+
+
+def read(builder, split):
+    """Decoded images [N, 32, 32, 3] and labels [N] in the order on disk."""
+    examples = list(builder.as_data_source(split))
+    return np.stack([e["image"] for e in examples]), np.array([e["label"] for e in examples])
+
+
+def pixels_by_character(builder, split):
+    images, labels = read(builder, split)
+    names = builder.info.features["label"].names
+    return {n: {im.tobytes() for im in images[labels == i]} for i, n in enumerate(names)}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_two_preparations_are_identical(tiny, tmp_path, split):
+    images, labels = read(tiny, split)
+    images_again, labels_again = read(prepare(tmp_path), split)
+    np.testing.assert_array_equal(images, images_again)
+    np.testing.assert_array_equal(labels, labels_again)
+
+
+def test_another_seed_gives_other_images(tiny, tmp_path):
+    ours, others = (pixels_by_character(b, "train") for b in (tiny, prepare(tmp_path, seed=1)))
+    assert all(ours[c].isdisjoint(others[c]) for c in CHARACTERS)
+
+
+def test_another_version_gives_other_images(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(Glyphs, "VERSION", tfds.core.Version("9.0.0"))
+    ours, others = (pixels_by_character(b, "train") for b in (tiny, prepare(tmp_path)))
+    assert all(ours[c].isdisjoint(others[c]) for c in CHARACTERS)
+
+
+def test_an_image_depends_on_no_other(tiny, tmp_path):
+    fewer = prepare(tmp_path, characters=("☆", "A"), train_per_class=3)
+    ours, subset = pixels_by_character(tiny, "train"), pixels_by_character(fewer, "train")
+    assert all(subset[c] < ours[c] for c in ("☆", "A"))
+
+
+def test_contents(tiny):
+    for split, per_class in (("train", TRAIN), ("test", TEST)):
+        images, labels = read(tiny, split)
+        assert images.shape == (per_class * len(CHARACTERS), 32, 32, 3)
+        assert images.dtype == np.uint8
+        np.testing.assert_array_equal(np.bincount(labels), [per_class] * len(CHARACTERS))
+    assert tiny.info.features["label"].names == list(CHARACTERS)
+    assert "tensorflow" not in sys.modules
+
+
+def test_splits_are_disjoint_and_free_of_repeats(tiny):
+    drawn = [im.tobytes() for split in ("train", "test") for im in read(tiny, split)[0]]
+    assert len(set(drawn)) == len(CHARACTERS) * (TRAIN + TEST)
+
+
+def test_ink_stands_out_from_the_ground(monkeypatch):
+    monkeypatch.setattr(rendering, "NOISE", 0)
+    monkeypatch.setattr(rendering, "GRADIENT", 0)
+    rng = np.random.default_rng(0)
+    for character in CLASSES:
+        image = rendering.random_image(alphabets.faces(character), character, rng)
+        dark, light = image.convert("L").getextrema()
+        # The two colours differ by this at least; blur leaves half of it in the thinnest strokes.
+        least = 255 * (1 - 2 * rendering.COLOUR_RANGE)
+        assert light - dark > least / 2, character
+
+
+def test_configurations():
+    configs = {c.name: c for c in Glyphs.BUILDER_CONFIGS}
+    assert set(configs) == {"latin", "external", "digits"}
+    assert configs["latin"].characters == tuple(string.ascii_uppercase + string.ascii_lowercase)
+    assert configs["digits"].characters == tuple("0123456789")
+    assert len(configs["external"].characters) >= 240
+    assert len(set(CLASSES)) == len(CLASSES)
+    assert all(c.train_per_class > 0 and c.test_per_class > 0 for c in configs.values())
+
+
+@pytest.mark.parametrize("n", [40, 80, 120, 160])
+def test_a_prefix_of_the_external_classes_is_varied(n):
+    def counts(characters):
+        scripts = [unicodedata.name(c).split()[0] for c in characters]
+        return np.array([scripts.count("GREEK"), scripts.count("CYRILLIC")])
+
+    expected = counts(alphabets.EXTERNAL) * n / len(alphabets.EXTERNAL)
+    np.testing.assert_allclose(counts(alphabets.EXTERNAL[:n]), expected, atol=1)
+
+
+def test_every_class_is_drawn_whole_in_every_face_it_uses():
+    for character in CLASSES:
+        faces = alphabets.faces(character)
+        assert len(faces) >= 3, character
+        for face in faces:
+            ink = np.asarray(rendering.draw(face, character)) > 127
+            frame = ink[8:-8, 8:-8]  # without the margin, at twice the final resolution
+            assert frame.sum() >= 40, (character, face)
+            assert frame.sum() == ink.sum(), (character, face)
+
+
+def test_no_class_is_the_box_of_a_missing_character():
+    missing = "\U0010fffd"
+    for face in rendering.FACES:
+        assert not rendering.has_character(face, missing)
+        box = rendering._font(face).getmask(missing)
+        for character in CLASSES:
+            if face in alphabets.faces(character):
+                mask = rendering._font(face).getmask(character)
+                assert mask.size != box.size or bytes(mask) != bytes(box), (character, face)
+
+
+def test_no_two_classes_are_one_drawing():
+    overlaps = np.full((len(rendering.FACES), len(CLASSES), len(CLASSES)), np.nan)
+    for i, face in enumerate(rendering.FACES):
+        held = [k for k, c in enumerate(CLASSES) if face in alphabets.faces(c)]
+        overlaps[i][np.ix_(held, held)] = rendering.overlap(face, [CLASSES[k] for k in held])
+    pairs = np.triu_indices(len(CLASSES), k=1)
+    shared = overlaps[:, *pairs]
+    shared = shared[:, ~np.isnan(shared).all(axis=0)]
+    assert np.nanmax(np.nanmedian(shared, axis=0)) < alphabets.MAX_OVERLAP
+    # Nor in a single face.
+    assert np.nanmax(shared) < 0.95
+
+
+@pytest.mark.parametrize("pair", ["AΑ", "AА", "ΠП", "oο"])
+def test_overlap_finds_twins(pair):
+    shared = [f for f in rendering.FACES if all(rendering.has_character(f, c) for c in pair)]
+    median = np.median([rendering.overlap(f, pair)[0, 1] for f in shared])
+    assert median > alphabets.MAX_OVERLAP
+    assert set(pair) - set(CLASSES)
+
+
+def test_overlap_of_a_known_case():
+    # The bar of a minus lies within that of a plus: the overlap is the ratio of their ink.
+    def ink(character):
+        return np.asarray(rendering.draw("DejaVuSans", character), float).sum()
+
+    same, other = rendering.overlap("DejaVuSans", "+−")[0]
+    assert same == 1
+    assert other == pytest.approx(ink("−") / ink("+"), rel=0.01)
+
+
+@pytest.mark.parametrize("pair", ["Cc", "Oo", "Ss", "Vv", "Ww", "Xx", "Zz", "Жж", "Ии"])
+def test_size_tells_capitals_from_small_letters(pair):
+    def height(face, character):
+        return np.ptp(np.nonzero(np.asarray(rendering.draw(face, character)) > 127)[0]) + 1
+
+    for face in set(alphabets.faces(pair[0])) & set(alphabets.faces(pair[1])):
+        smallest_capital = height(face, pair[0]) * (1 - rendering.SCALE)
+        assert height(face, pair[1]) * (1 + rendering.SCALE) < smallest_capital, face
+
+
+def test_capitals_are_of_one_height_in_all_faces():
+    for face in rendering.FACES:
+        top, bottom = rendering.draw(face, "H").getbbox()[1::2]
+        assert (bottom - top) / 2 == pytest.approx(rendering.CAP_HEIGHT, abs=1)  # anti-aliasing
+
+
+def test_errors_name_the_character():
+    with pytest.raises(ValueError, match=r"character: '☆' is not in typeface cmr10"):
+        rendering.draw("cmr10", "☆")
+    with pytest.raises(ValueError, match=r"character: 'Α' is no class"):
+        alphabets.faces("Α")
