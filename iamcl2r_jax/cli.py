@@ -38,7 +38,10 @@ def run(main: Callable[[list[str]], None]) -> None:
 
     def parse(argv):
         try:
-            return flags.FLAGS(argv)
+            remaining = flags.FLAGS(argv)
+            if "config" in flags.FLAGS:
+                flags.FLAGS["config"].value  # noqa: B018  a config that failed to load fails here
+            return remaining
         except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
             return _fail(error, 2)
 

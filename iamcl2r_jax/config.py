@@ -26,10 +26,10 @@ def default_pretrain() -> ConfigDict:
     c.test_split = "test"  # held-out images, for the accuracy that is reported; "" for none
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
     c.classes = 240  # pre-train on the first so many classes, simplex slots 0, 1, ...
-    c.num_classes = 512  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.image = _image()
     c.model = _model()
-    c.train = _train()
+    c.train = _train(epochs=6, learning_rate=0.1)
     return c
 
 
@@ -42,17 +42,17 @@ def default() -> ConfigDict:
     c.method_options = ConfigDict({n: methods.default_options(n) for n in methods.METHODS})
     c.seed = 0  # of initialisation, memory, batches and augmentation
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
-    c.num_classes = 512  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.image = _image()
     c.model = _model()  # of the first task, if it does not start from an external model
-    c.train = _train()
+    c.train = _train(epochs=16, learning_rate=0.1)
 
     c.stream = ConfigDict()
     c.stream.dataset = "glyphs/latin"  # TFDS name, or folder:DIR
     c.stream.train_split = "train"
     c.stream.test_split = "test"  # held-out images, for task_accuracy
-    c.stream.initial_classes = 10  # classes of the first task
-    c.stream.increment = 7  # classes of each later task
+    c.stream.initial_classes = 12  # classes of the first task
+    c.stream.increment = 10  # classes of each later task
     c.stream.limit_per_class = 0  # train on the first so many images of each class; 0 for all
     c.stream.class_order_seed = -1  # shuffles the classes; -1 for the data set's order
     c.memory_per_class = 20  # images remembered of each class once its task is over
@@ -61,7 +61,7 @@ def default() -> ConfigDict:
     c.replacements.tasks = (0, 2, 4)  # 0-based tasks that start from an external model
     # Directories of the external models, one per task above; () to make them by `recipe`.
     c.replacements.checkpoints = ()
-    c.replacements.classes = (80, 160, 240)  # classes of the models made by `recipe`
+    c.replacements.classes = (60, 120, 240)  # classes of the models made by `recipe`
     c.replacements.recipe = default_pretrain()  # its `classes` is set from the line above
     c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
     c.replacements.directory = "runs/external"  # where models made by `recipe` are kept and found
@@ -102,12 +102,12 @@ def _model() -> ConfigDict:
     return c
 
 
-def _train() -> ConfigDict:
+def _train(*, epochs: int, learning_rate: float) -> ConfigDict:
     c = ConfigDict()
-    c.epochs = 20  # of each task
+    c.epochs = epochs  # of each task, or of pre-training
     c.batch_size = 128  # over all devices; half of it from memory once there is one
-    c.learning_rate = 1e-2  # of SGD in the first epoch of a task
-    c.final_learning_rate = 1e-4  # that the cosine falls to, once an epoch
+    c.learning_rate = learning_rate  # of SGD in the first epoch of a task
+    c.final_learning_rate = learning_rate / 100  # that the cosine falls to, once an epoch
     c.momentum = 0.9  # of SGD
     c.weight_decay = 5e-4  # of SGD, on parameters of two or more dimensions
     return c
@@ -268,7 +268,7 @@ def _check_replacements(config: ConfigDict) -> None:
         )
     if r.tasks and not r.checkpoints:
         for classes in r.classes:
-            recipe = ConfigDict(r.recipe)
+            recipe = r.recipe.copy_and_resolve_references()
             recipe.classes = classes
             try:
                 validate_pretrain(recipe)

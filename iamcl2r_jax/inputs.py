@@ -39,12 +39,12 @@ def external_models(config: ConfigDict, reporter: Reporter) -> dict[int, Externa
         }
 
     def load(path):
-        return pretraining.load_external(path, config.num_classes, config.image.size)
+        return pretraining.load_external(path, config.num_classes, config.image)
 
     # What is there is checked before what is missing is trained.
     loaded = {path: load(path) for path in paths if path not in missing.values()}
     if missing:
-        recipe = ConfigDict(replacements.recipe)
+        recipe = replacements.recipe.copy_and_resolve_references()
         recipe.data_dir = recipe.data_dir or config.data_dir
         pretraining.pretrain(recipe, missing, reporter)
         loaded |= {path: load(path) for path in missing.values()}

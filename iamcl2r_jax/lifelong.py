@@ -31,6 +31,7 @@ from iamcl2r_jax.evaluation import (
 )
 from iamcl2r_jax.pretraining import ExternalModel, image_options
 from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.runtime import Clock
 
 
 def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -52,7 +53,6 @@ def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> d
       DivergenceError: if training left the finite numbers.
     """
     reporter = reporter or Reporter()
-    started = time.monotonic()
     validate(config)
     refuse_other_config(config, workdir)
     finished = files.read_json(os.path.join(workdir, "results.json"))
@@ -61,20 +61,23 @@ def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> d
         return finished
 
     with runtime.measure_compilation() as compilation:
+        clock = Clock()
         check_stream(config, *inputs.stream_size(config))
-        external = inputs.external_models(config, reporter)
-        pretrained = time.monotonic()
         stream = inputs.load_stream(config)
         evaluations = inputs.load_evaluations(config)
+        clock.lap("data")
+        external = inputs.external_models(config, reporter)
+        clock.lap("pretrain")
         files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
-
         programs = ProgramsBySpec(config)
         train_stream(config, stream, external, programs, workdir, reporter)
-        trained = time.monotonic()
+        clock.lap("train")
         figures, passes = evaluate(
             config, workdir, len(stream.tasks), evaluations, programs, reporter
         )
         reference_figures = references(config, evaluations, external, programs)
+        clock.lap("evaluate")
+
     records = task_records(workdir)
     results = {
         "name": config.name,
@@ -89,14 +92,9 @@ def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> d
         "references": reference_figures,
         "feature_passes": passes,
         "train_traces": programs.traces(),
-        "seconds": {
-            "pretrain": pretrained - started,
-            # A resumed run counts the tasks of its earlier starts too.
-            "train": sum(record["seconds"] for record in records),
-            "evaluate": time.monotonic() - trained,
-            "compile": compilation.seconds,
-            "total": time.monotonic() - started,
-        },
+        # Of this start; tasks that an earlier start finished keep their times in their records.
+        "seconds": clock.seconds
+        | {"compile": compilation.seconds, "total": sum(clock.seconds.values())},
         "environment": runtime.environment(),
     }
     files.write_json(os.path.join(workdir, "results.json"), results)
@@ -270,9 +268,10 @@ def train_task(
             rates,
             jax.random.fold_in(jax.random.key(config.seed), task),
         ):
+            variables = state.variables
             history.append(metrics)
             stage.epoch(metrics)
-    return Model(start.spec, jax.device_get(state.variables)), history
+    return Model(start.spec, jax.device_get(variables)), history
 
 
 def task_accuracy(

@@ -22,6 +22,7 @@ from iamcl2r_jax.config import validate_pretrain
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
+from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation import FeatureExtractor
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.training import (
@@ -59,6 +60,11 @@ def image_options(image: ConfigDict) -> ImageOptions:
     return ImageOptions(tuple(image.mean), tuple(image.std), image.crop_padding, image.flip)
 
 
+def image_spec(image: ConfigDict) -> dict[str, Any]:
+    """What a record says of the network's input: size in pixels, mean and deviation."""
+    return {"size": image.size, "mean": list(image.mean), "std": list(image.std)}
+
+
 def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
     """Where the model that `recipe` makes of the first `classes` classes is kept.
 
@@ -89,108 +95,136 @@ def pretrain(
 
     Raises:
       ConfigError, DataError, CheckpointError: before any training.
+      DivergenceError: if training left the finite numbers.
     """
     for classes, path in paths.items():
-        checked = ConfigDict(config)
-        checked.classes = classes
-        validate_pretrain(checked)
+        validate_pretrain(_with_classes(config, classes))
         if checkpoints.exists(path):
             raise CheckpointError(f"checkpoint {path} exists already; choose another directory")
-    most = max(paths)
-    load = {"image_size": config.image.size, "data_dir": config.data_dir or None}
-    known = len(sources.describe(config.dataset, data_dir=load["data_dir"]).class_names)
-    if known < most:
-        raise sources.DataError(f"classes={most}: {config.dataset} has only {known} classes")
-    train = sources.load(config.dataset, config.train_split, num_classes=most, **load)
-    test = None
-    if config.test_split:
-        test = sources.load(config.dataset, config.test_split, num_classes=most, **load)
-
-    spec = checkpoints.model_spec(
-        config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
-    )
-    model = checkpoints.create_model(spec)
-    method = methods.get("simplex")
-    options = image_options(config.image)
-    epoch = CompiledEpoch(
-        Program(
-            model=model,
-            old_model=None,
-            loss=method.loss,
-            image_options=options,
-            batch_size=config.train.batch_size,
-            momentum=config.train.momentum,
-            weight_decay=config.train.weight_decay,
-        )
-    )
-    classifier = jnp.asarray(simplex.dsimplex(config.num_classes))
-    dataset = Dataset(
-        jnp.asarray(train.images), jnp.asarray(simplex.external_slot(train.labels), jnp.int32)
-    )
-    capacity = max(len(train), config.train.batch_size)
-    extractor = FeatureExtractor(model, options)
-    rates = cosine_schedule(
-        config.train.learning_rate, config.train.final_learning_rate, config.train.epochs
-    )
-
+    train, test = _load_images(config, max(paths))
+    trainer = _Trainer(config, train, test)
     records = {}
     for classes, path in sorted(paths.items()):
-        key_init, key_fit = jax.random.split(
-            jax.random.fold_in(jax.random.key(config.seed), classes)
-        )
-        variables = init_variables(model, key_init, config.image.size)
-        state = epoch.program.init_state(variables)
-        history = []
-        with reporter.stage(f"pre-training on {classes} classes", len(rates)) as stage:
-            for state, metrics in fit(
-                epoch,
-                state,
-                OldModel({}, jnp.asarray(False)),
-                classifier,
-                dataset,
-                make_pool(np.flatnonzero(train.labels < classes), capacity),
-                make_pool(np.zeros(0, np.int32), capacity),
-                rates,
-                key_fit,
-            ):
-                history.append(metrics)
-                stage.epoch(metrics)
-        variables = jax.device_get(state.variables)
-        accuracy = None
-        if test is not None:
-            held_out = np.flatnonzero(test.labels < classes)
-            features = extractor(variables, test.images[held_out])
-            chosen = np.argmax(features @ np.asarray(classifier).T, axis=1)
-            accuracy = float(np.mean(chosen == simplex.external_slot(test.labels[held_out])))
+        variables, history = trainer.train(classes, reporter)
         records[classes] = {
             "kind": "external",
-            "model": spec,
+            "model": trainer.spec,
             "num_classes": config.num_classes,
             "slots": [0, classes],  # first and one past the last
+            "image": image_spec(config.image),
             "dataset": config.dataset,
             "class_names": list(train.class_names[:classes]),
-            "config": config.to_dict() | {"classes": classes},
-            "accuracy": accuracy,
+            "config": _with_classes(config, classes).to_dict(),
+            "accuracy": trainer.held_out_accuracy(variables, classes),
             "history": history,
             "versions": runtime.versions(),
         }
         checkpoints.save(path, variables, records[classes])
-        held_out_text = "" if accuracy is None else f", held-out accuracy {accuracy:.1%}"
-        reporter.message(f"external model on {classes} classes: {path}{held_out_text}")
+        accuracy = records[classes]["accuracy"]
+        reporter.message(
+            f"external model on {classes} classes of {config.dataset}"
+            f"{'' if accuracy is None else f', held-out accuracy {accuracy:.1%}'}: {path}"
+        )
     return records
 
 
-def load_external(path: str, num_classes: int, image_size: int) -> ExternalModel:
-    """Loads an external model for use with a simplex of `num_classes`.
+def _with_classes(config: ConfigDict, classes: int) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.classes = classes
+    return config
+
+
+def _load_images(config: ConfigDict, classes: int) -> tuple[ImageSet, ImageSet | None]:
+    """Training and held-out images of the first `classes` classes."""
+    options = {
+        "image_size": config.image.size,
+        "data_dir": config.data_dir or None,
+        "num_classes": classes,
+    }
+    known = len(sources.describe(config.dataset, data_dir=options["data_dir"]).class_names)
+    if known < classes:
+        raise sources.DataError(f"classes={classes}: {config.dataset} has only {known} classes")
+    train = sources.load(config.dataset, config.train_split, **options)
+    if not config.test_split:
+        return train, None
+    return train, sources.load(config.dataset, config.test_split, **options)
+
+
+class _Trainer:
+    """One compiled program and one resident data set for all numbers of classes."""
+
+    def __init__(self, config: ConfigDict, train: ImageSet, test: ImageSet | None):
+        self._config, self._labels, self._test = config, train.labels, test
+        self.spec = checkpoints.model_spec(
+            config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
+        )
+        model = checkpoints.create_model(self.spec)
+        options = image_options(config.image)
+        self._epoch = CompiledEpoch(
+            Program(
+                model=model,
+                old_model=None,
+                loss=methods.get("simplex").loss,
+                image_options=options,
+                batch_size=config.train.batch_size,
+                momentum=config.train.momentum,
+                weight_decay=config.train.weight_decay,
+            )
+        )
+        self._features = FeatureExtractor(model, options)
+        self._classifier = simplex.dsimplex(config.num_classes)
+        slots = simplex.external_slot(train.labels)
+        self._dataset = Dataset(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32))
+
+    def train(self, classes: int, reporter: Reporter) -> tuple[Variables, list[dict[str, float]]]:
+        """Trains on the first `classes` classes: the variables and each epoch's metrics."""
+        config = self._config
+        key = jax.random.fold_in(jax.random.key(config.seed), classes)
+        key_init, key_fit = jax.random.split(key)
+        variables = init_variables(self._features.model, key_init, config.image.size)
+        capacity = max(len(self._labels), config.train.batch_size)
+        rates = cosine_schedule(
+            config.train.learning_rate, config.train.final_learning_rate, config.train.epochs
+        )
+        history = []
+        with reporter.stage(f"pre-training on {classes} classes", len(rates)) as stage:
+            for state, metrics in fit(
+                self._epoch,
+                self._epoch.program.init_state(variables),
+                OldModel({}, jnp.asarray(False)),
+                jnp.asarray(self._classifier),
+                self._dataset,
+                make_pool(np.flatnonzero(self._labels < classes), capacity),
+                make_pool(np.zeros(0, np.int32), capacity),
+                rates,
+                key_fit,
+            ):
+                variables = state.variables
+                history.append(metrics)
+                stage.epoch(metrics)
+        return jax.device_get(variables), history
+
+    def held_out_accuracy(self, variables: Variables, classes: int) -> float | None:
+        """Top-1 accuracy among all K slots on held-out images; None without such images."""
+        if self._test is None:
+            return None
+        held_out = np.flatnonzero(self._test.labels < classes)
+        features = self._features(variables, self._test.images[held_out])
+        chosen = np.argmax(features @ self._classifier.T, axis=1)
+        return float(np.mean(chosen == simplex.external_slot(self._test.labels[held_out])))
+
+
+def load_external(path: str, num_classes: int, image: ConfigDict) -> ExternalModel:
+    """Loads an external model for use in a run.
 
     Args:
       path: directory of its checkpoint.
-      num_classes: K of the run that takes it.
-      image_size: of the run that takes it.
+      num_classes: K of the run.
+      image: the run's `image`; the model must have been trained on the same input.
 
     Raises:
       CheckpointError: if it is not a finished checkpoint of an external model, was trained with
-        another simplex, or its arrays are not those of its own architecture.
+        another simplex or other input, or its arrays are not those of its own architecture.
     """
     record = checkpoints.load_record(path)
     if record.get("kind") != "external":
@@ -202,5 +236,10 @@ def load_external(path: str, num_classes: int, image_size: int) -> ExternalModel
             f"checkpoint {path} was trained with a simplex of K={record['num_classes']}, "
             f"the run has num_classes={num_classes}; they must be equal"
         )
-    expected = expected_variables(checkpoints.create_model(record["model"]), image_size)
+    if record["image"] != image_spec(image):
+        raise CheckpointError(
+            f"checkpoint {path} was trained on images with {record['image']}, the run has "
+            f"image={image_spec(image)}; they must be equal"
+        )
+    expected = expected_variables(checkpoints.create_model(record["model"]), image.size)
     return ExternalModel(path, record["model"], checkpoints.load(path, expected), record)

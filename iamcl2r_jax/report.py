@@ -38,7 +38,7 @@ def _matrix_table(name: str, evaluation: dict, replacements: list[int]) -> Table
     table = Table(
         title=f"{name}, {evaluation['measure'].replace('_', ' ')}, %: "
         "query model (row) against gallery of an earlier model (column)",
-        caption="*: model replaced at this task   red ✗: not above the old model on its own gallery",
+        caption="* model replaced at this task   ✗ not above the old model on its own gallery",
         title_justify="left",
         caption_justify="left",
     )

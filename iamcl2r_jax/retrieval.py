@@ -62,9 +62,9 @@ def class_means(features, labels) -> tuple[np.ndarray, np.ndarray]:
 
 @jax.jit
 def _others_ahead(query, query_classes, gallery, gallery_classes):
-    """Gallery entries of other classes that are at least as near as the nearest of the own class.
+    """How many entries of other classes are at least as near as the nearest of the own class.
 
-    As many as there are integers if the gallery lacks the class.
+    [B]; the largest integer where the gallery lacks the class.
     """
     scores = losses.cosine_similarities(query, gallery)
     own = query_classes[:, jnp.newaxis] == gallery_classes[jnp.newaxis, :]
@@ -124,7 +124,7 @@ def identification_hits(gallery, gallery_labels, query, query_labels) -> np.ndar
 
 
 def identification_accuracy(gallery, gallery_labels, query, query_labels) -> float:
-    """1:N identification: the share of queries that `identification_hits`, in [0, 1].
+    """1:N identification, the mean of `identification_hits`: the share of queries identified.
 
     The official code compares the retrieved row number with the label, which is right only if the
     gallery holds exactly the labels 0 … C-1; here the label of the retrieved class is compared.
@@ -152,7 +152,7 @@ def recall_hits(
 def recall_at_k(
     gallery, gallery_labels, query, query_labels, ks: Sequence[int] = (1, 5)
 ) -> dict[int, float]:
-    """Recall@k, the share of queries that `recall_hits`: {k: value in [0, 1]}."""
+    """Recall@k, the mean of `recall_hits` over queries: {k: value in [0, 1]}."""
     hits = recall_hits(gallery, gallery_labels, query, query_labels, ks)
     return dict(zip(ks, hits.mean(axis=0).tolist(), strict=True))
 

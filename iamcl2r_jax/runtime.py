@@ -2,6 +2,7 @@
 
 import os
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
@@ -51,6 +52,24 @@ def enable_compilation_cache(directory: str) -> None:
     """Keeps compiled programs in `directory`, so that the next start need not compile them."""
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+class Clock:
+    """Wall-clock seconds of consecutive stages.
+
+    Attributes:
+      seconds: of each stage, by name.
+    """
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        """Ends a stage, which began where the one before it ended."""
+        now = time.monotonic()
+        self.seconds[stage] = now - self._last
+        self._last = now
 
 
 class CompileClock:

@@ -8,6 +8,7 @@ from iamcl2r_jax.report import print_results
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of the run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default runs/NAME.")
+flags.mark_flag_as_required("config")
 
 
 def main(_):

@@ -8,6 +8,7 @@ from iamcl2r_jax.progress import Reporter
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of pre-training.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoint to write; default below runs/external.")
+flags.mark_flag_as_required("config")
 
 
 def main(_):

@@ -1,5 +1,11 @@
 """Settings shared by all tests."""
 
+import pathlib
+
 import jax
 
+from iamcl2r_jax import runtime
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# A second `make test` need not compile again.
+runtime.enable_compilation_cache(str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))

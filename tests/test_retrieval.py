@@ -97,6 +97,8 @@ def test_chunks_do_not_matter(features, scores_at_once, monkeypatch):
     precisions = retrieval.average_precisions(*features)
     identified = retrieval.identification_hits(*features)
     monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", scores_at_once)
+    # One shape, hence one trace.
+    assert len({chunk.shape for _, chunk in retrieval._chunks(features[2], 10)}) == 1
     np.testing.assert_array_equal(retrieval.recall_hits(*features), recall)
     np.testing.assert_array_equal(retrieval.identification_hits(*features), identified)
     np.testing.assert_allclose(retrieval.average_precisions(*features), precisions, rtol=1e-12)

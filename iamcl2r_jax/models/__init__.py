@@ -1,15 +1,21 @@
 """Feature extractors by name."""
 
-from collections.abc import Callable
+import inspect
 from functools import partial
 
 import flax.linen as nn
 
-from iamcl2r_jax.models.resnet import ResNet
+from iamcl2r_jax.models.regnet import RegNet
+from iamcl2r_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
+from iamcl2r_jax.models.senet import SENet
 
 # A backbone maps images [B, H, W, 3] to unnormalised features [B, num_features].
-BACKBONES: dict[str, Callable[..., nn.Module]] = {
-    "resnet18": partial(ResNet, stage_sizes=(2, 2, 2, 2)),
+BACKBONES: dict[str, partial[nn.Module]] = {
+    "resnet18": partial(ResNet, block=BasicBlock, stage_sizes=(2, 2, 2, 2)),
+    "resnet34": partial(ResNet, block=BasicBlock, stage_sizes=(3, 4, 6, 3)),
+    "resnet50": partial(ResNet, block=BottleneckBlock, stage_sizes=(3, 4, 6, 3)),
+    "senet18": partial(SENet, stage_sizes=(2, 2, 2, 2)),
+    "regnety_400mf": partial(RegNet, stage_sizes=(1, 2, 7, 12), stage_widths=(32, 64, 160, 384)),
 }
 
 
@@ -25,11 +31,22 @@ def create(name: str, num_features: int = 1023, **options) -> nn.Module:
       A module whose `.apply(variables, images [B, H, W, 3], train=False)` is [B, num_features].
 
     Raises:
-      ValueError: if there is no backbone of that name, or it has no such option.
+      ValueError: if there is no backbone of that name, it has no such option, or the option has
+        another value than it may have.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone={name!r} is unknown; there are {', '.join(BACKBONES)}")
+    backbone = BACKBONES[name]
+    # What defines the backbone is no option of it; nor is what Flax adds to every module.
+    reserved = {"num_features", "parent", "name", *backbone.keywords}
+    known = [field for field in inspect.signature(backbone).parameters if field not in reserved]
+    for option, value in options.items():
+        if option not in known:
+            raise ValueError(
+                f"backbone {name!r} has no option {option}={value!r}; its options are "
+                f"{', '.join(known)}"
+            )
     try:
-        return BACKBONES[name](num_features=num_features, **options)
-    except TypeError as error:
+        return backbone(num_features=num_features, **options)
+    except ValueError as error:
         raise ValueError(f"backbone {name!r}: {error}") from None

@@ -5,17 +5,27 @@ over the same numbers (and slower still inside a loop), so there the convolution
 product. Both lowerings compute the same function up to rounding.
 """
 
+from functools import partial
+
 import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-# He initialisation over the fan-out, as torchvision's ResNet uses for every convolution.
-kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+_FEW_CHANNELS = 4  # up to here, copying columns costs more than multiplying them
+_GROUP = 4  # neighbouring outputs that share one copied window
 
 
-def native_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+def kernel_init(groups: int = 1) -> nn.initializers.Initializer:
+    """He initialisation over the fan-out, as torchvision's networks have for every convolution."""
+    # The initialiser takes all outputs for the fan; an input reaches those of its group.
+    return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
+
+
+def native_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int = 1
+) -> jax.Array:
     """The platform's own convolution. Shapes as in `conv2d`."""
     return jax.lax.conv_general_dilated(
         x,
@@ -23,6 +33,7 @@ def native_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -
         window_strides=(stride, stride),
         padding=((padding, padding), (padding, padding)),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
     )
 
 
@@ -30,6 +41,13 @@ def _taps(size: int, kernel_size: int, stride: int, padding: int) -> np.ndarray:
     """Input row read by each kernel row for each output row: [outputs, kernel rows]."""
     outputs = (size + 2 * padding - kernel_size) // stride + 1
     return stride * np.arange(outputs)[:, None] - padding + np.arange(kernel_size)[None, :]
+
+
+def _live(reads: np.ndarray, size: int) -> range:
+    """The span of kernel rows that ever read a row of the image; see `_taps` for `reads`."""
+    live = np.flatnonzero(((reads >= 0) & (reads < size)).any(axis=0))
+    # Where all reads are padding, one row gives the zeros.
+    return range(live[0], live[-1] + 1) if len(live) else range(1)
 
 
 def _dense(x: jax.Array, kernel: jax.Array, rows: np.ndarray, cols: np.ndarray) -> jax.Array:
@@ -51,17 +69,48 @@ def _dense(x: jax.Array, kernel: jax.Array, rows: np.ndarray, cols: np.ndarray) 
     return (x.reshape(batch, -1) @ matrix).reshape(batch, out_h, out_w, features)
 
 
+def _shared_windows(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
+    """Copies one wider window for `_GROUP` neighbouring outputs, instead of one for each.
+
+    With few channels the copies cost more than the product; fewer and longer ones are worth the
+    zeros that the kernel is padded with.
+    """
+    batch, height, width, channels = x.shape
+    k_h, k_w, _, features = kernel.shape
+    out_h, out_w = (
+        (size + 2 * padding - k) // stride + 1 for size, k in ((height, k_h), (width, k_w))
+    )
+    window = stride * (_GROUP - 1) + k_w
+    groups = -(-out_w // _GROUP)
+    # The last group may reach past the image; its surplus outputs are cut off below.
+    surplus = max(0, stride * _GROUP * (groups - 1) + window - (width + 2 * padding))
+    x = jnp.pad(x, ((0, 0), (padding, padding), (padding, padding + surplus), (0, 0)))
+    reach = stride * (out_h - 1) + 1
+    rows = jnp.stack([x[:, i : i + reach : stride] for i in range(k_h)], axis=2)
+    rows = rows.reshape(batch, out_h, k_h, -1)
+    starts = [stride * _GROUP * group * channels for group in range(groups)]
+    columns = jnp.stack([rows[..., s : s + window * channels] for s in starts], axis=2)
+    shifts = [
+        jnp.pad(kernel, ((0, 0), (stride * j, window - k_w - stride * j), (0, 0), (0, 0)))
+        for j in range(_GROUP)
+    ]
+    matrix = jnp.stack(shifts, axis=3).reshape(-1, _GROUP * features)
+    out = columns.reshape(batch, out_h, groups, -1) @ matrix
+    return out.reshape(batch, out_h, groups * _GROUP, features)[:, :, :out_w]
+
+
 def matmul_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
     """The same convolution as one matrix product. Shapes as in `conv2d`.
 
     Only what meets the image is multiplied: a tap that reads nothing but padding is left out, and
     a map no larger than the remaining taps becomes one dense product instead of copied columns.
     """
-    _, height, width, _ = x.shape
+    _, height, width, channels = x.shape
     k_h, k_w, _, features = kernel.shape
+    if channels <= _FEW_CHANNELS and k_w > 1:
+        return _shared_windows(x, kernel, stride=stride, padding=padding)
     rows, cols = _taps(height, k_h, stride, padding), _taps(width, k_w, stride, padding)
-    live_h = np.flatnonzero(((rows >= 0) & (rows < height)).any(axis=0))
-    live_w = np.flatnonzero(((cols >= 0) & (cols < width)).any(axis=0))
+    live_h, live_w = _live(rows, height), _live(cols, width)
     if 1 < height * width <= len(live_h) * len(live_w):
         return _dense(x, kernel, rows, cols)
     out_h, out_w = rows.shape[0], cols.shape[0]
@@ -71,28 +120,72 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -
         x[:, i : i + reach[0] : stride, j : j + reach[1] : stride] for i in live_h for j in live_w
     ]
     columns = slices[0] if len(slices) == 1 else jnp.concatenate(slices, axis=-1)
-    matrix = kernel[live_h[0] : live_h[-1] + 1, live_w[0] : live_w[-1] + 1].reshape(-1, features)
+    matrix = kernel[live_h.start : live_h.stop, live_w.start : live_w.stop].reshape(-1, features)
     return columns @ matrix
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0) -> jax.Array:
+def grouped_matmul_conv(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int
+) -> jax.Array:
+    """The grouped convolution as one matrix product for each group. Shapes as in `conv2d`.
+
+    XLA's native one is fast forwards, but its gradient is ten to fifty times slower than this.
+    """
+    batch, height, width, channels = x.shape
+    k_h, k_w, _, features = kernel.shape
+    rows, cols = _taps(height, k_h, stride, padding), _taps(width, k_w, stride, padding)
+    live_h, live_w = _live(rows, height), _live(cols, width)
+    out_h, out_w = rows.shape[0], cols.shape[0]
+    reach = stride * (out_h - 1) + 1, stride * (out_w - 1) + 1
+    # Groups lead before the columns are copied: only the image itself is transposed.
+    x = x.reshape(batch, height, width, groups, channels // groups).transpose(3, 0, 1, 2, 4)
+    x = jnp.pad(x, ((0, 0), (0, 0), (padding, padding), (padding, padding), (0, 0)))
+    slices = [
+        x[:, :, i : i + reach[0] : stride, j : j + reach[1] : stride]
+        for i in live_h
+        for j in live_w
+    ]
+    columns = jnp.concatenate(slices, axis=-1).reshape(groups, batch * out_h * out_w, -1)
+    matrix = kernel[live_h.start : live_h.stop, live_w.start : live_w.stop]
+    matrix = matrix.reshape(-1, groups, features // groups).transpose(1, 0, 2)
+    out = (columns @ matrix).reshape(groups, batch, out_h, out_w, -1)
+    return out.transpose(1, 2, 3, 0, 4).reshape(batch, out_h, out_w, features)
+
+
+def conv2d(
+    x: jax.Array, kernel: jax.Array, *, stride: int = 1, padding: int = 0, groups: int = 1
+) -> jax.Array:
     """Convolution with symmetric zero padding (PyTorch's convention).
 
     Args:
       x: images or maps, [B, H, W, C].
-      kernel: [kh, kw, C, C'].
+      kernel: [kh, kw, C / groups, C'].
       stride: step in both directions.
       padding: zeros added on every side.
+      groups: parts into which the channels are cut; each C' / groups outputs in turn read only
+        their C / groups inputs.
 
     Returns:
       [B, H', W', C'], with H' = (H + 2 padding - kh) // stride + 1.
+
+    Raises:
+      ValueError: if C or C' cannot be cut into so many groups.
     """
     chex.assert_rank([x, kernel], [4, 4])
+    if x.shape[-1] % groups or kernel.shape[-1] % groups:
+        raise ValueError(
+            f"groups={groups}: must divide the {x.shape[-1]} channels of the input and the "
+            f"{kernel.shape[-1]} of the output"
+        )
+    options = {"stride": stride, "padding": padding}
+    grouped = options | {"groups": groups}
     return jax.lax.platform_dependent(
         x,
         kernel,
-        cpu=lambda x, kernel: matmul_conv(x, kernel, stride=stride, padding=padding),
-        default=lambda x, kernel: native_conv(x, kernel, stride=stride, padding=padding),
+        cpu=partial(matmul_conv, **options)
+        if groups == 1
+        else partial(grouped_matmul_conv, **grouped),
+        default=partial(native_conv, **grouped),
     )
 
 
@@ -104,6 +197,7 @@ class Conv(nn.Module):
       kernel_size: height and width of the kernel.
       stride: step in both directions.
       padding: zeros on every side; by default (kernel_size - 1) // 2, which keeps the map's size.
+      groups: parts into which the channels are cut, see `conv2d`.
       dtype: dtype of the computation; parameters stay float32.
     """
 
@@ -111,13 +205,19 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     padding: int | None = None
+    groups: int = 1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-        kernel = self.param("kernel", kernel_init, shape, jnp.float32)
+        inputs = x.shape[-1] // self.groups
+        shape = (self.kernel_size, self.kernel_size, inputs, self.features)
+        kernel = self.param("kernel", kernel_init(self.groups), shape, jnp.float32)
         padding = (self.kernel_size - 1) // 2 if self.padding is None else self.padding
         return conv2d(
-            x.astype(self.dtype), kernel.astype(self.dtype), stride=self.stride, padding=padding
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            stride=self.stride,
+            padding=padding,
+            groups=self.groups,
         )

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from iamcl2r_jax.models.conv import Conv
+from iamcl2r_jax.models.layers import batch_norm, check_at_least_one, project
 from iamcl2r_jax.models.pooling import max_pool
 
-# PyTorch's default for a bias-free linear layer: uniform in +-1/sqrt(fan_in).
-linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+STEMS = ("imagenet", "small")
 
 
 class BasicBlock(nn.Module):
@@ -41,10 +41,43 @@ class BasicBlock(nn.Module):
         return nn.relu(x + y)
 
 
+class BottleneckBlock(nn.Module):
+    """1x1, 3x3 and 1x1 convolution around a shortcut; the output has four times the channels.
+
+    The stride is that of the 3x3 convolution ("ResNet v1.5", torchvision's), not of the first one
+    as in the paper.
+
+    Attributes:
+      features: channels between the convolutions, a quarter of the block's output.
+      stride: stride of its 3x3 convolution and of its shortcut.
+      conv: convolution layer to use.
+      norm: normalisation layer to use.
+    """
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = self.conv(self.features, kernel_size=1, name="conv1")(x)
+        y = nn.relu(self.norm(name="bn1")(y))
+        y = self.conv(self.features, stride=self.stride, name="conv2")(y)
+        y = nn.relu(self.norm(name="bn2")(y))
+        y = self.conv(4 * self.features, kernel_size=1, name="conv3")(y)
+        y = self.norm(name="bn3")(y)
+        if x.shape != y.shape:
+            x = self.conv(y.shape[-1], kernel_size=1, stride=self.stride, name="shortcut_conv")(x)
+            x = self.norm(name="shortcut_bn")(x)
+        return nn.relu(x + y)
+
+
 class ResNet(nn.Module):
     """A residual network followed by a bias-free linear map to the feature.
 
     Attributes:
+      block: kind of the blocks, `BasicBlock` or `BottleneckBlock`.
       stage_sizes: blocks in each of the four stages.
       num_features: dimension D of the feature, K - 1 for a simplex of K classes.
       width: channels of the first stage; each later stage doubles them.
@@ -53,25 +86,24 @@ class ResNet(nn.Module):
       dtype: dtype of the computation; parameters, statistics and features are float32.
     """
 
+    block: Callable[..., nn.Module]
     stage_sizes: Sequence[int]
     num_features: int
     width: int = 64
     stem: str = "imagenet"
     dtype: jnp.dtype = jnp.float32
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.stem not in STEMS:
+            raise ValueError(f"stem={self.stem!r}: must be one of {', '.join(STEMS)}")
+        check_at_least_one(self, "num_features", "width")
+
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps normalised images [B, H, W, 3] to unnormalised features [B, D]."""
         conv = partial(Conv, dtype=self.dtype)
-        norm = partial(
-            # PyTorch's momentum 0.1 is the weight of the new value. Flax tracks the biased batch
-            # variance where PyTorch tracks the unbiased one.
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-        )
+        norm = batch_norm(train, self.dtype)
         if self.stem == "imagenet":
             x = conv(self.width, kernel_size=7, stride=2, name="conv1")(images)
             x = nn.relu(norm(name="bn1")(x))
@@ -81,19 +113,11 @@ class ResNet(nn.Module):
             x = nn.relu(norm(name="bn1")(x))
         for stage, num_blocks in enumerate(self.stage_sizes):
             for block in range(num_blocks):
-                x = BasicBlock(
+                x = self.block(
                     features=self.width * 2**stage,
                     stride=2 if stage > 0 and block == 0 else 1,
                     conv=conv,
                     norm=norm,
                     name=f"layer{stage + 1}_{block}",
                 )(x)
-        x = jnp.mean(x, axis=(1, 2))
-        x = nn.Dense(
-            self.num_features,
-            use_bias=False,
-            kernel_init=linear_init,
-            dtype=self.dtype,
-            name="projection",
-        )(x)
-        return x.astype(jnp.float32)
+        return project(x, self.num_features, self.dtype)

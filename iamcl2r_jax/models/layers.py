@@ -1,0 +1,67 @@
+"""What the backbones have in common: normalisation, channel attention, the map to the feature."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# PyTorch's default for the weights of a linear layer: uniform in +-1/sqrt(fan_in).
+linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def batch_norm(train: bool, dtype: jnp.dtype) -> partial[nn.Module]:
+    """The normalisation layer, to be called with its name.
+
+    PyTorch's momentum 0.1 is the weight of the new value. Flax tracks the biased batch variance
+    where PyTorch tracks the unbiased one.
+    """
+    return partial(
+        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
+    )
+
+
+class SqueezeExcite(nn.Module):
+    """Scales each channel by a gate in (0, 1) computed from the means of all channels.
+
+    Reference: Hu et al., "Squeeze-and-Excitation Networks", CVPR 2018,
+    https://arxiv.org/abs/1709.01507
+
+    Attributes:
+      squeezed: channels of the bottleneck between the means and the gates.
+      dtype: dtype of the computation; parameters stay float32.
+    """
+
+    squeezed: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        linear = partial(nn.Dense, kernel_init=linear_init, dtype=self.dtype)
+        means = jnp.mean(x, axis=(1, 2), keepdims=True)
+        gates = linear(self.squeezed, name="squeeze")(means)
+        return x * nn.sigmoid(linear(x.shape[-1], name="excite")(nn.relu(gates)))
+
+
+def project(x: jax.Array, num_features: int, dtype: jnp.dtype) -> jax.Array:
+    """Global mean and bias-free linear map, as layer `projection` of the calling module.
+
+    Args:
+      x: the trunk's last map, [B, H, W, C].
+      num_features: dimension D of the feature.
+      dtype: dtype of the computation.
+
+    Returns:
+      Unnormalised features, float32 [B, D].
+    """
+    projection = nn.Dense(
+        num_features, use_bias=False, kernel_init=linear_init, dtype=dtype, name="projection"
+    )
+    return projection(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)
+
+
+def check_at_least_one(module: nn.Module, *fields: str) -> None:
+    """Raises `ValueError` naming the first of a module's fields that is below 1."""
+    for field in fields:
+        if getattr(module, field) < 1:
+            raise ValueError(f"{field}={getattr(module, field)}: must be at least 1")

@@ -1,0 +1,32 @@
+"""Recipes of external models that more than one config file uses."""
+
+from ml_collections import ConfigDict
+
+from iamcl2r_jax import config
+
+# Of CIFAR-100's training images, as the paper normalises every image.
+CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
+CIFAR_STD = (0.2675, 0.2565, 0.2761)
+
+
+def pretrain_imagenet32() -> ConfigDict:
+    """Pre-training on the first classes of ImageNet at 32x32 pixels.
+
+    The paper names the data, the classes and the network. How its external models were trained is
+    not known to us: optimiser, batch and weight decay are those of its tasks, schedule and
+    augmentation are our choice, and none of it has been run at full size.
+    """
+    c = config.default_pretrain()
+    c.name = "imagenet32"
+    c.dataset = "imagenet_resized/32x32"  # its classes come in the order of the download's labels
+    c.test_split = "validation"  # 50 images of each class
+    c.classes = 100  # the paper's first model; the others have 300 and 600
+    c.num_classes = 1024  # K of the paper; 100 slots at the far end are CIFAR-100's
+    # A model is handed the images of the run that takes it, so it must know their normalisation.
+    c.image.mean, c.image.std = CIFAR_MEAN, CIFAR_STD
+    c.image.flip = True
+    c.model.options.width = 64  # the full ResNet-18
+    c.train.epochs = 90  # customary on ImageNet
+    c.train.learning_rate = 0.1  # from scratch; the tasks' 1e-3 only adapts what is trained
+    c.train.final_learning_rate = 1e-4
+    return c

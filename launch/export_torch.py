@@ -1,0 +1,20 @@
+"""Writes a model of ours for PyTorch.
+
+python launch/export_torch.py --checkpoint=DIR --output=F.pt (or F.safetensors)
+"""
+
+from absl import flags
+
+from iamcl2r_jax import cli, torch_import
+
+_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "External model, or task of a run.")
+_OUTPUT = flags.DEFINE_string("output", None, "File to write: .pt, .pth or .safetensors.")
+flags.mark_flags_as_required(["checkpoint", "output"])
+
+
+def main(_):
+    print("\n".join(torch_import.export_model(_CHECKPOINT.value, _OUTPUT.value)))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,216 @@
+"""The whole procedure at its smallest size, run once and looked at from all sides."""
+
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
+
+from iamcl2r_jax import checkpoints, config, lifelong, pretraining
+from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.progress import Reporter
+
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+
+def load_config(name):
+    """The config that a program of launch/ gets for --config=configs/NAME.py."""
+    return ConfigFileFlagParser("config").parse(str(CONFIGS / f"{name}.py"))
+
+
+@pytest.fixture(scope="module")
+def external_directory(tmp_path_factory):
+    return str(tmp_path_factory.mktemp("external"))
+
+
+@pytest.fixture
+def tiny(external_directory):
+    c = load_config("tiny")
+    c.replacements.directory = external_directory
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, external_directory):
+    """Workdir and results of one run of configs/tiny.py."""
+    c = load_config("tiny")
+    c.replacements.directory = external_directory
+    workdir = tmp_path_factory.mktemp("runs") / "tiny"
+    return workdir, lifelong.run(c, str(workdir))
+
+
+def test_results_are_complete_and_on_disk(finished):
+    workdir, results = finished
+    assert json.loads((workdir / "results.json").read_text()) == results
+    assert results["method"] == "hoc"
+    assert results["num_tasks"] == 3
+    assert results["classes_per_task"] == [20, 16, 16]
+    assert results["replacements"] == [0, 1]
+    assert results["seed"] == 0
+    assert len(results["task_accuracy"]) == 3
+    assert {"pretrain", "train", "evaluate", "compile", "total"} <= results["seconds"].keys()
+    assert {"versions", "device"} <= results["environment"].keys()
+
+
+def test_one_trace_and_one_pass_per_model_and_evaluation(finished):
+    _, results = finished
+    assert results["train_traces"] == 1
+    assert results["feature_passes"] == 3 * len(results["evaluations"])
+
+
+def test_matrices_are_lower_triangles_with_their_figures(finished):
+    _, results = finished
+    assert set(results["evaluations"]) == {"digits", "handwriting"}
+    for evaluation in results["evaluations"].values():
+        for t, row in enumerate(evaluation["matrix"]):
+            assert all(0 <= value <= 1 for value in row[: t + 1])
+            assert row[t + 1 :] == [None] * (2 - t)
+        lower = [row[k] for t, row in enumerate(evaluation["matrix"]) for k in range(t + 1)]
+        assert evaluation["aa"] == pytest.approx(100 * np.mean(lower))
+        wins = [
+            evaluation["matrix"][t][k] > evaluation["matrix"][k][k]
+            for t in range(3)
+            for k in range(t)
+        ]
+        assert evaluation["ac"] == pytest.approx(np.mean(wins))
+        assert len(evaluation["ac_per_task"]) == len(evaluation["aa_per_task"]) == 3
+
+
+def test_cross_model_accuracy_is_far_above_chance(finished):
+    """Queries by the last model, which replaced the first, against the first model's gallery."""
+    _, results = finished
+    assert results["evaluations"]["digits"]["matrix"][2][0] > 0.15  # chance is 0.1
+
+
+def test_external_models_say_what_they_are(finished):
+    _, results = finished
+    for task, classes in (("0", 20), ("1", 40)):
+        record = checkpoints.load_record(results["external_models"][task])
+        assert record["model"]["backbone"] == "resnet18"
+        assert record["model"]["options"]["width"] == 8
+        assert record["model"]["num_features"] == record["num_classes"] - 1 == 127
+        assert record["slots"] == [0, classes]
+        assert record["dataset"] == "glyphs/external"
+        assert len(record["class_names"]) == classes
+        assert record["config"]["classes"] == classes
+        assert "jax" in record["versions"]
+
+
+def test_each_task_starts_from_the_right_model(finished, tiny):
+    """A replaced task trains from the external model; its record names it."""
+    workdir, results = finished
+    replaced_by = [record["replaced_by"] for record in lifelong.task_records(str(workdir))]
+    assert replaced_by == [results["external_models"]["0"], results["external_models"]["1"], None]
+
+
+def test_memory_holds_the_right_images(finished, tiny):
+    workdir, _ = finished
+    stream = lifelong.inputs.load_stream(tiny)
+    for task, record in enumerate(lifelong.task_records(str(workdir))):
+        labels = stream.train.labels[record["memory"]]
+        assert len(set(record["memory"])) == len(record["memory"])
+        counts = np.bincount(labels, minlength=52)
+        seen = stream.tasks[task].stop
+        assert (counts[:seen] == tiny.memory_per_class).all()
+        assert (counts[seen:] == 0).all()
+
+
+def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path):
+    """The run stopped after its first task, and, elsewhere, after its last."""
+    workdir, results = finished
+    for kept in (1, 3):
+        copy = tmp_path / str(kept)
+        copy.mkdir()
+        shutil.copy(workdir / "config.json", copy)
+        for task in range(kept):
+            shutil.copytree(workdir / "tasks" / str(task), copy / "tasks" / str(task))
+        continued = lifelong.run(tiny, str(copy))
+        for part in ("task_accuracy", "evaluations", "references", "external_models"):
+            assert continued[part] == results[part]
+
+
+def test_finished_run_is_returned_and_not_run_again(finished, tiny):
+    workdir, results = finished
+    before = {f: f.stat().st_mtime_ns for f in workdir.rglob("*")}
+    assert lifelong.run(tiny, str(workdir)) == results
+    assert {f: f.stat().st_mtime_ns for f in workdir.rglob("*")} == before
+
+
+def test_other_configuration_is_refused(finished, tiny):
+    workdir, results = finished
+    tiny.train.epochs = 7
+    with pytest.raises(ConfigError, match=r"train\.epochs: 2 there, 7 here"):
+        lifelong.run(tiny, str(workdir))
+    assert json.loads((workdir / "results.json").read_text()) == results
+
+
+def test_another_seed_gives_another_result(finished, tiny, tmp_path):
+    _, results = finished
+    tiny.seed = 1
+    other = lifelong.run(tiny, str(tmp_path / "other"))
+    assert other["external_models"] == results["external_models"]  # made once, reused
+    assert other["evaluations"] != results["evaluations"]
+
+
+def test_from_scratch_without_memory_in_one_task(tiny, tmp_path):
+    """No external model, nothing remembered, all classes at once; and AC of one model is 1."""
+    tiny.replacements.tasks = ()
+    tiny.memory_per_class = 0
+    tiny.stream.initial_classes = 52
+    tiny.stream.limit_per_class = 4
+    results = lifelong.run(tiny, str(tmp_path / "run"))
+    assert results["num_tasks"] == 1
+    assert results["replacements"] == []
+    assert results["evaluations"]["digits"]["ac"] == 1.0
+
+
+def test_external_model_of_another_simplex_is_refused(finished, tiny, tmp_path):
+    _, results = finished
+    tiny.replacements.checkpoints = tuple(results["external_models"].values())
+    tiny.num_classes = 130
+    with pytest.raises(CheckpointError, match="K=128, the run has num_classes=130"):
+        lifelong.run(tiny, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_external_model_whose_slots_the_stream_needs_is_refused(finished, tiny, tmp_path):
+    _, results = finished
+    path = results["external_models"]["1"]
+    record = checkpoints.load_record(path) | {"slots": [0, 80]}
+    expected = lifelong.training.expected_variables(
+        checkpoints.create_model(record["model"]), tiny.image.size
+    )
+    greedy = str(tmp_path / "greedy")
+    checkpoints.save(greedy, checkpoints.load(path, expected), record)
+    tiny.replacements.checkpoints = (path, greedy)
+    with pytest.raises(ConfigError, match="52 stream and 80 external classes"):
+        lifelong.run(tiny, str(tmp_path / "run"))
+
+
+def test_external_model_that_is_not_there_is_refused(tiny, tmp_path):
+    tiny.replacements.checkpoints = (str(tmp_path / "a"), str(tmp_path / "b"))
+    with pytest.raises(CheckpointError, match="no finished checkpoint"):
+        lifelong.run(tiny, str(tmp_path / "run"))
+
+
+def test_pretraining_does_not_depend_on_what_else_is_trained(finished, tiny, tmp_path):
+    _, results = finished
+    alone = str(tmp_path / "alone")
+    pretraining.pretrain(tiny.replacements.recipe, {20: alone}, Reporter())
+    path = results["external_models"]["0"]
+    expected = lifelong.training.expected_variables(
+        checkpoints.create_model(checkpoints.load_record(path)["model"]), tiny.image.size
+    )
+    together, alone = checkpoints.load(path, expected), checkpoints.load(alone, expected)
+    np.testing.assert_array_equal(
+        together["params"]["projection"]["kernel"], alone["params"]["projection"]["kernel"]
+    )
+
+
+@pytest.mark.parametrize("name", ["glyphs", "tiny"])
+def test_committed_configs_are_valid(name):
+    config.validate(load_config(name))
+    config.validate_pretrain(load_config("pretrain_glyphs"))
