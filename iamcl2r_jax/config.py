@@ -274,6 +274,12 @@ def _check_replacements(config: ConfigDict) -> None:
                 validate_pretrain(recipe)
             except ConfigError as error:
                 raise ConfigError(f"replacements.recipe.{error}") from None
+        for field in ("size", "mean", "std"):
+            if r.recipe.image[field] != config.image[field]:
+                raise ConfigError(
+                    f"replacements.recipe.image.{field}={r.recipe.image[field]}: must equal "
+                    f"image.{field}={config.image[field]}, since the run's images are its input"
+                )
         if r.recipe.num_classes != config.num_classes:
             raise ConfigError(
                 f"replacements.recipe.num_classes={r.recipe.num_classes}: must equal "

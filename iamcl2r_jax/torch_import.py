@@ -4,6 +4,9 @@ The official code's network is a trunk, `backbone.*`, a bias-free linear map to 
 `fc1.weight` [d, C], and the fixed simplex, `fc2.weight` [K, d]. Our variables are the same tensors
 under other names, channels last. A classifier in torchvision's layout (trunk without a prefix and
 a head of its own) is taken over as a starting point: its trunk, under a new map to the feature.
+
+Reading needs no PyTorch (`torch_files.py`); writing `.pt` files does, and `.safetensors` files need
+their package. Both are in the optional extra `torch`.
 """
 
 import dataclasses
@@ -135,40 +138,35 @@ def read(
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path} does not fit: {error}") from None
     expected = traverse_util.flatten_dict(expected_variables(model, image_size=32))
+    new_map = None if "fc1.weight" in stored else _map_without_file(drop_in, expected, key)
 
-    variables, problems, used = {}, [], set()
+    variables, problems, known = {}, [], set()
     for leaf_path, leaf in expected.items():
         name = torch_name(leaf_path, backbone)
-        if name == "fc1.weight" and name not in stored:
-            if not drop_in:
-                variables[leaf_path] = np.asarray(linear_init(key, leaf.shape, np.float32))
-                continue
-            if leaf.shape[0] == leaf.shape[1]:
-                # The official network has no such map where trunk and feature are of one size.
-                variables[leaf_path] = np.eye(dim, dtype=np.float32)
-                continue
-        used.add(name)
-        problem, value = _take(name, stored.get(name), leaf.shape)
-        variables[leaf_path] = value
-        if problem:
-            problems.append(f"{name} {problem}")
-    difference = None
+        if name == "fc1.weight" and new_map is not None:
+            variables[leaf_path] = new_map
+            continue
+        known.add(name)
+        problem, variables[leaf_path] = _take(name, stored.get(name), leaf.shape)
+        problems += [f"{name} {problem}"] if problem else []
+    known |= {name.replace("running_mean", "num_batches_tracked") for name in known}
+    difference, heads = None, []
     if drop_in:
-        used.add("fc2.weight")
+        known.add("fc2.weight")
         problem, difference = _check_simplex(stored.get("fc2.weight"), dim)
         problems += [f"fc2.weight {problem}"] if problem else []
-    heads = () if drop_in else tuple(f"backbone.{name}" for name in _OTHER_HEADS)
-    counters = {name.replace("running_mean", "num_batches_tracked") for name in used}
-    known = used | counters | set(heads)
+    else:
+        heads = [name for name in _OTHER_HEADS if f"backbone.{name}" in stored]
+        known |= {f"backbone.{name}" for name in heads}
     unknown = [torch_files.shown(name) for name in stored if name not in known]
     problems += [f"{name} is not part of the model" for name in unknown]
     if problems:
         # A file in torchvision's layout has the trunk's names without the prefix.
         problems = [p if drop_in else p.removeprefix("backbone.") for p in problems]
         raise CheckpointError(f"checkpoint {path} does not fit {backbone}: {'; '.join(problems)}")
-    ignored = tuple(name.removeprefix("backbone.") for name in heads if name in stored)
-    variables = traverse_util.unflatten_dict(variables)
-    return Imported(spec, variables, drop_in, difference, ignored)
+    return Imported(
+        spec, traverse_util.unflatten_dict(variables), drop_in, difference, tuple(heads)
+    )
 
 
 def to_torch_state_dict(variables: Variables, backbone: str) -> dict[str, np.ndarray]:

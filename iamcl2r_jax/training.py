@@ -107,10 +107,10 @@ class Program:
         return TrainState(params, batch_stats, self.optimizer().init(params))
 
 
+@partial(jax.jit, static_argnames=("model", "image_size"))
 def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> Variables:
     """Random variables of `model` for images [B, image_size, image_size, 3]."""
-    images = jnp.zeros((1, image_size, image_size, 3), jnp.float32)
-    return jax.jit(model.init)(key, images)
+    return model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32))
 
 
 def expected_variables(model: nn.Module, image_size: int) -> Any:

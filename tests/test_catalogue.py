@@ -146,7 +146,7 @@ def _move(monkeypatch, archive, url):
 
 
 def test_downloads_from_the_builders_url(tmp_path, monkeypatch):
-    archive, splits, _ = archives.cifar100(np.random.default_rng(4), count=50)
+    archive, splits, _ = archives.cifar100(np.random.default_rng(4), train=50)
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "cifar-100-binary.tar.gz").write_bytes(archive)
     handler = functools.partial(_QuietHandler, directory=str(tmp_path / "served"))

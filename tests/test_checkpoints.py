@@ -43,7 +43,7 @@ def test_every_difference_is_listed(path):
 
 
 def test_leaf_that_the_model_lacks_is_an_error(path):
-    with pytest.raises(CheckpointError, match="batch_stats/bn/mean .* is not part of the model"):
+    with pytest.raises(CheckpointError, match=r"batch_stats/bn/mean .* is not part of the model"):
         checkpoints.load(path, {"params": VARIABLES["params"]})
 
 

@@ -13,6 +13,9 @@ from iamcl2r_jax import checkpoints, config_args, lifelong, pretraining
 from iamcl2r_jax.config import check_stream, validate, validate_pretrain
 from iamcl2r_jax.data.stream import split_tasks
 
+# ml_collections loads config files by a method that Python has deprecated.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 place = archives.place  # a fixture

@@ -90,7 +90,7 @@ def refusal(path, backbone="resnet18", **options):
 # --- Features ---
 
 
-@pytest.mark.parametrize("backbone", list(models.BACKBONES))
+@pytest.mark.parametrize("backbone", [*OFFICIAL, "resnet50"])  # resnet34 has resnet18's blocks
 def test_features_are_those_of_pytorch(torch, networks, save, backbone):
     network = networks.build(backbone, simplex.dsimplex(1024))
     imported = torch_import.read(save({"net": network.state_dict()}), backbone)
@@ -103,7 +103,7 @@ def test_features_are_those_of_pytorch(torch, networks, save, backbone):
     with torch.no_grad():
         theirs = network(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
     assert np.linalg.norm(theirs[0] - theirs[1]) > 1e-2 * np.linalg.norm(theirs[0])
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
     assert checkpoints.create_model(imported.spec) == model
 
 

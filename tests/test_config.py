@@ -1,0 +1,109 @@
+"""What the check of a configuration refuses, and that it says where and why."""
+
+import numpy as np
+import pytest
+
+from iamcl2r_jax import config
+from iamcl2r_jax.config import ConfigError
+
+
+def set_field(c, field, value):
+    *parents, name = field.split(".")
+    for parent in parents:
+        c = c[parent]
+    with c.ignore_type():
+        c[name] = value
+
+
+def test_defaults_are_valid():
+    config.validate(config.default())
+    config.validate_pretrain(config.default_pretrain())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("method", "hok", "method='hok' is unknown; there are hoc"),
+        ("seed", -1, "seed=-1: must be at least 0"),
+        ("num_classes", 1, "num_classes=1: a simplex needs at least 2"),
+        ("memory_per_class", -1, "memory_per_class=-1: must be at least 0"),
+        ("train.epochs", 0, "train.epochs=0: must be at least 1"),
+        ("train.batch_size", 0, "train.batch_size=0: must be at least 1"),
+        ("train.learning_rate", 0.0, "train.learning_rate=0.0: must be a positive"),
+        ("train.learning_rate", float("nan"), "train.learning_rate=nan: must be a positive"),
+        ("train.final_learning_rate", float("inf"), "train.final_learning_rate=inf"),
+        ("train.momentum", 1.0, "train.momentum=1.0: must be in [0, 1)"),
+        ("train.weight_decay", -0.1, "train.weight_decay=-0.1"),
+        ("image.size", 4, "image.size=4"),
+        ("image.crop_padding", 33, "image.crop_padding=33: must be in 0..32"),
+        ("image.std", (0.2, 0.0, 0.2), "image.std=(0.2, 0.0, 0.2)"),
+        ("model.backbone", "resnet19", "resnet19"),
+        ("model.options.stem", "big", "stem"),
+        ("method_options.hoc.ce_weight", 1.5, "method_options.hoc.ce_weight=1.5: must be in"),
+        ("method_options.hoc.mu", float("nan"), "method_options.hoc.mu=nan: must be a finite"),
+        ("stream.initial_classes", 0, "stream.initial_classes=0: must be at least 1"),
+        ("stream.increment", 0, "stream.increment=0: must be at least 1"),
+        ("stream.limit_per_class", -2, "stream.limit_per_class=-2"),
+        ("replacements.tasks", (2, 0, 4), "replacements.tasks=(2, 0, 4): must be 0-based tasks in"),
+        ("replacements.tasks", (0, 2), "replacements.classes=(60, 120, 240): must name one model"),
+        ("replacements.checkpoints", ("a",), "replacements.checkpoints=('a',): must name one"),
+        ("replacements.classes", (60, 120, 999), "replacements.recipe.classes=999"),
+        ("replacements.recipe.train.epochs", 0, "replacements.recipe.train.epochs=0"),
+        ("image.size", 28, "replacements.recipe.image.size=32: must equal image.size=28"),
+        ("replacements.recipe.num_classes", 400, "replacements.recipe.num_classes=400: must eq"),
+        ("measures", ("recall",), "measures=('recall',): must be one or more of identification"),
+        ("measures", (), "measures=()"),
+        ("evaluations", {}, "evaluations: there is none"),
+    ],
+)
+def test_refusal_names_field_value_and_remedy(field, value, message):
+    c = config.default()
+    set_field(c, field, value)
+    with pytest.raises(ConfigError) as error:
+        config.validate(c)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_stream_and_external_classes_may_not_share_slots():
+    c = config.default()
+    config.check_stream(c, num_stream_classes=80, num_tasks=5)  # 80 + 240 = 320, none to spare
+    with pytest.raises(ConfigError, match="81 stream and 240 external classes; at least 321"):
+        config.check_stream(c, num_stream_classes=81, num_tasks=5)
+
+
+def test_replacement_beyond_the_last_task():
+    c = config.default()
+    with pytest.raises(ConfigError, match=r"replacements.tasks=\(0, 2, 4\): the stream has 4"):
+        config.check_stream(c, num_stream_classes=52, num_tasks=4)
+
+
+def test_the_recipe_follows_the_runs_simplex():
+    c = config.default()
+    c.num_classes = 400
+    assert c.replacements.recipe.num_classes == 400
+    config.validate(c)
+
+
+def test_differences_are_named_with_both_values():
+    first = {"a": 1, "train": {"epochs": 2, "rate": 0.5}, "only": [1]}
+    second = {"a": 1, "train": {"epochs": 3, "rate": 0.5}}
+    assert config.differences(first, first) == []
+    assert config.differences(first, second) == [
+        "only: [1] there, None here",
+        "train.epochs: 2 there, 3 here",
+    ]
+
+
+def test_numpy_is_no_part_of_a_configuration():
+    """What a run writes to config.json must be JSON."""
+
+    def leaves(value):
+        if isinstance(value, dict):
+            for part in value.values():
+                yield from leaves(part)
+        else:
+            yield value
+
+    for leaf in leaves(config.default().to_dict()):
+        assert not isinstance(leaf, np.ndarray | np.generic)
