@@ -40,7 +40,6 @@ def run(main: Callable[[list[str]], None]) -> None:
         try:
             remaining = flags.FLAGS(argv)
             if "config" in flags.FLAGS:
-                if "config" in flags.FLAGS:
                 _ = flags.FLAGS.config.name  # a file that failed to load fails when it is used
             return remaining
         except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
