@@ -29,6 +29,7 @@ from iamcl2r_jax.evaluation import (
     embed,
     summarize,
 )
+from iamcl2r_jax.parallel import batch_sharding
 from iamcl2r_jax.pretraining import ExternalModel, image_options
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.runtime import Clock
@@ -168,6 +169,7 @@ class ProgramsBySpec(dict):
             batch_size=config.train.batch_size,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
+            batch_sharding=batch_sharding(config.train.batch_size),
         )
         return Programs(training.CompiledEpoch(program), FeatureExtractor(model, options))
 
