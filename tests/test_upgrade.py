@@ -19,7 +19,13 @@ from iamcl2r_jax.upgrade import Split
 NUM_CLASSES = 33  # as many features as the trunk has
 SPEC = checkpoints.model_spec("resnet18", NUM_CLASSES - 1, {"width": 4, "stem": "imagenet"})
 IMAGE = {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-RECORD = {"kind": "external", "model": SPEC, "num_classes": NUM_CLASSES, "image": IMAGE}
+RECORD = {
+    "kind": "external",
+    "model": SPEC,
+    "num_classes": NUM_CLASSES,
+    "image": IMAGE,
+    "slots": [0, 0],
+}
 
 
 def write_images(root, rng, classes, per_class):
