@@ -2,20 +2,27 @@
 
 import copy
 import json
+import pathlib
+import shlex
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from PIL import Image
 
 from iamcl2r_jax import checkpoints, compatibility, retrieval, simplex, training, upgrade
 from iamcl2r_jax.checkpoints import CheckpointError
-from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.config import ConfigError, validate
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.evaluation import FeatureExtractor
 from iamcl2r_jax.upgrade import Split
 
+ROOT = pathlib.Path(__file__).parents[1]
 NUM_CLASSES = 33  # as many features as the trunk has
 SPEC = checkpoints.model_spec("resnet18", NUM_CLASSES - 1, {"width": 4, "stem": "imagenet"})
 IMAGE = {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
@@ -291,3 +298,51 @@ def test_features_that_are_not_finite_are_refused(place, models, tmp_path):
     checkpoints.save(diverged, variables, RECORD)
     with pytest.raises(CheckpointError, match="diverged: its features are not all finite"):
         compare(place, models["old"], diverged)
+
+
+def commands_of_the_page():
+    page = (ROOT / "docs" / "upgrade.md").read_text()
+    return [shlex.split(line) for line in page.splitlines() if line.startswith("    python launch")]
+
+
+def test_the_page_names_programs_and_flags_that_exist():
+    commands = commands_of_the_page()
+    assert len(commands) == 5
+    for _, program, *args in commands:
+        source = (ROOT / program).read_text()
+        for flag in (arg.removeprefix("--").partition("=")[0] for arg in args):
+            assert f'"{flag.partition(".")[0]}"' in source
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_the_training_command_of_the_page_is_a_valid_configuration(place, tmp_path, monkeypatch):
+    (command,) = (c for c in commands_of_the_page() if c[1] == "launch/main.py")
+    monkeypatch.chdir(tmp_path)
+    for split, source in (("train", "gallery"), ("test", "query")):
+        (tmp_path / "shop").mkdir(exist_ok=True)
+        (tmp_path / "shop" / split).symlink_to(place / "shop" / source)
+    args = [arg.replace("configs/", f"{ROOT}/configs/") for arg in command[1:]]
+    monkeypatch.setattr(sys, "argv", args)  # where ml_collections looks for --config.FIELD
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(args)
+    validate(values.config)
+    assert values.config.name == "folder-shop"
+    assert values.config.replacements.checkpoints == ("models/old",)
+
+
+def test_the_gate_command_of_the_page(place):
+    """As a deployment script starts it, but with the models the other way round."""
+    command = next(c for c in commands_of_the_page() if any("--models" in arg for arg in c))
+    args = [*command[2:], "--models=models/new,models/old"]  # a flag's last value holds
+    ended = subprocess.run(
+        [sys.executable, ROOT / command[1], *args],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert "1 of 1 upgrades not compatible" in ended.stdout
+    saved = json.loads((place / "evaluation.json").read_text())
+    assert [model["path"] for model in saved["models"]] == ["models/new", "models/old"]
