@@ -101,24 +101,32 @@ def compare(place, *paths, **options):
     return upgrade.compare(paths, *splits(place / "shop"), **options)
 
 
+def identification_hits(evaluation, query_path, gallery_path):
+    """Whether each query is identified, by features computed here."""
+
+    def features(path, images):
+        image = checkpoints.load_record(path)["image"]
+        module = checkpoints.create_model(SPEC)
+        variables = checkpoints.load(path, training.expected_variables(module, 16))
+        mean, std = (np.reshape(image[name], (1, 1, 1, 3)) for name in ("mean", "std"))
+        pixels = (images / 255 - mean) / std
+        return np.asarray(jax.jit(module.apply)(variables, pixels.astype(np.float32)))
+
+    return retrieval.identification_hits(
+        features(gallery_path, evaluation.gallery.images),
+        evaluation.gallery.labels,
+        features(query_path, evaluation.query.images),
+        evaluation.query.labels,
+    )
+
+
 def test_figures_of_an_upgrade(place, models):
     """Every figure against retrieval measures of features computed here."""
     results = compare(place, models["old"], models["new"])
     evaluation = upgrade.load_evaluation(*splits(place / "shop"), 16, None)
-    module = checkpoints.create_model(SPEC)
-
-    def features(name, images):
-        pixels = (images / 255 - 0.5) / 0.25
-        variables = checkpoints.load(models[name], training.expected_variables(module, 16))
-        return np.asarray(jax.jit(module.apply)(variables, pixels.astype(np.float32)))
 
     def hits(query, gallery):
-        return retrieval.identification_hits(
-            features(gallery, evaluation.gallery.images),
-            evaluation.gallery.labels,
-            features(query, evaluation.query.images),
-            evaluation.query.labels,
-        )
+        return identification_hits(evaluation, models[query], models[gallery])
 
     old, cross, new = hits("old", "old"), hits("new", "old"), hits("new", "new")
     matrix = [[old.mean(), None], [cross.mean(), new.mean()]]
@@ -206,7 +214,7 @@ def test_gallery_and_queries_from_two_data_sets_are_matched_by_class_name(place,
     assert upgrade.compare(paths, *apart)["matrix"] == together["matrix"]
 
     (tmp_path / "gallery" / "gallery").unlink()
-    for name in ("bag", "hat", "shoe"):
+    for name in ("hat", "ring", "shoe"):
         target = tmp_path / "gallery" / "gallery" / name
         target.parent.mkdir(exist_ok=True)
         target.symlink_to(place / "shop" / "gallery" / name)
@@ -216,15 +224,17 @@ def test_gallery_and_queries_from_two_data_sets_are_matched_by_class_name(place,
 
 
 def test_models_may_take_images_of_different_size_and_normalisation(place, models, tmp_path):
-    """The other model's pixels are normalised by its own mean and deviation."""
+    """Each model's pixels are normalised by its own mean and deviation."""
     expected = training.expected_variables(checkpoints.create_model(SPEC), 16)
     variables = checkpoints.load(models["new"], expected)
-    # The first convolution of the other model undoes that its pixels are half as large.
-    variables["params"]["conv1"]["kernel"] = variables["params"]["conv1"]["kernel"] * 2
     other = str(tmp_path / "other")
-    checkpoints.save(other, variables, RECORD | {"image": IMAGE | {"std": [0.5, 0.5, 0.5]}})
+    image = IMAGE | {"mean": [1.0, 0.0, 0.5], "std": [0.1, 0.3, 0.6]}
+    checkpoints.save(other, variables, RECORD | {"image": image})
     matrix = compare(place, models["new"], other)["matrix"]
-    assert matrix[0][0] == matrix[1][0] == matrix[1][1]
+    evaluation = upgrade.load_evaluation(*splits(place / "shop"), 16, None)
+    assert matrix[1][1] == identification_hits(evaluation, other, other).mean()
+    assert matrix[1][0] == identification_hits(evaluation, other, models["new"]).mean()
+    assert len({matrix[0][0], matrix[1][0], matrix[1][1]}) == 3  # the mean matters here
 
     larger = str(tmp_path / "larger")
     checkpoints.save(larger, variables, RECORD | {"image": IMAGE | {"size": 24}})
