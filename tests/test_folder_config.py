@@ -13,9 +13,6 @@ from iamcl2r_jax.config import check_stream, validate
 from iamcl2r_jax.config_args import ConfigArgError, Free
 from iamcl2r_jax.data.sources import DataError
 
-# ml_collections loads config files by a method that Python has deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
-
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "folder.py"
 
 

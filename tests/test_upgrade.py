@@ -324,7 +324,6 @@ def test_the_page_names_programs_and_flags_that_exist():
             assert f'"{flag.partition(".")[0]}"' in source
 
 
-@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_the_training_command_of_the_page_is_a_valid_configuration(place, tmp_path, monkeypatch):
     (command,) = (c for c in commands_of_the_page() if c[1] == "launch/main.py")
     monkeypatch.chdir(tmp_path)
