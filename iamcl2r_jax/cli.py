@@ -18,8 +18,8 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Parses the flags and calls `main`.
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Parses the flags and calls `main`; what it returns is the exit status, None being 0.
 
     What the user can mend is one line on standard error and exit status 2 for bad input, 1 for a
     run that failed; everything else keeps its traceback.
@@ -30,11 +30,11 @@ def run(main: Callable[[list[str]], None]) -> None:
         if _CACHE.value:
             runtime.enable_compilation_cache(_CACHE.value)
         try:
-            main(argv)
+            return main(argv)
         except (ConfigError, DataError, CheckpointError) as error:
-            _fail(error, 2)
+            return _fail(error, 2)
         except DivergenceError as error:
-            _fail(error, 1)
+            return _fail(error, 1)
 
     def parse(argv):
         try:

@@ -13,13 +13,20 @@ from iamcl2r_jax.progress import Reporter
 
 def stream_size(config: ConfigDict) -> tuple[int, int]:
     """Number of stream classes and of tasks, before any image is loaded."""
-    described = sources.describe(config.stream.dataset, data_dir=config.data_dir or None)
-    num_classes = len(described.class_names)
+    num_classes = len(_stream_classes(config))
     try:
         tasks = split_tasks(num_classes, config.stream.initial_classes, config.stream.increment)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return num_classes, len(tasks)
+
+
+def _stream_classes(config: ConfigDict) -> tuple[str, ...]:
+    """Names of the classes with training images; a folder may hold others in its other splits."""
+    stream = config.stream
+    return sources.describe(
+        stream.dataset, stream.train_split, data_dir=config.data_dir or None
+    ).class_names
 
 
 def external_models(config: ConfigDict, reporter: Reporter) -> dict[int, ExternalModel]:
@@ -61,9 +68,17 @@ def load_stream(config: ConfigDict) -> Stream:
     """The stream that the configuration describes, in memory."""
     options = {"image_size": config.image.size, "data_dir": config.data_dir or None}
     stream = config.stream
+    train, test = (
+        sources.load(stream.dataset, split, **options)
+        for split in (stream.train_split, stream.test_split)
+    )
+    classes = _stream_classes(config)
+    if len(classes) < len(train.class_names):
+        kept = [train.class_names.index(name) for name in classes]
+        train, test = (sources.select_classes(images, kept) for images in (train, test))
     return build_stream(
-        sources.load(stream.dataset, stream.train_split, **options),
-        sources.load(stream.dataset, stream.test_split, **options),
+        train,
+        test,
         initial_classes=stream.initial_classes,
         increment=stream.increment,
         limit_per_class=stream.limit_per_class or None,

@@ -30,7 +30,7 @@ from iamcl2r_jax.evaluation import (
     summarize,
 )
 from iamcl2r_jax.parallel import batch_sharding
-from iamcl2r_jax.pretraining import ExternalModel, image_options
+from iamcl2r_jax.pretraining import ExternalModel, image_options, image_spec
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.runtime import Clock
 
@@ -222,6 +222,7 @@ def train_stream(
             "task": task,
             "model": model.spec,
             "num_classes": config.num_classes,
+            "image": image_spec(config.image),
             "replaced_by": external[task].path if task in external else None,
             "memory": memory.tolist(),
             "task_accuracy": accuracy,

@@ -1,4 +1,4 @@
-"""The results of a run, for a person."""
+"""The results of a run or of a comparison of models, for a person."""
 
 import os
 
@@ -13,18 +13,9 @@ from iamcl2r_jax import compatibility
 def print_results(results: dict, workdir: str, console: Console | None = None) -> None:
     """Prints the compatibility matrices, AC and AA, and where the results are."""
     console = console or Console(highlight=False)
-    for name, evaluation in results["evaluations"].items():
-        console.print()
-        console.print(_matrix_table(name, evaluation, results["replacements"]))
-        console.print(
-            f"{name}: AC {evaluation['ac']:.3f}   AA {evaluation['aa']:.2f} %   "
-            + "   ".join(
-                f"{reference.replace('_', ' ')} model alone {value:.2f} %"
-                for reference, value in results["references"][name].items()
-            ),
-            soft_wrap=True,
-        )
-    console.print()
+    print_evaluations(
+        results["evaluations"], results["replacements"], console, results["references"]
+    )
     accuracies = "  ".join(f"{accuracy:.1%}" for accuracy in results["task_accuracy"])
     console.print(f"accuracy on the classes seen so far, after each task: {accuracies}")
     seconds = results["seconds"]
@@ -32,17 +23,88 @@ def print_results(results: dict, workdir: str, console: Console | None = None) -
     console.print(f"results: {os.path.join(workdir, 'results.json')}", soft_wrap=True)
 
 
-def _matrix_table(name: str, evaluation: dict, replacements: list[int]) -> Table:
+def print_evaluations(
+    evaluations: dict,
+    replacements: list[int],
+    console: Console,
+    references: dict[str, dict[str, float]] | None = None,
+) -> None:
+    """Prints the compatibility matrices of a run, with AC, AA and what reference models reach."""
+    for name, evaluation in evaluations.items():
+        _print_matrix(console, name, evaluation, replacements)
+        figures = [f"{name}: AC {evaluation['ac']:.3f}", f"AA {evaluation['aa']:.2f} %"] + [
+            f"{reference.replace('_', ' ')} model alone {value:.2f} %"
+            for reference, value in (references or {}).get(name, {}).items()
+        ]
+        _print_line(console, "   ".join(figures))
+    console.print()
+
+
+def print_upgrades(results: dict, console: Console) -> None:
+    """Prints the matrix of the compared models and what is to be said of each upgrade."""
+    console.print()
+    for number, model in enumerate(results["models"], start=1):
+        _print_line(console, f"model {number}: {model['path']} ({model['backbone']})")
+    for role in ("gallery", "query"):
+        said = "{}: split {split} of {dataset}, {images:,} images of {classes} classes"
+        _print_line(console, said.format(role, **results[role]))
+    if results["queries_without_class"]:
+        _print_line(
+            console,
+            f"{results['queries_without_class']:,} queries are of classes that the gallery lacks; "
+            "they count as wrong",
+        )
+    _print_matrix(console, "matrix", results, [], header="model")
+    _print_line(console, f"AC {results['ac']:.3f}   AA {results['aa']:.2f} %")
+    _print_line(
+        console,
+        "\nupgrades, in percentage points, with "
+        f"{100 * results['confidence']:.0f} % intervals over the queries",
+    )
+    console.print(_upgrade_table(results["upgrades"]))
+    _print_line(
+        console,
+        "gain: new queries in place of old ones, on the old gallery\n"
+        "re-indexing: what embedding the gallery anew would add to that",
+    )
+    wrong = sum(not upgrade["compatible"] for upgrade in results["upgrades"])
+    count = f"{wrong} of {len(results['upgrades'])} upgrades not compatible"
+    _print_line(console, count if wrong else "every upgrade is compatible")
+
+
+def _upgrade_table(upgrades: list[dict]) -> Table:
+    table = Table("old → new", "compatible")
+    table.add_column("gain", justify="right")
+    table.add_column("re-indexing", justify="right")
+    for upgrade in upgrades:
+        table.add_row(
+            f"{upgrade['old'] + 1} → {upgrade['new'] + 1}",
+            Text("yes") if upgrade["compatible"] else Text("✗ no", style="red"),
+            _points(upgrade["gain"], upgrade["gain_interval"]),
+            _points(upgrade["reindexing_gain"], upgrade["reindexing_interval"]),
+        )
+    return table
+
+
+def _points(value: float, interval: list[float]) -> Text:
+    low, high = (100 * end for end in interval)
+    return Text(f"{100 * value:+.1f} [{low:+.1f}, {high:+.1f}]")
+
+
+def _print_line(console: Console, text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
+
+
+def _print_matrix(
+    console: Console,
+    name: str,
+    evaluation: dict,
+    replacements: list[int],
+    header: str = "task",
+) -> None:
     matrix = np.asarray(evaluation["matrix"], float)
     compatible = compatibility.is_compatible(matrix)
-    table = Table(
-        title=f"{name}, {evaluation['measure'].replace('_', ' ')}, %: "
-        "query model (row) against gallery of an earlier model (column)",
-        caption="* model replaced at this task   ✗ not above the old model on its own gallery",
-        title_justify="left",
-        caption_justify="left",
-    )
-    table.add_column("task")
+    table = Table(header)
     for task in range(len(matrix)):
         table.add_column(_task(task, replacements), justify="right")
     for task, row in enumerate(matrix):
@@ -51,7 +113,15 @@ def _matrix_table(name: str, evaluation: dict, replacements: list[int]) -> Table
             for k, value in enumerate(row[: task + 1])
         ]
         table.add_row(_task(task, replacements), *cells)
-    return table
+    # As a title, it would be broken to the width of a small table.
+    _print_line(
+        console,
+        f"\n{name}, {evaluation['measure'].replace('_', ' ')}, %: "
+        "query model (row) against gallery of an earlier model (column)",
+    )
+    console.print(table)
+    replaced = "* model replaced at this task   " if replacements else ""
+    _print_line(console, f"{replaced}✗ not above the old model on its own gallery")
 
 
 def _task(task: int, replacements: list[int]) -> str:

@@ -70,11 +70,12 @@ class Description:
     splits: tuple[str, ...]
 
 
-def describe(name: str, *, data_dir: str | None = None) -> Description:
+def describe(name: str, split: str | None = None, *, data_dir: str | None = None) -> Description:
     """Class and split names of a data set, without preparing it or decoding an image.
 
     Args:
         name: TFDS name or `folder:DIR`.
+        split: folder sets only: name only the classes that this split has, not those of all splits.
         data_dir: TFDS directory; None for TFDS's default.
 
     Returns:
@@ -85,7 +86,7 @@ def describe(name: str, *, data_dir: str | None = None) -> Description:
     """
     if name.startswith(FOLDER_PREFIX):
         root = _folder_root(name)
-        return Description(_folder_classes(name, root), _folder_splits(name, root))
+        return Description(_folder_classes(name, root, split), _folder_splits(name, root))
     builder = _builder(name, data_dir)
     _, label_key = _keys(name, builder)
     class_names = tuple(builder.info.features[label_key].names)
@@ -404,15 +405,18 @@ def _folder_splits(name: str, root: pathlib.Path) -> tuple[str, ...]:
     return splits
 
 
-def _folder_classes(name: str, root: pathlib.Path) -> tuple[str, ...]:
-    """Classes of all splits together, sorted, so that a label means the same in each."""
+def _folder_classes(name: str, root: pathlib.Path, split: str | None = None) -> tuple[str, ...]:
+    """Classes of all splits together, sorted, so that a label means the same in each; or of one."""
+    splits = _folder_splits(name, root)
+    if split is not None and split not in splits:
+        raise _no_such_split(name, split, splits)
     classes = {
-        p.name for split in _folder_splits(name, root) for p in _visible(root / split) if p.is_dir()
+        p.name for s in ([split] if split else splits) for p in _visible(root / s) if p.is_dir()
     }
     if not classes:
         raise DataError(
-            f"data set {name!r} has no classes; each split must hold one directory "
-            "per class, DIR/<split>/<class>/<image file>"
+            f"data set {name!r} has no classes{f' in split {split!r}' if split else ''}; each "
+            "split must hold one directory per class, DIR/<split>/<class>/<image file>"
         )
     return tuple(sorted(classes))
 

@@ -1,0 +1,357 @@
+"""The decision whether a new model may replace an old one, on models whose answer is known."""
+
+import copy
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from PIL import Image
+
+from iamcl2r_jax import checkpoints, compatibility, retrieval, simplex, training, upgrade
+from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax.config import ConfigError, validate
+from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.data.sources import DataError
+from iamcl2r_jax.evaluation import FeatureExtractor
+from iamcl2r_jax.upgrade import Split
+
+ROOT = pathlib.Path(__file__).parents[1]
+NUM_CLASSES = 33  # as many features as the trunk has
+SPEC = checkpoints.model_spec("resnet18", NUM_CLASSES - 1, {"width": 4, "stem": "imagenet"})
+IMAGE = {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+RECORD = {
+    "kind": "external",
+    "model": SPEC,
+    "num_classes": NUM_CLASSES,
+    "image": IMAGE,
+    "slots": [0, 0],
+}
+
+
+def write_images(root, rng, classes, per_class):
+    """Coloured noise, one colour a class; the same brightness noise for all pixels of an image."""
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        colour = 60 + 120 * np.array([label & 1, label >> 1 & 1, label >> 2 & 1])
+        for i in range(per_class):
+            noise = rng.normal(0, 20, (16, 16, 3)) + rng.normal(0, 20)
+            pixels = np.clip(colour + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A directory with images in shop/ and two models in models/.
+
+    The new model maps each class near its vertex. The old one adds a direction in which the images
+    of a class differ and their mean is zero: it spoils the old model's queries, while the class
+    means of its gallery stay where the new model expects them.
+    """
+    place = tmp_path_factory.mktemp("place")
+    rng = np.random.default_rng(0)
+    for split, per_class in (("gallery", 12), ("query", 10)):
+        write_images(place / "shop" / split, rng, ["bag", "hat", "ring", "shoe"], per_class)
+
+    module = checkpoints.create_model(SPEC)
+    expected = training.expected_variables(module, 16)
+    variables = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: random_leaf(rng, path[-1].key, leaf.shape), expected
+    )
+    kernel = variables["params"]["projection"]["kernel"]
+    kernel[:] = np.eye(NUM_CLASSES - 1)  # so that these are the trunk's features
+    loaded = upgrade.load_evaluation(*splits(place / "shop"), 16, None).gallery
+    options = ImageOptions(tuple(IMAGE["mean"]), tuple(IMAGE["std"]), 0, False)
+    trunk = FeatureExtractor(module, options)(variables, loaded.images)
+    targets = simplex.dsimplex(NUM_CLASSES)[loaded.labels]
+    kernel[:] = np.linalg.lstsq(trunk, targets, rcond=1e-3)[0]
+    checkpoints.save(str(place / "models" / "new"), copy.deepcopy(variables), RECORD)
+
+    means = np.stack([trunk[loaded.labels == label].mean(axis=0) for label in range(4)])
+    within = trunk - means[loaded.labels]
+    within -= within @ np.linalg.pinv(means) @ means
+    spread = np.linalg.svd(within)[2][0]
+    kernel += np.outer(spread, targets[0] - targets[-1]) * (3 / np.std(within @ spread))
+    checkpoints.save(str(place / "models" / "old"), variables, RECORD)
+    return place
+
+
+def random_leaf(rng, name, shape):
+    if name == "kernel":
+        return rng.normal(0, np.sqrt(2 / np.prod(shape[:-1])), shape).astype(np.float32)
+    return (np.ones if name in ("scale", "var") else np.zeros)(shape, np.float32)
+
+
+def splits(shop):
+    return Split(f"folder:{shop}", "gallery"), Split(f"folder:{shop}", "query")
+
+
+@pytest.fixture
+def models(place):
+    return {name: str(place / "models" / name) for name in ("old", "new")}
+
+
+def compare(place, *paths, **options):
+    return upgrade.compare(paths, *splits(place / "shop"), **options)
+
+
+def identification_hits(evaluation, query_path, gallery_path):
+    """Whether each query is identified, by features computed here."""
+
+    def features(path, images):
+        image = checkpoints.load_record(path)["image"]
+        module = checkpoints.create_model(SPEC)
+        variables = checkpoints.load(path, training.expected_variables(module, 16))
+        mean, std = (np.reshape(image[name], (1, 1, 1, 3)) for name in ("mean", "std"))
+        pixels = (images / 255 - mean) / std
+        return np.asarray(jax.jit(module.apply)(variables, pixels.astype(np.float32)))
+
+    return retrieval.identification_hits(
+        features(gallery_path, evaluation.gallery.images),
+        evaluation.gallery.labels,
+        features(query_path, evaluation.query.images),
+        evaluation.query.labels,
+    )
+
+
+def test_figures_of_an_upgrade(place, models):
+    """Every figure against retrieval measures of features computed here."""
+    results = compare(place, models["old"], models["new"])
+    evaluation = upgrade.load_evaluation(*splits(place / "shop"), 16, None)
+
+    def hits(query, gallery):
+        return identification_hits(evaluation, models[query], models[gallery])
+
+    old, cross, new = hits("old", "old"), hits("new", "old"), hits("new", "new")
+    matrix = [[old.mean(), None], [cross.mean(), new.mean()]]
+    assert results["matrix"] == matrix
+    assert results["ac"] == compatibility.average_compatibility(matrix) == 1
+    assert results["aa"] == pytest.approx(compatibility.average_accuracy(matrix))
+    assert results["compatible"] is True
+    assert results["feature_passes"] == 2
+    (only,) = results["upgrades"]
+    assert (only["old"], only["new"], only["compatible"]) == (0, 1, True)
+    assert only["gain"] == pytest.approx(cross.mean() - old.mean())
+    assert only["gain"] > 0.2  # as the old model was made
+    assert only["gain_interval"] == upgrade.paired_interval(cross, old, 0)
+    assert 0 < only["gain_interval"][0] < only["gain"] < only["gain_interval"][1] < 1
+    assert only["reindexing_gain"] == pytest.approx(new.mean() - cross.mean())
+    assert only["reindexing_interval"] == upgrade.paired_interval(new, cross, 0)
+    described = {"dataset": f"folder:{place / 'shop'}", "split": "query"}
+    assert results["query"] == described | {"images": 40, "classes": 4}
+
+
+def test_each_measure_is_that_of_the_compatibility_matrix(place, models):
+    rng = np.random.default_rng(1)
+    sets = rng.normal(size=(9, 5)), np.arange(9) % 3, rng.normal(size=(7, 5)), np.arange(7) % 3
+    assert upgrade.PER_QUERY.keys() == retrieval.MEASURES.keys()
+    for name, per_query in upgrade.PER_QUERY.items():
+        values = per_query(*sets)
+        assert values.shape == (7,)
+        assert values.mean() == retrieval.MEASURES[name](*sets)
+    results = compare(place, models["old"], models["new"], measure="recall_at_1")
+    assert results["measure"] == "recall_at_1"
+
+
+def test_exit_status_and_what_is_printed_and_saved(place, models, tmp_path, capsys):
+    """The gate both ways; and a tie, a model with itself, is no gain."""
+
+    def gate(*paths):
+        output = tmp_path / "out" / "evaluation.json"
+        status = upgrade.main(None, paths, *splits(place / "shop"), output=str(output))
+        return status, json.loads(output.read_text()), capsys.readouterr().out
+
+    status, saved, printed = gate(models["old"], models["new"])
+    assert (status, saved["compatible"]) == (0, True)
+    assert "every upgrade is compatible" in printed
+    gain = 100 * saved["upgrades"][0]["gain"]
+    low, high = (100 * end for end in saved["upgrades"][0]["gain_interval"])
+    assert f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]" in printed
+
+    status, saved, printed = gate(models["new"], models["old"])
+    assert (status, saved["compatible"]) == (3, False)
+    assert saved["upgrades"][0]["gain_interval"][1] < 0
+    assert "1 of 1 upgrades not compatible" in printed
+
+    status, saved, _ = gate(models["new"], models["new"])
+    assert status == 3
+    assert saved["upgrades"][0]["gain_interval"] == [0, 0]
+
+    status, saved, printed = gate(models["old"], models["new"], models["old"])
+    assert status == 3
+    assert [(u["old"], u["new"]) for u in saved["upgrades"]] == [(0, 1), (0, 2), (1, 2)]
+    assert [u["compatible"] for u in saved["upgrades"]] == [True, False, False]
+    assert "2 of 3 upgrades not compatible" in printed
+
+
+def test_interval_against_the_exact_distribution():
+    """Of 12 queries, 7 are won, 1 is lost; the sum of 12 draws has a known distribution."""
+    first = np.array([1] * 7 + [0] + [1, 1, 0, 0], bool)
+    second = np.array([0] * 7 + [1] + [1, 1, 0, 0], bool)
+    one_draw = np.array([1, 4, 7]) / 12  # of -1, 0, 1
+    total = np.ones(1)
+    for _ in range(12):
+        total = np.convolve(total, one_draw)
+    ends = [(np.searchsorted(np.cumsum(total), p) - 12) / 12 for p in (0.025, 0.975)]
+    assert upgrade.paired_interval(first, second, seed=0) == pytest.approx(ends)
+    assert upgrade.paired_interval(first, second, 0) == upgrade.paired_interval(first, second, 0)
+
+
+def test_gallery_and_queries_from_two_data_sets_are_matched_by_class_name(place, models, tmp_path):
+    """A class more in one of them, which moves the labels, changes nothing but what it adds."""
+    together = compare(place, models["old"], models["new"])
+    for split in ("gallery", "query"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / split).symlink_to(place / "shop" / split)
+    apart = [Split(f"folder:{tmp_path / split}", split) for split in ("gallery", "query")]
+    paths = list(models.values())
+    assert upgrade.compare(paths, *apart)["matrix"] == together["matrix"]
+
+    (tmp_path / "gallery" / "gallery").unlink()
+    for name in ("hat", "ring", "shoe"):
+        target = tmp_path / "gallery" / "gallery" / name
+        target.parent.mkdir(exist_ok=True)
+        target.symlink_to(place / "shop" / "gallery" / name)
+    lacking = upgrade.compare(paths, *apart)
+    assert lacking["queries_without_class"] == 10
+    assert 0.6 < lacking["matrix"][1][1] <= 0.75  # a quarter cannot be found
+
+
+def test_models_may_take_images_of_different_size_and_normalisation(place, models, tmp_path):
+    """Each model's pixels are normalised by its own mean and deviation."""
+    expected = training.expected_variables(checkpoints.create_model(SPEC), 16)
+    variables = checkpoints.load(models["new"], expected)
+    other = str(tmp_path / "other")
+    image = IMAGE | {"mean": [1.0, 0.0, 0.5], "std": [0.1, 0.3, 0.6]}
+    checkpoints.save(other, variables, RECORD | {"image": image})
+    matrix = compare(place, models["new"], other)["matrix"]
+    evaluation = upgrade.load_evaluation(*splits(place / "shop"), 16, None)
+    assert matrix[1][1] == identification_hits(evaluation, other, other).mean()
+    assert matrix[1][0] == identification_hits(evaluation, other, models["new"]).mean()
+    assert len({matrix[0][0], matrix[1][0], matrix[1][1]}) == 3  # the mean matters here
+
+    larger = str(tmp_path / "larger")
+    checkpoints.save(larger, variables, RECORD | {"image": IMAGE | {"size": 24}})
+    results = compare(place, models["new"], larger)
+    assert results["models"][1]["image"]["size"] == 24
+    assert results["matrix"][0][0] == matrix[0][0]
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (
+            {"num_classes": 8, "model": SPEC | {"num_features": 7}},
+            "has K=8 and features of width 7, but .* has K=33 and features of width 32",
+        ),
+        ({"num_classes": 40}, "has K=40 and features of width 32, but"),
+        ({"image": None}, "does not say its image"),
+    ],
+)
+def test_models_that_cannot_be_compared_are_refused_before_any_image(
+    record, message, models, tmp_path
+):
+    other = str(tmp_path / "other")
+    record = {name: value for name, value in (RECORD | record).items() if value is not None}
+    checkpoints.save(other, {"params": {"none": np.zeros(1)}}, record)
+    nowhere = Split("folder:nowhere", "gallery")
+    with pytest.raises(CheckpointError, match=message) as error:
+        upgrade.compare([models["old"], other], nowhere, nowhere)
+    assert "\n" not in str(error.value)
+
+
+def test_bad_input_is_refused(place, models, tmp_path):
+    gallery, query = splits(place / "shop")
+    both = list(models.values())
+    with pytest.raises(DataError, match="every query would find itself"):
+        upgrade.compare(both, gallery, gallery)
+    with pytest.raises(DataError, match="has no split 'quary'; its splits are gallery, query"):
+        upgrade.compare(both, gallery, Split(gallery.dataset, "quary"))
+    write_images(tmp_path / "query", np.random.default_rng(0), ["car"], 1)
+    with pytest.raises(DataError, match=r"no class of split 'query' .* is in the gallery"):
+        upgrade.compare(both, gallery, Split(f"folder:{tmp_path}", "query"))
+    (tmp_path / "query" / "car").rename(tmp_path / "query" / "bag")
+    with pytest.raises(DataError, match="needs two or more images"):
+        upgrade.compare(both, gallery, Split(f"folder:{tmp_path}", "query"))
+    with pytest.raises(ConfigError, match="name two or more"):
+        upgrade.compare(both[:1], gallery, query)
+    with pytest.raises(CheckpointError, match="no finished checkpoint"):
+        upgrade.compare([*both, str(tmp_path / "absent")], gallery, query)
+
+    for workdir, paths, named, message in [
+        (None, None, (gallery, query), "either workdir=DIR, a run, or models=OLD,NEW"),
+        ("run", both, (gallery, query), "either workdir=DIR, a run, or models=OLD,NEW"),
+        (None, both, (None, None), "gallery: name a data set"),
+        (None, both, (None, query), "query: name the gallery too"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            upgrade.main(workdir, paths, *named)
+    with pytest.raises(ConfigError, match=r"results\.json is what a run writes"):
+        upgrade.main("run", None, None, None, output="elsewhere/results.json")
+    with pytest.raises(CheckpointError, match="holds no run"):
+        upgrade.main(str(tmp_path), None, None, None)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        upgrade.main(None, both, gallery, query, output=str(place / "models/old/record/metadata/x"))
+
+
+def test_features_that_are_not_finite_are_refused(place, models, tmp_path):
+    expected = training.expected_variables(checkpoints.create_model(SPEC), 16)
+    variables = checkpoints.load(models["new"], expected)
+    variables["params"]["projection"]["kernel"][0] = np.nan
+    diverged = str(tmp_path / "diverged")
+    checkpoints.save(diverged, variables, RECORD)
+    with pytest.raises(CheckpointError, match="diverged: its features are not all finite"):
+        compare(place, models["old"], diverged)
+
+
+def commands_of_the_page():
+    page = (ROOT / "docs" / "upgrade.md").read_text()
+    return [shlex.split(line) for line in page.splitlines() if line.startswith("    python launch")]
+
+
+def test_the_page_names_programs_and_flags_that_exist():
+    commands = commands_of_the_page()
+    assert len(commands) == 5
+    for _, program, *args in commands:
+        source = (ROOT / program).read_text()
+        for flag in (arg.removeprefix("--").partition("=")[0] for arg in args):
+            assert f'"{flag.partition(".")[0]}"' in source
+
+
+def test_the_training_command_of_the_page_is_a_valid_configuration(place, tmp_path, monkeypatch):
+    (command,) = (c for c in commands_of_the_page() if c[1] == "launch/main.py")
+    monkeypatch.chdir(tmp_path)
+    for split, source in (("train", "gallery"), ("test", "query")):
+        (tmp_path / "shop").mkdir(exist_ok=True)
+        (tmp_path / "shop" / split).symlink_to(place / "shop" / source)
+    args = [arg.replace("configs/", f"{ROOT}/configs/") for arg in command[1:]]
+    monkeypatch.setattr(sys, "argv", args)  # where ml_collections looks for --config.FIELD
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    values(args)
+    validate(values.config)
+    assert values.config.name == "folder-shop"
+    assert values.config.replacements.checkpoints == ("models/old",)
+
+
+def test_the_gate_command_of_the_page(place):
+    """As a deployment script starts it, but with the models the other way round."""
+    command = next(c for c in commands_of_the_page() if any("--models" in arg for arg in c))
+    args = [*command[2:], "--models=models/new,models/old"]  # a flag's last value holds
+    ended = subprocess.run(
+        [sys.executable, ROOT / command[1], *args],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert "1 of 1 upgrades not compatible" in ended.stdout
+    saved = json.loads((place / "evaluation.json").read_text())
+    assert [model["path"] for model in saved["models"]] == ["models/new", "models/old"]
