@@ -23,12 +23,12 @@ from iamcl2r_jax import (
     files,
     heads,
     inputs,
-    losses,
     methods,
     runtime,
     simplex,
     training,
 )
+from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream, remember
@@ -204,14 +204,16 @@ def train_stream(
         jnp.asarray(simplex.downstream_slot(stream.train.labels, config.num_classes), jnp.int32),
     )
     method = methods.get(config.method)
-    centres = ClassCentres.none(config)
+    centres = ClassCentres.none(config.num_classes, config.num_classes - 1)
     records = task_records(workdir)
     memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
     if records:
         reporter.message(f"continuing {workdir} after task {len(records)}/{len(stream.tasks)}")
         for task in range(len(records)) if method.uses_centres else ():
             model = load_task(config, workdir, task)
-            centres = centres.with_task(config, stream, task, model, programs.of(model.spec))
+            centres = with_task_centres(
+                config, stream, task, model, programs.of(model.spec), centres
+            )
         model = load_task(config, workdir, len(records) - 1)
     else:
         model = first_model(config)
@@ -237,7 +239,9 @@ def train_stream(
         if method.uses_memory:
             memory = remember(stream, task, memory, config.memory_per_class, config.seed)
         if method.uses_centres:
-            centres = centres.with_task(config, stream, task, model, programs.of(model.spec))
+            centres = with_task_centres(
+                config, stream, task, model, programs.of(model.spec), centres
+            )
         accuracy = task_accuracy(config, stream, task, model, programs.of(model.spec))
         record = {
             "kind": "task",
@@ -309,33 +313,19 @@ def start_variables(
     return variables
 
 
-@dataclasses.dataclass(frozen=True)
-class ClassCentres:
-    """Where each class of finished tasks lies, by row of the classifier; see `methods.Classes`."""
-
-    centres: np.ndarray
-    boundaries: np.ndarray
-
-    @classmethod
-    def none(cls, config: ConfigDict) -> "ClassCentres":
-        """Before the first task."""
-        k = config.num_classes
-        return cls(np.zeros((k, k - 1), np.float32), np.zeros(k, np.float32))
-
-    def with_task(
-        self, config: ConfigDict, stream: Stream, task: int, model: Model, programs: Programs
-    ) -> "ClassCentres":
-        """Adds a task's classes: mean unit feature of the training images, smallest cosine."""
-        centres, boundaries = self.centres.copy(), self.boundaries.copy()
-        indices = stream.train_indices(task)
-        features = programs.features(model.variables, stream.train.images[indices])
-        features = np.asarray(losses.normalize(features))
-        for label in stream.tasks[task]:
-            own = features[stream.train.labels[indices] == label]
-            slot = simplex.downstream_slot(label, config.num_classes)
-            centres[slot] = own.mean(axis=0)
-            boundaries[slot] = (own @ np.asarray(losses.normalize(centres[slot]))).min()
-        return ClassCentres(centres, boundaries)
+def with_task_centres(
+    config: ConfigDict,
+    stream: Stream,
+    task: int,
+    model: Model,
+    programs: Programs,
+    centres: ClassCentres,
+) -> ClassCentres:
+    """Adds the centres of a task's classes, by the model after that task."""
+    indices = stream.train_indices(task)
+    rows = simplex.downstream_slot(stream.train.labels[indices], config.num_classes)
+    features = programs.features(model.variables, stream.train.images[indices])
+    return centres.with_classes(features, rows)
 
 
 def task_classes(

@@ -323,19 +323,27 @@ def lucir(
     return total, {"ce": softmax, "fd": fd, "ranking": ranking}
 
 
-def lce_er(inputs: LossInputs, *, scale=16.0, alignment_weight=100.0, boundary_weight=1.0):
+def lce_er(
+    inputs: LossInputs,
+    *,
+    scale=16.0,
+    angular_margin=0.1,
+    alignment_weight=100.0,
+    boundary_weight=1.0,
+):
     """L_ce + a · mean over earlier classes of ‖ŵ_y - ĉ_y‖²/D + b · mean max(b_y - cos(f, c_y), 0).
 
-    L_ce is the normalised softmax over the classes seen so far, ŵ are the unit rows of the head, ĉ
-    the unit centres of earlier classes, b_y the smallest cosine of a training feature with its
-    centre; the last mean is over samples of earlier classes, which replay provides. In the first
-    task L_ce alone. Departs from the source in that L_ce has no angular margin (there ArcFace with
-    0.1 radians), in leaving out its optional transformations between the spaces, and in centres of
-    each class by the model that first learned it, not all by one old model.
+    L_ce is the normalised softmax over the classes seen so far with ArcFace's angular margin, ŵ are
+    the unit rows of the head, ĉ the unit centres of earlier classes, b_y the smallest cosine of a
+    training feature with its centre; the last mean is over samples of earlier classes, which replay
+    provides. In the first task L_ce alone. Departs from the source in leaving out its optional
+    transformations between the spaces, and in taking the centre of each class by the model that
+    first learned it (there all by one old model): that is where galleries lie.
 
     Args:
       inputs: see `LossInputs`.
       scale: of the cosines in L_ce.
+      angular_margin: of L_ce, in radians.
       alignment_weight: a.
       boundary_weight: b.
     """
@@ -345,6 +353,7 @@ def lce_er(inputs: LossInputs, *, scale=16.0, alignment_weight=100.0, boundary_w
         inputs.rows,
         inputs.labels,
         temperature=1 / scale,
+        angular_margin=angular_margin,
         mask=classes.active,
     )
     num_rows, num_features = inputs.rows.shape

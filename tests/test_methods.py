@@ -14,7 +14,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iamcl2r_jax import checkpoints, config, heads, lifelong, methods, models, simplex, training
+from iamcl2r_jax import (
+    checkpoints,
+    config,
+    heads,
+    lifelong,
+    losses,
+    methods,
+    models,
+    simplex,
+    training,
+)
+from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.augment import ImageOptions
@@ -87,12 +98,13 @@ def naive_ce(i, rows=range(K)):
     return mean(nll(z, y, rows) for z, y in zip(i.logits, i.labels, strict=True))
 
 
-def naive_cosine_ce(i, temperature):
+def naive_cosine_ce(i, temperature, angular_margin=0.0):
     active = rows_where(i.classes.active)
-    return mean(
-        nll([cos(f, w) / temperature for w in i.rows], y, active)
-        for f, y in zip(i.features, i.labels, strict=True)
-    )
+    terms = []
+    for f, y in zip(i.features, i.labels, strict=True):
+        angles = [math.acos(cos(f, w)) + angular_margin * (k == y) for k, w in enumerate(i.rows)]
+        terms.append(nll([math.cos(angle) / temperature for angle in angles], y, active))
+    return mean(terms)
 
 
 def naive_hoc(i, *, ce_weight=0.1, mu=10.0):
@@ -176,7 +188,7 @@ def naive_lucir(
     return total + ranking_weight * mean(terms)
 
 
-def naive_lce_er(i, *, scale=16.0, alignment_weight=100.0, boundary_weight=1.0):
+def naive_lce_er(i, *, scale=16.0, angular_margin=0.1, alignment_weight=100.0, boundary_weight=1.0):
     earlier = [k for k in range(K) if i.classes.active[k] and not i.classes.new[k]]
     alignment = mean(sum((unit(i.rows[k]) - unit(i.classes.centres[k])) ** 2) / D for k in earlier)
     boundary = mean(
@@ -184,7 +196,7 @@ def naive_lce_er(i, *, scale=16.0, alignment_weight=100.0, boundary_weight=1.0):
         for f, y in zip(i.features, i.labels, strict=True)
         if y in earlier
     )
-    total = naive_cosine_ce(i, 1 / scale) + alignment_weight * alignment
+    total = naive_cosine_ce(i, 1 / scale, angular_margin) + alignment_weight * alignment
     return total + boundary_weight * boundary
 
 
@@ -209,7 +221,10 @@ NAIVE = {
             "num_negatives": 1,
         },
     ),
-    "lce_er": (naive_lce_er, {"scale": 4.0, "alignment_weight": 7.0, "boundary_weight": 2.0}),
+    "lce_er": (
+        naive_lce_er,
+        {"scale": 4.0, "angular_margin": 0.3, "alignment_weight": 7.0, "boundary_weight": 2.0},
+    ),
     "cores": (naive_ce, {}),
 }
 
@@ -365,6 +380,16 @@ def test_random_rows_are_pytorchs_default():
     assert rows.std() == pytest.approx(1 / 8 / math.sqrt(3), rel=0.02)
 
 
+def test_angular_margin_is_finite_where_directions_coincide():
+    def loss(new):
+        rows = jnp.eye(3)[:2]
+        return losses.normalized_softmax(new, rows, jnp.asarray([0, 1]), angular_margin=0.1)
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.asarray([[2.0, 0, 0], [3.0, 0, 0]]))
+    assert np.isfinite(value)
+    assert np.isfinite(gradient).all()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -478,13 +503,25 @@ def test_head_grows_and_restarts(run_of, name):
     np.testing.assert_array_equal(first[slots < 8], second[slots < 8])  # classes 4, 5 and no one's
     assert np.all(np.any(first[slots >= 8] != second[slots >= 8], axis=1))  # classes 0 to 3
     assert np.all(np.any(second != replaced, axis=1))
-    # The restart is random, and not of the external model's rows.
-    task_2 = lifelong.start_variables(
-        c, 2, dataclasses.replace(load_external(c, results), trained=True), replaced=True
-    )
-    unseen = slots < 6
-    np.testing.assert_array_equal(heads.rows_of(task_2)[unseen], replaced[unseen])
-    assert np.abs(heads.rows_of(task_2)).max() <= 1 / math.sqrt(11)
+    # The restart is random, not the external model's head, which knew other classes.
+    external = load_external(c, results)
+    assert np.all(np.any(heads.rows_of(external.variables) != replaced, axis=1))
+    start = heads.rows_of(lifelong.start_variables(c, 2, external, replaced=True))
+    np.testing.assert_array_equal(start[slots < 6], replaced[slots < 6])
+    assert np.abs(start).max() <= 1 / math.sqrt(11)
+
+
+def test_accuracy_is_among_the_classes_seen_so_far(run_of):
+    c, workdir, results = run_of("er")
+    stream = lifelong.inputs.load_stream(c)
+    model = lifelong.load_task(c, str(workdir), 0)
+    programs = lifelong.ProgramsBySpec(c).of(model.spec)
+    images = stream.test.images[stream.seen_test_indices(0)]
+    rows = heads.rows_of(model.variables).copy()
+    rows[:10] = 100 * programs.features(model.variables, images).mean(axis=0)  # wins if it may
+    loud = dataclasses.replace(model, variables=heads.attach(model.variables, rows))
+    accuracy = lifelong.task_accuracy(c, stream, 0, loud, programs)
+    assert accuracy == results["task_accuracy"][0] > 0
 
 
 def load_external(c, results):
@@ -522,23 +559,59 @@ def test_cores_trains_a_fresh_network_on_all_images_so_far(run_of):
     assert len(lifelong.task_indices(run_of("er")[0], stream, 2)) == 10
 
 
-def test_centres_are_mean_unit_features_by_the_first_model_of_a_class(run_of):
-    c, workdir, _ = run_of("cvs")
+def test_centres_are_mean_unit_features():
+    rng = np.random.default_rng(0)
+    features, more = rng.normal(size=(2, 6, 4)).astype(np.float32)
+    rows = np.asarray([3, 3, 1, 3, 1, 1])
+    first = ClassCentres.none(5, 4).with_classes(features, rows)
+    both = first.with_classes(more, np.full(6, 0))  # of another model: what is there stays
+    for row in (1, 3):
+        units = [unit(f) for f in features[rows == row]]
+        expected = np.mean(units, axis=0)
+        np.testing.assert_allclose(both.centres[row], expected, atol=1e-6)
+        smallest = min(cos(u, expected) for u in units)
+        assert both.boundaries[row] == pytest.approx(smallest, abs=1e-6)
+    np.testing.assert_allclose(both.centres[0], np.mean([unit(f) for f in more], 0), atol=1e-6)
+    assert not both.centres[[2, 4]].any()
+    assert not first.centres[0].any()
+
+
+def test_earlier_classes_have_centres_and_the_old_head_knows_the_right_rows(run_of):
+    c, workdir, results = run_of("cvs")
     stream = lifelong.inputs.load_stream(c)
-    programs = lifelong.ProgramsBySpec(c)
-    centres = lifelong.ClassCentres.none(c)
-    for task in range(2):
-        model = lifelong.load_task(c, str(workdir), task)
-        centres = centres.with_task(c, stream, task, model, programs.of(model.spec))
     model = lifelong.load_task(c, str(workdir), 0)
-    images = stream.train.images[stream.train.labels == 1]
-    features = programs.of(model.spec).features(model.variables, images)
-    expected = np.mean([unit(f) for f in features], axis=0)
-    np.testing.assert_allclose(centres.centres[10], expected, atol=1e-5)
-    cosines = [cos(f, expected) for f in features]
-    assert centres.boundaries[10] == pytest.approx(min(cosines), abs=1e-5)
-    assert not centres.centres[:8].any()  # classes not yet seen
-    assert centres.centres[8:].any(axis=1).all()
+    programs = lifelong.ProgramsBySpec(c).of(model.spec)
+    none = ClassCentres.none(12, 11)
+    centres = lifelong.with_task_centres(c, stream, 0, model, programs, none)
+    slots = np.arange(12)
+    assert (centres.centres.any(axis=1) == (slots >= 10)).all()
+
+    continued = lifelong.task_classes(c, stream, 1, model, centres)
+    np.testing.assert_array_equal(continued.earlier, slots >= 10)
+    np.testing.assert_array_equal(continued.new, (slots >= 8) & (slots < 10))
+    np.testing.assert_array_equal(continued.known, slots >= 10)
+    assert (continued.num_new, continued.num_earlier) == (2, 2)
+
+    external = load_external(c, results)
+    replaced = lifelong.task_classes(c, stream, 2, external, centres)
+    np.testing.assert_array_equal(replaced.known, slots < 3)  # its own classes, none of the stream
+    np.testing.assert_array_equal(replaced.active, slots >= 6)
+
+    scratch = lifelong.task_classes(c, stream, 0, lifelong.first_model(c), none)
+    assert not scratch.known.any()
+    assert not scratch.earlier.any()
+
+
+@pytest.mark.parametrize("name", ["bct_er", "cvs"])
+def test_from_scratch_without_external_models(folders, small_network, tmp_path, name):
+    c = small_config(folders, small_network, name)
+    c.replacements.tasks = ()
+    results = lifelong.run(c, str(tmp_path / "run"))
+    assert results["train_traces"] == 1
+    assert results["external_models"] == {}
+    first = lifelong.task_records(str(tmp_path / "run"))[0]
+    for term in {"influence", "triplet", "centre"} & first["history"][0].keys():
+        assert all(epoch[term] == 0 for epoch in first["history"])  # there is nothing old yet
 
 
 def test_external_model_with_another_head_is_refused(run_of, folders, small_network, tmp_path):
