@@ -181,11 +181,11 @@ class ProgramsBySpec(dict):
             model=model,
             old_model=model if method.uses_old_model else None,
             loss=partial(method.loss, **config.method_options[config.method]),
+            head=method.head,
             image_options=options,
             batch_size=config.train.batch_size,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
-            head=method.head,
         )
         return Programs(training.CompiledEpoch(program), FeatureExtractor(model, options))
 

@@ -167,11 +167,11 @@ class _Trainer:
                 model=model,
                 old_model=None,
                 loss=methods.get("er" if self._learnable else "simplex").loss,
+                head=config.head,
                 image_options=options,
                 batch_size=config.train.batch_size,
                 momentum=config.train.momentum,
                 weight_decay=config.train.weight_decay,
-                head=config.head,
             )
         )
         self._features = FeatureExtractor(model, options)
