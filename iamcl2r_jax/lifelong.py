@@ -39,6 +39,7 @@ from iamcl2r_jax.evaluation import (
     embed,
     summarize,
 )
+from iamcl2r_jax.parallel import batch_sharding
 from iamcl2r_jax.pretraining import ExternalModel, image_options
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.runtime import Clock
@@ -70,6 +71,7 @@ def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> d
         reporter.message(f"{workdir} holds this run, finished; nothing is run again")
         return finished
 
+    programs = ProgramsBySpec(config)
     with runtime.measure_compilation() as compilation:
         clock = Clock()
         check_stream(config, *inputs.stream_size(config))
@@ -79,7 +81,6 @@ def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> d
         external = inputs.external_models(config, reporter)
         clock.lap("pretrain")
         files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
-        programs = ProgramsBySpec(config)
         train_stream(config, stream, external, programs, workdir, reporter)
         clock.lap("train")
         figures, passes = evaluate(
@@ -115,6 +116,11 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
     """Raises `ConfigError` if the workdir holds a run with another configuration."""
     there = files.read_json(os.path.join(workdir, "config.json"))
     if there is None:
+        if checkpoints.exists(task_path(workdir, 0)):
+            raise ConfigError(
+                f"workdir={workdir} holds tasks without the config.json that tells whose they are; "
+                "choose another workdir"
+            )
         return
     differing = differences(there, files.as_json(config.to_dict()))
     if differing:
@@ -154,23 +160,31 @@ class Programs:
     features: FeatureExtractor
 
 
-class ProgramsBySpec(dict):
-    """Compiled programs by architecture, made when first asked for."""
+class ProgramsBySpec:
+    """Compiled programs by architecture, made when first asked for.
+
+    Raises:
+      ConfigError: if the devices cannot share a batch.
+    """
 
     def __init__(self, config: ConfigDict):
-        super().__init__()
         self._config = config
+        self._made: dict[str, Programs] = {}
+        try:
+            self._batch_sharding = batch_sharding(config.train.batch_size)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def of(self, spec: dict[str, Any]) -> Programs:
         """The programs for models of this architecture."""
         name = json.dumps(spec, sort_keys=True)
-        if name not in self:
-            self[name] = self._make(spec)
-        return self[name]
+        if name not in self._made:
+            self._made[name] = self._make(spec)
+        return self._made[name]
 
     def traces(self) -> int:
         """How often a train program was traced."""
-        return sum(programs.epoch.traces for programs in self.values())
+        return sum(programs.epoch.traces for programs in self._made.values())
 
     def _make(self, spec: dict[str, Any]) -> Programs:
         config = self._config
@@ -186,6 +200,7 @@ class ProgramsBySpec(dict):
             batch_size=config.train.batch_size,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
+            batch_sharding=self._batch_sharding,
         )
         return Programs(training.CompiledEpoch(program), FeatureExtractor(model, options))
 

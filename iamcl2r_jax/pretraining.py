@@ -24,6 +24,7 @@ from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation import FeatureExtractor
+from iamcl2r_jax.parallel import batch_sharding
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.training import (
     CompiledEpoch,
@@ -172,6 +173,7 @@ class _Trainer:
                 batch_size=config.train.batch_size,
                 momentum=config.train.momentum,
                 weight_decay=config.train.weight_decay,
+                batch_sharding=batch_sharding(config.train.batch_size),
             )
         )
         self._features = FeatureExtractor(model, options)

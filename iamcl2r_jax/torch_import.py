@@ -356,6 +356,15 @@ def _options(backbone: str, stored: dict[str, np.ndarray]) -> dict[str, Any]:
     return options
 
 
+def _map_without_file(drop_in: bool, expected: dict, key: jax.Array | None) -> np.ndarray | None:
+    """The map to the feature for a file that has none, or None if it should have one."""
+    shape = expected["params", "projection", "kernel"].shape
+    if not drop_in:
+        return np.asarray(linear_init(key, shape, np.float32))
+    # The official network has no such map where trunk and feature are of one size.
+    return np.eye(*shape, dtype=np.float32) if shape[0] == shape[1] else None
+
+
 def _take(
     name: str, stored: np.ndarray | None, shape: tuple[int, ...]
 ) -> tuple[str, np.ndarray | None]:

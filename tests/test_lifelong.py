@@ -147,6 +147,13 @@ def test_other_configuration_is_refused(finished, tiny):
     assert json.loads((workdir / "results.json").read_text()) == results
 
 
+def test_tasks_of_an_unknown_configuration_are_refused(finished, tiny, tmp_path):
+    workdir, _ = finished
+    shutil.copytree(workdir / "tasks", tmp_path / "tasks")
+    with pytest.raises(ConfigError, match=r"holds tasks without the config\.json"):
+        lifelong.run(tiny, str(tmp_path))
+
+
 def test_another_seed_gives_another_result(finished, tiny, tmp_path):
     _, results = finished
     tiny.seed = 1

@@ -39,15 +39,12 @@ def make_program(method="hoc", **changes):
     return dataclasses.replace(program, **changes)
 
 
-@pytest.fixture(scope="module")
-def setting():
-    """A program with everything that its epoch takes, by argument name."""
-    program = make_program()
+def make_arguments(program):
+    """What an epoch of the program takes, by argument name."""
     rng = np.random.default_rng(0)
-    variables = training.init_variables(program.model, jax.random.key(0), SIZE)
     other = training.init_variables(program.model, jax.random.key(1), SIZE)
-    return program, {
-        "variables": variables,
+    return {
+        "variables": training.init_variables(program.model, jax.random.key(0), SIZE),
         "old": training.OldModel(other, jnp.asarray(True)),
         "classifier": jnp.asarray(simplex.dsimplex(K)),
         "dataset": training.Dataset(
@@ -57,6 +54,12 @@ def setting():
         "new": make_pool(np.arange(20), 24),
         "memory": make_pool(np.arange(20, 30), 16),
     }
+
+
+@pytest.fixture(scope="module")
+def setting():
+    program = make_program()
+    return program, make_arguments(program)
 
 
 @pytest.fixture(scope="module")

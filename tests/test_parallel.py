@@ -1,0 +1,55 @@
+"""Eight virtual devices compute what one does. In a process of its own: devices are for life."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from iamcl2r_jax import parallel
+
+PROGRAM = """
+import dataclasses
+import sys
+
+import chex
+import jax
+
+sys.path.insert(0, sys.argv[1])
+import test_training
+from iamcl2r_jax import parallel, training
+
+assert jax.device_count() == 8
+program = test_training.make_program()
+split = dataclasses.replace(program, batch_sharding=parallel.batch_sharding(program.batch_size))
+given = test_training.make_arguments(program)
+(one, one_metrics), (eight, eight_metrics) = (
+    test_training.run_epoch(training.CompiledEpoch(p), given, steps=50, rate=0.01)
+    for p in (program, split)
+)
+chex.assert_trees_all_close(jax.device_get(eight_metrics), jax.device_get(one_metrics), rtol=1e-4)
+chex.assert_trees_all_close(jax.device_get(eight), jax.device_get(one), rtol=1e-3, atol=1e-4)
+try:
+    parallel.batch_sharding(12)
+except ValueError as error:
+    assert "train.batch_size=12: must be a multiple of 8" in str(error)
+else:
+    raise AssertionError("12 images were split over 8 devices")
+"""
+
+
+def test_eight_devices_compute_what_one_does():
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    subprocess.run(
+        [sys.executable, "-c", PROGRAM, pathlib.Path(__file__).parent],
+        env=os.environ | {"XLA_FLAGS": flags},
+        check=True,
+        timeout=300,
+    )
+
+
+def test_one_device_needs_no_sharding():
+    if parallel.jax.device_count() > 1:
+        pytest.skip("several devices")
+    assert parallel.batch_sharding(7) is None
