@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import methods, models, retrieval, simplex
+from iamcl2r_jax import heads, methods, models, retrieval, simplex
 
 
 class ConfigError(ValueError):
@@ -27,6 +27,7 @@ def default_pretrain() -> ConfigDict:
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
     c.classes = 240  # pre-train on the first so many classes, simplex slots 0, 1, ...
     c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.head = heads.SIMPLEX  # classifier: "simplex", or "linear" for methods with a learnable one
     c.image = _image()
     c.model = _model()
     c.train = _train(epochs=6, learning_rate=0.1)
@@ -62,7 +63,8 @@ def default() -> ConfigDict:
     # Directories of the external models, one per task above; () to make them by `recipe`.
     c.replacements.checkpoints = ()
     c.replacements.classes = (60, 120, 240)  # classes of the models made by `recipe`
-    c.replacements.recipe = default_pretrain()  # its `classes` is set from the line above
+    # Its `classes` is set from the line above, its `head` by the method.
+    c.replacements.recipe = default_pretrain()
     c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
     c.replacements.directory = "runs/external"  # where models made by `recipe` are kept and found
 
@@ -152,6 +154,8 @@ def validate_pretrain(config: ConfigDict) -> None:
     _check_image(config.image)
     _at_least(config, "seed", 0)
     _at_least(config, "classes", 2)
+    if config.head not in (heads.SIMPLEX, heads.LINEAR):
+        raise ConfigError(f"head={config.head!r}: must be {heads.SIMPLEX} or {heads.LINEAR}")
     if config.classes > config.num_classes:
         raise ConfigError(
             f"classes={config.classes}: must be at most num_classes={config.num_classes}, "
@@ -241,15 +245,10 @@ def _check_image(image: ConfigDict) -> None:
 
 
 def _check_method_options(config: ConfigDict) -> None:
-    for option, value in config.method_options[config.method].items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ConfigError(
-                f"method_options.{config.method}.{option}={value}: must be a finite number"
-            )
-    if config.method == "hoc" and not 0 <= config.method_options.hoc.ce_weight <= 1:
-        raise ConfigError(
-            f"method_options.hoc.ce_weight={config.method_options.hoc.ce_weight}: must be in [0, 1]"
-        )
+    try:
+        methods.check_options(config.method_options[config.method])
+    except ValueError as error:
+        raise ConfigError(f"method_options.{config.method}.{error}") from None
 
 
 def _check_replacements(config: ConfigDict) -> None:
@@ -280,6 +279,11 @@ def _check_replacements(config: ConfigDict) -> None:
                     f"replacements.recipe.image.{field}={r.recipe.image[field]}: must equal "
                     f"image.{field}={config.image[field]}, since the run's images are its input"
                 )
+        if r.recipe.head not in (heads.SIMPLEX, wanted := methods.get(config.method).external_head):
+            raise ConfigError(
+                f"replacements.recipe.head={r.recipe.head!r}: method={config.method!r} takes "
+                f"external models with head={wanted!r}, and sets it by itself"
+            )
         if r.recipe.num_classes != config.num_classes:
             raise ConfigError(
                 f"replacements.recipe.num_classes={r.recipe.num_classes}: must equal "

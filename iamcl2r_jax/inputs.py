@@ -2,7 +2,7 @@
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, pretraining, simplex
+from iamcl2r_jax import checkpoints, methods, pretraining, simplex
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
@@ -30,13 +30,19 @@ def _stream_classes(config: ConfigDict) -> tuple[str, ...]:
 
 
 def external_models(config: ConfigDict, reporter: Reporter) -> dict[int, ExternalModel]:
-    """The external model of each replacement, by task; those with a recipe are made if missing."""
+    """The external model of each replacement, by task; those with a recipe are made if missing.
+
+    They are made with the head that the method asks for, and those given must have it.
+    """
     replacements = config.replacements
+    head = methods.get(config.method).external_head
+    recipe = replacements.recipe.copy_and_resolve_references()
+    recipe.head = head
     paths = tuple(replacements.checkpoints)
     missing = {}
     if replacements.tasks and not paths:
         paths = tuple(
-            pretraining.checkpoint_path(replacements.directory, replacements.recipe, classes)
+            pretraining.checkpoint_path(replacements.directory, recipe, classes)
             for classes in replacements.classes
         )
         missing = {
@@ -46,12 +52,11 @@ def external_models(config: ConfigDict, reporter: Reporter) -> dict[int, Externa
         }
 
     def load(path):
-        return pretraining.load_external(path, config.num_classes, config.image)
+        return pretraining.load_external(path, config.num_classes, config.image, head)
 
     # What is there is checked before what is missing is trained.
     loaded = {path: load(path) for path in paths if path not in missing.values()}
     if missing:
-        recipe = replacements.recipe.copy_and_resolve_references()
         recipe.data_dir = recipe.data_dir or config.data_dir
         pretraining.pretrain(recipe, missing, reporter)
         loaded |= {path: load(path) for path in missing.values()}

@@ -18,7 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, files, inputs, methods, runtime, simplex, training
+from iamcl2r_jax import (
+    checkpoints,
+    files,
+    heads,
+    inputs,
+    methods,
+    runtime,
+    simplex,
+    training,
+)
+from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream, remember
@@ -126,13 +136,20 @@ class Model:
 
     Attributes:
       spec: see `checkpoints.model_spec`.
-      variables: as its module's `.apply` takes them.
+      variables: as its module's `.apply` takes them, a learnable head among the parameters.
+      slots: first row of the classifier that it was trained on, and one past the last.
       trained: false for the random variables from which a run without an external model starts.
     """
 
     spec: dict[str, Any]
     variables: training.Variables
+    slots: tuple[int, int]
     trained: bool = True
+
+    @classmethod
+    def of(cls, external: ExternalModel) -> "Model":
+        """An external model."""
+        return cls(external.spec, external.variables, tuple(external.record["slots"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +195,7 @@ class ProgramsBySpec:
             model=model,
             old_model=model if method.uses_old_model else None,
             loss=partial(method.loss, **config.method_options[config.method]),
+            head=method.head,
             image_options=options,
             batch_size=config.train.batch_size,
             momentum=config.train.momentum,
@@ -200,10 +218,17 @@ def train_stream(
         jnp.asarray(stream.train.images),
         jnp.asarray(simplex.downstream_slot(stream.train.labels, config.num_classes), jnp.int32),
     )
+    method = methods.get(config.method)
+    centres = ClassCentres.none(config.num_classes, config.num_classes - 1)
     records = task_records(workdir)
     memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
     if records:
         reporter.message(f"continuing {workdir} after task {len(records)}/{len(stream.tasks)}")
+        for task in range(len(records)) if method.uses_centres else ():
+            model = load_task(config, workdir, task)
+            centres = with_task_centres(
+                config, stream, task, model, programs.of(model.spec), centres
+            )
         model = load_task(config, workdir, len(records) - 1)
     else:
         model = first_model(config)
@@ -211,18 +236,36 @@ def train_stream(
     for task in range(len(records), len(stream.tasks)):
         started = time.monotonic()
         if task in external:
-            model = Model(external[task].spec, external[task].variables)
+            model = Model.of(external[task])
+        variables = start_variables(config, task, model, replaced=task in external)
+        classes = task_classes(config, stream, task, model, centres)
         model, history = train_task(
-            config, stream, dataset, memory, task, model, programs.of(model.spec), reporter
+            config,
+            stream,
+            dataset,
+            memory,
+            task,
+            model,
+            variables,
+            classes,
+            programs.of(model.spec),
+            reporter,
         )
-        memory = remember(stream, task, memory, config.memory_per_class, config.seed)
+        if method.uses_memory:
+            memory = remember(stream, task, memory, config.memory_per_class, config.seed)
+        if method.uses_centres:
+            centres = with_task_centres(
+                config, stream, task, model, programs.of(model.spec), centres
+            )
         accuracy = task_accuracy(config, stream, task, model, programs.of(model.spec))
         record = {
             "kind": "task",
             "task": task,
             "model": model.spec,
+            "head": method.head,
             "num_classes": config.num_classes,
             "image": image_spec(config.image),
+            "slots": list(model.slots),
             "replaced_by": external[task].path if task in external else None,
             "memory": memory.tolist(),
             "task_accuracy": accuracy,
@@ -240,14 +283,95 @@ def train_stream(
 
 
 def first_model(config: ConfigDict) -> Model:
-    """Random variables of the configured architecture."""
+    """Random variables of the configured architecture, and a random head if it is learnable."""
     spec = checkpoints.model_spec(
         config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
     )
-    # Task t trains with fold_in(key, t); this key is none of those.
-    key = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
-    module = checkpoints.create_model(spec)
-    return Model(spec, training.init_variables(module, key, config.image.size), trained=False)
+    variables = _random_variables(config, spec, _key(config, _FIRST))
+    if heads.is_learnable(methods.get(config.method).head):
+        variables = _with_random_head(config, spec, variables, 0)
+    return Model(spec, variables, (0, 0), trained=False)
+
+
+# Task t trains with fold_in(key, t); of the same run's key these make others.
+_FIRST, _HEADS, _FRESH = (np.uint32(2**32 - n) for n in (1, 2, 3))
+
+
+def _key(config: ConfigDict, purpose: np.uint32) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(config.seed), purpose)
+
+
+def _random_variables(config: ConfigDict, spec: dict[str, Any], key: jax.Array):
+    return training.init_variables(checkpoints.create_model(spec), key, config.image.size)
+
+
+def _with_random_head(config: ConfigDict, spec: dict[str, Any], variables: Any, task: int):
+    key = jax.random.fold_in(_key(config, _HEADS), task)
+    rows = heads.random_rows(key, config.num_classes, spec["num_features"])
+    return heads.attach(variables, rows)
+
+
+def start_variables(
+    config: ConfigDict, task: int, start: Model, *, replaced: bool
+) -> training.Variables:
+    """From what a task trains: the old model `start`, but for what the method makes anew.
+
+    A learnable head starts anew when the model is replaced, since the external model's is that of
+    other classes. A method that retrains starts anew at every task without replacement.
+    """
+    method = methods.get(config.method)
+    variables = start.variables
+    if method.retrains and start.trained and not replaced:
+        key = jax.random.fold_in(_key(config, _FRESH), task)
+        variables = _random_variables(config, start.spec, key)
+    if replaced and heads.is_learnable(method.head):
+        variables = _with_random_head(config, start.spec, variables, task)
+    return variables
+
+
+def with_task_centres(
+    config: ConfigDict,
+    stream: Stream,
+    task: int,
+    model: Model,
+    programs: Programs,
+    centres: ClassCentres,
+) -> ClassCentres:
+    """Adds the centres of a task's classes, by the model after that task."""
+    indices = stream.train_indices(task)
+    rows = simplex.downstream_slot(stream.train.labels[indices], config.num_classes)
+    features = programs.features(model.variables, stream.train.images[indices])
+    return centres.with_classes(features, rows)
+
+
+def task_classes(
+    config: ConfigDict, stream: Stream, task: int, start: Model, centres: ClassCentres
+) -> methods.Classes:
+    """What the method knows of the classes while it trains a task from `start`."""
+    row = np.arange(config.num_classes)
+    active = seen_rows(config, stream, task)
+    earlier = row > simplex.downstream_slot(stream.tasks[task].start, config.num_classes)
+    known = (start.slots[0] <= row) & (row < start.slots[1])
+    uses_centres = methods.get(config.method).uses_centres
+    return methods.Classes(
+        active=jnp.asarray(active),
+        new=jnp.asarray(active & ~earlier),
+        known=jnp.asarray(known),
+        centres=jnp.asarray(centres.centres) if uses_centres else None,
+        boundaries=jnp.asarray(centres.boundaries) if uses_centres else None,
+    )
+
+
+def seen_rows(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
+    """Rows of the classifier whose stream classes are seen by the end of a task, bool [K]."""
+    return np.arange(config.num_classes) >= config.num_classes - stream.tasks[task].stop
+
+
+def task_indices(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
+    """Positions in `stream.train` of what a task trains on, the memory aside."""
+    if methods.get(config.method).retrains:
+        return np.flatnonzero(stream.train.labels < stream.tasks[task].stop)
+    return stream.train_indices(task)
 
 
 def train_task(
@@ -257,37 +381,44 @@ def train_task(
     memory: np.ndarray,
     task: int,
     start: Model,
+    variables: training.Variables,
+    classes: methods.Classes,
     programs: Programs,
     reporter: Reporter,
 ) -> tuple[Model, list[dict[str, float]]]:
-    """Trains one task from `start`, which is also the frozen teacher.
+    """Trains one task from `variables`, with `start` as the frozen teacher.
 
     Returns:
       The new model, and the metrics of each epoch.
     """
-    train = config.train
-    most_new = max(len(stream.train_indices(t)) for t in range(len(stream.tasks)))
+    train, num_tasks = config.train, len(stream.tasks)
+    method = methods.get(config.method)
+    pools = [task_indices(config, stream, t) for t in range(num_tasks)]
+    most_new = max(map(len, pools))
     most_memory = config.memory_per_class * len(stream.train.class_names)
     old = training.OldModel(jax.device_put(start.variables), jnp.asarray(start.trained))
     rates = training.cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs)
-    title = f"task {task + 1}/{len(stream.tasks)}"
+    fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_classes)
+    title = f"task {task + 1}/{num_tasks}"
     history = []
     with reporter.stage(title, len(rates)) as stage:
         for state, metrics in training.fit(
             programs.epoch,
-            programs.epoch.program.init_state(old.variables),
+            programs.epoch.program.init_state(variables),
             old,
-            jnp.asarray(simplex.dsimplex(config.num_classes)),
+            None if fixed is None else jnp.asarray(fixed),
             dataset,
-            make_pool(stream.train_indices(task), max(most_new, train.batch_size)),
+            make_pool(pools[task], max(most_new, train.batch_size)),
             make_pool(memory, max(most_memory, train.batch_size)),
             rates,
             jax.random.fold_in(jax.random.key(config.seed), task),
+            classes,
         ):
             variables = state.variables
             history.append(metrics)
             stage.epoch(metrics)
-    return Model(start.spec, jax.device_get(variables)), history
+    seen = (config.num_classes - stream.tasks[task].stop, config.num_classes)
+    return Model(start.spec, jax.device_get(variables), seen), history
 
 
 def task_accuracy(
@@ -295,12 +426,18 @@ def task_accuracy(
 ) -> float:
     """Top-1 accuracy of the classifier on held-out images of all stream classes seen so far.
 
-    The classifier chooses among all K slots, external classes and unused ones included.
+    The simplex chooses among all K slots, external classes and unused ones included; a learnable
+    head among the classes seen so far, as it has no rows for others.
     """
+    head = methods.get(config.method).head
     seen = stream.seen_test_indices(task)
     slots = simplex.downstream_slot(stream.test.labels[seen], config.num_classes)
     features = programs.features(model.variables, stream.test.images[seen])
-    chosen = np.argmax(features @ simplex.dsimplex(config.num_classes).T, axis=1)
+    if heads.is_learnable(head):
+        rows, active = heads.rows_of(model.variables), seen_rows(config, stream, task)
+    else:
+        rows, active = simplex.dsimplex(config.num_classes), None
+    chosen = heads.predict(head, features, rows, active)
     return float(np.mean(chosen == slots))
 
 
@@ -352,7 +489,7 @@ def references(
     models = {"untrained": first_model(config)}
     if external:
         first = external[min(external)]
-        models["first_external"] = Model(first.spec, first.variables)
+        models["first_external"] = Model.of(first)
     return {
         evaluation_name: {
             name: 100 * float(_own_accuracy(config, evaluation, model, programs))
@@ -384,6 +521,10 @@ def task_records(workdir: str) -> list[dict[str, Any]]:
 def load_task(config: ConfigDict, workdir: str, task: int) -> Model:
     """The model after a task."""
     path = task_path(workdir, task)
-    spec = checkpoints.load_record(path)["model"]
+    record = checkpoints.load_record(path)
+    spec = record["model"]
     expected = training.expected_variables(checkpoints.create_model(spec), config.image.size)
-    return Model(spec, checkpoints.load(path, expected))
+    expected = heads.attach_expected(
+        expected, record["head"], record["num_classes"], spec["num_features"]
+    )
+    return Model(spec, checkpoints.load(path, expected), tuple(record["slots"]))

@@ -10,6 +10,8 @@ Conventions, the same everywhere:
   * What belongs to the old model (features, logits, centres) never receives a gradient.
 """
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -181,23 +183,35 @@ def distillation(new_logits, old_logits, *, temperature=2.0, mask=None, weight=N
     return _weighted_mean(losses, weight)
 
 
-def normalized_softmax(new, prototypes, labels, *, temperature=0.05, mask=None, weight=None):
-    """Normalised softmax: `cross_entropy` of cos(f, p_k)/T.
+def normalized_softmax(
+    new, prototypes, labels, *, temperature=0.05, angular_margin=0.0, mask=None, weight=None
+):
+    """Normalised softmax: `cross_entropy` of cos(f, p_k)/T, of cos(θ_y + m)/T for the own class.
+
+    θ_y is the angle of f and p_y, m the additive angular margin.
 
     Reference: Zhai and Wu, "Classification is a Strong Baseline for Deep Metric Learning", BMVC
-    2019; L_c of CVS (see `triplet_loss`).
+    2019; L_c of CVS (see `triplet_loss`); with a margin, Deng et al., "ArcFace", CVPR 2019.
 
     Args:
       new: [B, D].
       prototypes: [K, D], learned classifier rows; they do receive gradients.
       labels, mask, weight: as for `cross_entropy`.
-      temperature: T.
+      temperature: T; 1/T is ArcFace's scale s.
+      angular_margin: m, in radians. θ_y + m is not cut off at π, where the cosine rises again.
 
     Returns:
       Scalar.
     """
-    logits = cosine_similarities(new, prototypes) / temperature
-    return cross_entropy(logits, labels, mask=mask, weight=weight)
+    cosines = cosine_similarities(new, prototypes)
+    if angular_margin:
+        own = jax.nn.one_hot(labels, cosines.shape[1], dtype=bool)
+        squared_sine = 1.0 - jnp.square(cosines)
+        apart = squared_sine > 0  # the sine has no derivative where two directions coincide
+        sine = jnp.where(apart, jnp.sqrt(jnp.where(apart, squared_sine, 1.0)), 0.0)
+        behind = cosines * math.cos(angular_margin) - sine * math.sin(angular_margin)
+        cosines = jnp.where(own, behind, cosines)
+    return cross_entropy(cosines / temperature, labels, mask=mask, weight=weight)
 
 
 def _distance(a, b):

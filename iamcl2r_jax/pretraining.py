@@ -1,7 +1,7 @@
-"""External models: d-Simplex models that somebody else pre-trained.
+"""External models: models that somebody else pre-trained, with the d-Simplex or a learnable head.
 
 An external model is a checkpoint (`checkpoints.py`) whose record says what is needed to use it
-safely: architecture, K, slots used, data set, classes, configuration and versions.
+safely: architecture, head, K, slots used, data set, classes, configuration and versions.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, methods, runtime, simplex
+from iamcl2r_jax import checkpoints, heads, methods, runtime, simplex
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import validate_pretrain
 from iamcl2r_jax.data import sources
@@ -81,10 +81,10 @@ def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
 def pretrain(
     config: ConfigDict, paths: Mapping[int, str], reporter: Reporter
 ) -> dict[int, dict[str, Any]]:
-    """Trains d-Simplex models on growing subsets of classes, each from scratch.
+    """Trains models on growing subsets of classes, each from scratch.
 
-    Class y of the data set takes slot y. The result for n classes does not depend on which other
-    numbers of classes are asked for at the same time.
+    Class y of the data set takes slot y, the row y of a learnable head. The result for n classes
+    does not depend on which other numbers of classes are asked for at the same time.
 
     Args:
       config: see `config.default_pretrain`; its `classes` is not read.
@@ -110,6 +110,7 @@ def pretrain(
         records[classes] = {
             "kind": "external",
             "model": trainer.spec,
+            "head": config.head,
             "num_classes": config.num_classes,
             "slots": [0, classes],  # first and one past the last
             "image": image_spec(config.image),
@@ -156,6 +157,7 @@ class _Trainer:
 
     def __init__(self, config: ConfigDict, train: ImageSet, test: ImageSet | None):
         self._config, self._labels, self._test = config, train.labels, test
+        self._learnable = heads.is_learnable(config.head)
         self.spec = checkpoints.model_spec(
             config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
         )
@@ -165,7 +167,8 @@ class _Trainer:
             Program(
                 model=model,
                 old_model=None,
-                loss=methods.get("simplex").loss,
+                loss=methods.get("er" if self._learnable else "simplex").loss,
+                head=config.head,
                 image_options=options,
                 batch_size=config.train.batch_size,
                 momentum=config.train.momentum,
@@ -174,7 +177,7 @@ class _Trainer:
             )
         )
         self._features = FeatureExtractor(model, options)
-        self._classifier = simplex.dsimplex(config.num_classes)
+        self._simplex = None if self._learnable else simplex.dsimplex(config.num_classes)
         slots = simplex.external_slot(train.labels)
         self._dataset = Dataset(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32))
 
@@ -184,6 +187,12 @@ class _Trainer:
         key = jax.random.fold_in(jax.random.key(config.seed), classes)
         key_init, key_fit = jax.random.split(key)
         variables = init_variables(self._features.model, key_init, config.image.size)
+        if self._learnable:
+            # No number of classes is that large: this key is no other's.
+            key_heads = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
+            key_head = jax.random.fold_in(key_heads, classes)
+            rows = heads.random_rows(key_head, config.num_classes, self.spec["num_features"])
+            variables = heads.attach(variables, rows)
         capacity = max(len(self._labels), config.train.batch_size)
         rates = cosine_schedule(
             config.train.learning_rate, config.train.final_learning_rate, config.train.epochs
@@ -194,44 +203,65 @@ class _Trainer:
                 self._epoch,
                 self._epoch.program.init_state(variables),
                 OldModel({}, jnp.asarray(False)),
-                jnp.asarray(self._classifier),
+                None if self._learnable else jnp.asarray(self._simplex),
                 self._dataset,
                 make_pool(np.flatnonzero(self._labels < classes), capacity),
                 make_pool(np.zeros(0, np.int32), capacity),
                 rates,
                 key_fit,
+                self._classes(classes),
             ):
                 variables = state.variables
                 history.append(metrics)
                 stage.epoch(metrics)
         return jax.device_get(variables), history
 
+    def _classes(self, classes: int) -> methods.Classes:
+        trained = jnp.arange(self._config.num_classes) < classes
+        return methods.Classes(active=trained, new=trained, known=jnp.zeros_like(trained))
+
     def held_out_accuracy(self, variables: Variables, classes: int) -> float | None:
-        """Top-1 accuracy among all K slots on held-out images; None without such images."""
+        """Top-1 accuracy on held-out images; None without such images.
+
+        Among all K slots of the simplex, but only the trained rows of a learnable head.
+        """
         if self._test is None:
             return None
         held_out = np.flatnonzero(self._test.labels < classes)
         features = self._features(variables, self._test.images[held_out])
-        chosen = np.argmax(features @ self._classifier.T, axis=1)
+        if self._learnable:
+            active = np.asarray(self._classes(classes).active)
+            chosen = heads.predict(self._config.head, features, heads.rows_of(variables), active)
+        else:
+            chosen = heads.predict(self._config.head, features, self._simplex)
         return float(np.mean(chosen == simplex.external_slot(self._test.labels[held_out])))
 
 
-def load_external(path: str, num_classes: int, image: ConfigDict) -> ExternalModel:
+def load_external(
+    path: str, num_classes: int, image: ConfigDict, head: str = heads.SIMPLEX
+) -> ExternalModel:
     """Loads an external model for use in a run.
 
     Args:
       path: directory of its checkpoint.
       num_classes: K of the run.
       image: the run's `image`; the model must have been trained on the same input.
+      head: with what classifier it must have been trained, see `heads`.
 
     Raises:
       CheckpointError: if it is not a finished checkpoint of an external model, was trained with
-        another simplex or other input, or its arrays are not those of its own architecture.
+        another head, simplex or input, or its arrays are not those of its own architecture.
     """
     record = checkpoints.load_record(path)
     if record.get("kind") != "external":
         raise CheckpointError(
             f"checkpoint {path} is no external model; launch/pretrain.py makes such models"
+        )
+    trained_head = record.get("head", heads.SIMPLEX)  # imported d-Simplex models do not say
+    if trained_head != head:
+        raise CheckpointError(
+            f"checkpoint {path} was trained with head={trained_head!r}, the run's method needs "
+            f"head={head!r}"
         )
     if record["num_classes"] != num_classes:
         raise CheckpointError(
@@ -243,5 +273,7 @@ def load_external(path: str, num_classes: int, image: ConfigDict) -> ExternalMod
             f"checkpoint {path} was trained on images with {record['image']}, the run has "
             f"image={image_spec(image)}; they must be equal"
         )
-    expected = expected_variables(checkpoints.create_model(record["model"]), image.size)
-    return ExternalModel(path, record["model"], checkpoints.load(path, expected), record)
+    spec = record["model"]
+    expected = expected_variables(checkpoints.create_model(spec), image.size)
+    expected = heads.attach_expected(expected, head, num_classes, spec["num_features"])
+    return ExternalModel(path, spec, checkpoints.load(path, expected), record)

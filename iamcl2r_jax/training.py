@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from iamcl2r_jax import heads
 from iamcl2r_jax.data.augment import ImageOptions, augmented_batch
 from iamcl2r_jax.data.sampling import Pool, sample_batch, shuffled, steps_per_epoch
-from iamcl2r_jax.methods import Loss, LossInputs
+from iamcl2r_jax.methods import Classes, Loss, LossInputs
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
 Metrics = dict[str, jax.Array]
@@ -25,7 +26,7 @@ class TrainState:
     """What a step updates.
 
     Attributes:
-      params: parameters of the model.
+      params: parameters of the model, a learnable head among them.
       batch_stats: running statistics of its normalisation layers.
       opt_state: momentum.
     """
@@ -78,6 +79,7 @@ class Program:
       batch_size: B, over all devices.
       momentum: of SGD.
       weight_decay: of SGD, on parameters of two or more dimensions.
+      head: classifier, see `heads`.
       batch_sharding: how a batch lies on the devices; None leaves it where the data are.
     """
 
@@ -88,6 +90,7 @@ class Program:
     batch_size: int
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    head: str = heads.SIMPLEX
     batch_sharding: jax.sharding.NamedSharding | None = None
 
     def optimizer(self) -> optax.GradientTransformation:
@@ -122,11 +125,12 @@ def train_step(
     program: Program,
     state: TrainState,
     old: OldModel,
-    classifier: jax.Array,
+    classifier: jax.Array | None,
     images: jax.Array,
     labels: jax.Array,
     from_memory: jax.Array,
     learning_rate: jax.Array,
+    classes: Classes | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update by SGD.
 
@@ -134,27 +138,33 @@ def train_step(
       program: what is fixed at compile time.
       state: what is updated.
       old: the frozen teacher.
-      classifier: frozen rows W, [K, D]; logits are W z, without scale or bias.
+      classifier: frozen rows W, [K, D]; logits are W z, without scale or bias. None for a program
+        whose head is learnable: its rows are part of the state.
       images: network input, float32 [B, H, W, 3].
       labels: rows of the classifier, int32 [B].
       from_memory: bool [B].
       learning_rate: scalar.
+      classes: what the task knows of the classes; None for a loss and head that need none of it.
 
     Returns:
       The new state, and the batch's "loss", "accuracy" and loss terms.
     """
-    old_features = None
+    learnable = heads.is_learnable(program.head)
+    old_features = old_rows = old_logits = None
     if program.old_model is not None:
-        old_features = jax.lax.stop_gradient(
-            program.old_model.apply(old.variables, images, train=False)
-        )
+        old_variables = jax.lax.stop_gradient(old.variables)
+        old_features = program.old_model.apply(old_variables, images, train=False)
+        if program.head == heads.LINEAR:
+            old_rows = heads.rows_of(old_variables)
+            old_logits = old_features @ old_rows.T
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
         features, updates = program.model.apply(
             variables, images, train=True, mutable=["batch_stats"]
         )
-        logits = features @ jax.lax.stop_gradient(classifier).T
+        rows = heads.rows_of(variables) if learnable else jax.lax.stop_gradient(classifier)
+        logits = heads.scores(program.head, features, rows)
         inputs = LossInputs(
             features=features,
             old_features=old_features,
@@ -162,14 +172,22 @@ def train_step(
             labels=labels,
             from_memory=from_memory,
             logits=logits,
+            rows=rows,
+            classes=classes,
+            old_head_logits=None if old_rows is None else features @ old_rows.T,
+            old_logits=old_logits,
         )
         loss, terms = program.loss(inputs)
+        if learnable:
+            logits = jnp.where(classes.active[jnp.newaxis, :], logits, -jnp.inf)
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
         return loss, (updates.get("batch_stats", {}), {"accuracy": accuracy} | terms)
 
     (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
     direction, opt_state = program.optimizer().update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
+    if learnable:
+        params = heads.keep_unseen(params, state.params, classes.active)
     return TrainState(params, batch_stats, opt_state), {"loss": loss} | metrics
 
 
@@ -177,13 +195,14 @@ def train_epoch(
     program: Program,
     state: TrainState,
     old: OldModel,
-    classifier: jax.Array,
+    classifier: jax.Array | None,
     dataset: Dataset,
     new: Pool,
     memory: Pool,
     num_steps: jax.Array,
     learning_rate: jax.Array,
     key: jax.Array,
+    classes: Classes | None = None,
 ) -> tuple[TrainState, Metrics]:
     """Draws, augments and trains `num_steps` batches.
 
@@ -194,13 +213,14 @@ def train_epoch(
       program: what is fixed at compile time.
       state: what is updated.
       old: the frozen teacher.
-      classifier: frozen rows, [K, D].
+      classifier: as of `train_step`.
       dataset: the images of all tasks.
       new: the current task's samples.
       memory: samples of earlier tasks, possibly none.
       num_steps: int32 scalar, see `sampling.steps_per_epoch`.
       learning_rate: scalar, the same for the whole epoch.
       key: random key of this epoch.
+      classes: as of `train_step`.
 
     Returns:
       The new state, and each metric's mean over the steps.
@@ -215,7 +235,7 @@ def train_epoch(
         batch = images, dataset.labels[indices], from_memory
         if program.batch_sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, program.batch_sharding)
-        return train_step(program, state, old, classifier, *batch, learning_rate)
+        return train_step(program, state, old, classifier, *batch, learning_rate, classes)
 
     def accumulate(index, carry):
         state, sums = carry
@@ -269,12 +289,13 @@ def fit(
     epoch: CompiledEpoch,
     state: TrainState,
     old: OldModel,
-    classifier: jax.Array,
+    classifier: jax.Array | None,
     dataset: Dataset,
     new: Pool,
     memory: Pool,
     learning_rates: Sequence[float],
     key: jax.Array,
+    classes: Classes | None = None,
 ) -> Iterator[tuple[TrainState, dict[str, float]]]:
     """Trains epoch by epoch.
 
@@ -301,6 +322,7 @@ def fit(
             jnp.asarray(num_steps, jnp.int32),
             jnp.asarray(learning_rate, jnp.float32),
             jax.random.fold_in(key, index),
+            classes,
         )
         metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
         for name, value in metrics.items():
