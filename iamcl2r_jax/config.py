@@ -46,14 +46,14 @@ def default() -> ConfigDict:
     c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.image = _image()
     c.model = _model()  # of the first task, if it does not start from an external model
-    c.train = _train(epochs=16, learning_rate=0.1)
+    c.train = _train(epochs=14, learning_rate=0.06)
 
     c.stream = ConfigDict()
     c.stream.dataset = "glyphs/latin"  # TFDS name, or folder:DIR
     c.stream.train_split = "train"
     c.stream.test_split = "test"  # held-out images, for task_accuracy
-    c.stream.initial_classes = 12  # classes of the first task
-    c.stream.increment = 10  # classes of each later task
+    c.stream.initial_classes = 8  # classes of the first task
+    c.stream.increment = 11  # classes of each later task
     c.stream.limit_per_class = 0  # train on the first so many images of each class; 0 for all
     c.stream.class_order_seed = -1  # shuffles the classes; -1 for the data set's order
     c.memory_per_class = 20  # images remembered of each class once its task is over

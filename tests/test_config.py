@@ -50,7 +50,6 @@ def test_defaults_are_valid():
         ("replacements.classes", (60, 120, 999), "replacements.recipe.classes=999"),
         ("replacements.recipe.train.epochs", 0, "replacements.recipe.train.epochs=0"),
         ("image.size", 28, "replacements.recipe.image.size=32: must equal image.size=28"),
-        ("replacements.recipe.num_classes", 400, "replacements.recipe.num_classes=400: must eq"),
         ("measures", ("recall",), "measures=('recall',): must be one or more of identification"),
         ("measures", (), "measures=()"),
         ("evaluations", {}, "evaluations: there is none"),
@@ -83,6 +82,14 @@ def test_the_recipe_follows_the_runs_simplex():
     c.num_classes = 400
     assert c.replacements.recipe.num_classes == 400
     config.validate(c)
+
+
+def test_a_recipe_for_another_simplex_is_refused():
+    c = config.default()
+    c.replacements.recipe = config.default_pretrain()  # its num_classes is its own
+    c.num_classes = 400
+    with pytest.raises(ConfigError, match="recipe.num_classes=320: must equal num_classes=400"):
+        config.validate(c)
 
 
 def test_differences_are_named_with_both_values():

@@ -25,6 +25,7 @@ from iamcl2r_jax import (
     simplex,
     training,
 )
+from iamcl2r_jax import task as task_module
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
@@ -506,7 +507,7 @@ def test_head_grows_and_restarts(run_of, name):
     # The restart is random, not the external model's head, which knew other classes.
     external = load_external(c, results)
     assert np.all(np.any(heads.rows_of(external.variables) != replaced, axis=1))
-    start = heads.rows_of(lifelong.start_variables(c, 2, external, replaced=True))
+    start = heads.rows_of(task_module.start_variables(c, 2, external, replaced=True))
     np.testing.assert_array_equal(start[slots < 6], replaced[slots < 6])
     assert np.abs(start).max() <= 1 / math.sqrt(11)
 
@@ -515,19 +516,19 @@ def test_accuracy_is_among_the_classes_seen_so_far(run_of):
     c, workdir, results = run_of("er")
     stream = lifelong.inputs.load_stream(c)
     model = lifelong.load_task(c, str(workdir), 0)
-    programs = lifelong.ProgramsBySpec(c).of(model.spec)
+    programs = task_module.ProgramsBySpec(c).of(model.spec)
     images = stream.test.images[stream.seen_test_indices(0)]
     rows = heads.rows_of(model.variables).copy()
     rows[:10] = 100 * programs.features(model.variables, images).mean(axis=0)  # wins if it may
     loud = dataclasses.replace(model, variables=heads.attach(model.variables, rows))
-    accuracy = lifelong.task_accuracy(c, stream, 0, loud, programs)
+    accuracy = task_module.task_accuracy(c, stream, 0, loud, programs)
     assert accuracy == results["task_accuracy"][0] > 0
 
 
 def load_external(c, results):
     path = results["external_models"]["2"]
     head = methods.get(c.method).external_head
-    return lifelong.Model.of(
+    return task_module.Model.of(
         lifelong.inputs.pretraining.load_external(path, c.num_classes, c.image, head)
     )
 
@@ -551,12 +552,12 @@ def test_cores_trains_a_fresh_network_on_all_images_so_far(run_of):
     c, workdir, _ = run_of("cores")
     stream = lifelong.inputs.load_stream(c)
     previous = lifelong.load_task(c, str(workdir), 0)
-    fresh = lifelong.start_variables(c, 1, previous, replaced=False)
+    fresh = task_module.start_variables(c, 1, previous, replaced=False)
     kernels = [v["params"]["projection"]["kernel"] for v in (fresh, previous.variables)]
     assert np.abs(np.corrcoef(np.ravel(kernels[0]), np.ravel(kernels[1]))[0, 1]) < 0.3
     for task, count in enumerate((10, 20, 30)):
-        assert len(lifelong.task_indices(c, stream, task)) == count
-    assert len(lifelong.task_indices(run_of("er")[0], stream, 2)) == 10
+        assert len(task_module.task_indices(c, stream, task)) == count
+    assert len(task_module.task_indices(run_of("er")[0], stream, 2)) == 10
 
 
 def test_centres_are_mean_unit_features():
@@ -580,24 +581,24 @@ def test_earlier_classes_have_centres_and_the_old_head_knows_the_right_rows(run_
     c, workdir, results = run_of("cvs")
     stream = lifelong.inputs.load_stream(c)
     model = lifelong.load_task(c, str(workdir), 0)
-    programs = lifelong.ProgramsBySpec(c).of(model.spec)
+    programs = task_module.ProgramsBySpec(c).of(model.spec)
     none = ClassCentres.none(12, 11)
-    centres = lifelong.with_task_centres(c, stream, 0, model, programs, none)
+    centres = task_module.with_task_centres(c, stream, 0, model, programs, none)
     slots = np.arange(12)
     assert (centres.centres.any(axis=1) == (slots >= 10)).all()
 
-    continued = lifelong.task_classes(c, stream, 1, model, centres)
+    continued = task_module.task_classes(c, stream, 1, model, centres)
     np.testing.assert_array_equal(continued.earlier, slots >= 10)
     np.testing.assert_array_equal(continued.new, (slots >= 8) & (slots < 10))
     np.testing.assert_array_equal(continued.known, slots >= 10)
     assert (continued.num_new, continued.num_earlier) == (2, 2)
 
     external = load_external(c, results)
-    replaced = lifelong.task_classes(c, stream, 2, external, centres)
+    replaced = task_module.task_classes(c, stream, 2, external, centres)
     np.testing.assert_array_equal(replaced.known, slots < 3)  # its own classes, none of the stream
     np.testing.assert_array_equal(replaced.active, slots >= 6)
 
-    scratch = lifelong.task_classes(c, stream, 0, lifelong.first_model(c), none)
+    scratch = task_module.task_classes(c, stream, 0, task_module.first_model(c), none)
     assert not scratch.known.any()
     assert not scratch.earlier.any()
 
