@@ -88,7 +88,7 @@ def test_a_recipe_for_another_simplex_is_refused():
     c = config.default()
     c.replacements.recipe = config.default_pretrain()  # its num_classes is its own
     c.num_classes = 400
-    with pytest.raises(ConfigError, match="recipe.num_classes=320: must equal num_classes=400"):
+    with pytest.raises(ConfigError, match=r"recipe\.num_classes=320: must equal num_classes=400"):
         config.validate(c)
 
 
