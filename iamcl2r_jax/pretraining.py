@@ -257,10 +257,15 @@ def load_external(
         raise CheckpointError(
             f"checkpoint {path} is no external model; launch/pretrain.py makes such models"
         )
-    trained_head = record.get("head", heads.SIMPLEX)  # imported d-Simplex models do not say
-    if trained_head != head:
+    missing = {"model", "head", "num_classes", "slots", "image"} - record.keys()
+    if missing:
         raise CheckpointError(
-            f"checkpoint {path} was trained with head={trained_head!r}, the run's method needs "
+            f"checkpoint {path}: its record lacks {', '.join(sorted(missing))}; make it again with "
+            "launch/pretrain.py or launch/import_torch.py"
+        )
+    if record["head"] != head:
+        raise CheckpointError(
+            f"checkpoint {path} was trained with head={record['head']!r}, the run's method needs "
             f"head={head!r}"
         )
     if record["num_classes"] != num_classes:

@@ -23,7 +23,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, pretraining, runtime, simplex, torch_files
+from iamcl2r_jax import checkpoints, heads, pretraining, runtime, simplex, torch_files
 from iamcl2r_jax.checkpoints import CheckpointError, Variables
 from iamcl2r_jax.models.layers import linear_init
 from iamcl2r_jax.training import expected_variables
@@ -257,6 +257,7 @@ def import_model(
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     record = {
         "kind": "external",
+        "head": heads.SIMPLEX,
         "model": imported.spec,
         "image": pretraining.image_spec(ConfigDict(image)),
         "num_classes": num_classes,

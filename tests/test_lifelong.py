@@ -197,6 +197,21 @@ def test_external_model_whose_slots_the_stream_needs_is_refused(finished, tiny, 
         lifelong.run(tiny, str(tmp_path / "run"))
 
 
+def test_external_model_that_does_not_say_what_it_is_is_refused(finished, tiny, tmp_path):
+    _, results = finished
+    path = results["external_models"]["0"]
+    record = checkpoints.load_record(path)
+    expected = lifelong.training.expected_variables(
+        checkpoints.create_model(record["model"]), tiny.image.size
+    )
+    del record["image"], record["slots"]
+    silent = str(tmp_path / "silent")
+    checkpoints.save(silent, checkpoints.load(path, expected), record)
+    tiny.replacements.checkpoints = (silent, path)
+    with pytest.raises(CheckpointError, match="its record lacks image, slots"):
+        lifelong.run(tiny, str(tmp_path / "run"))
+
+
 def test_external_model_that_is_not_there_is_refused(tiny, tmp_path):
     tiny.replacements.checkpoints = (str(tmp_path / "a"), str(tmp_path / "b"))
     with pytest.raises(CheckpointError, match="no finished checkpoint"):
