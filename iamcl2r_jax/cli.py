@@ -32,9 +32,15 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         try:
             return main(argv)
         except (ConfigError, DataError, CheckpointError) as error:
-            return _fail(error, 2)
+            return _fail(str(error), 2)
         except DivergenceError as error:
-            return _fail(error, 1)
+            return _fail(str(error), 1)
+        except KeyboardInterrupt:
+            return _fail("interrupted; a run continues when the same command is given again", 130)
+        except OSError as error:  # a full disk, a directory that cannot be written
+            if error.filename is None:
+                raise
+            return _fail(f"{error.filename}: {error.strerror}", 1)
 
     def parse(argv):
         try:
@@ -43,12 +49,15 @@ def run(main: Callable[[list[str]], int | None]) -> None:
                 _ = flags.FLAGS.config.name  # a file that failed to load fails when it is used
             return remaining
         except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-            return _fail(error, 2)
+            # A KeyError's text is the repr of its message.
+            return _fail(str(error.args[0] if isinstance(error, KeyError) else error), 2)
 
     app.run(guarded, flags_parser=parse)
 
 
-def _fail(error: Exception, status: int):
-    message = " ".join(str(error).split())
-    print(f"error: {message}", file=sys.stderr)
+def _fail(message: str, status: int):
+    # ml_collections puts a config file's traceback into its message; the end says what is wrong.
+    if "Traceback" in message:
+        message = message.partition("Traceback")[0] + message.strip().splitlines()[-1]
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)

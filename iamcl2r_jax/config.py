@@ -28,8 +28,9 @@ def default_pretrain() -> ConfigDict:
     c.classes = 240  # pre-train on the first so many classes, simplex slots 0, 1, ...
     c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.head = heads.SIMPLEX  # classifier: "simplex", or "linear" for methods with a learnable one
-    c.image = _image()
-    c.model = _model()
+    c.image = _image()  # the network's input
+    c.model = _model()  # the architecture
+    # The schedule.
     c.train = _train(epochs=6, learning_rate=0.1)
     return c
 
@@ -44,8 +45,9 @@ def default() -> ConfigDict:
     c.seed = 0  # of initialisation, memory, batches and augmentation
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
     c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
-    c.image = _image()
+    c.image = _image()  # the network's input
     c.model = _model()  # of the first task, if it does not start from an external model
+    # The schedule of each task.
     c.train = _train(epochs=14, learning_rate=0.06)
 
     c.stream = ConfigDict()
@@ -127,6 +129,8 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(str(error)) from None
     _check_model(config)
     _check_train(config.train)
+    _check_items(config, "image.mean", float)
+    _check_items(config, "image.std", float)
     _check_image(config.image)
     _check_method_options(config)
     _at_least(config, "memory_per_class", 0)
@@ -134,7 +138,7 @@ def validate(config: ConfigDict) -> None:
     _at_least(config, "stream.increment", 1)
     _at_least(config, "stream.limit_per_class", 0)
     _at_least(config, "stream.class_order_seed", -1)
-    _at_least(config, "seed", 0)
+    _check_seed_and_name(config)
     _check_replacements(config)
     if not config.evaluations:
         raise ConfigError("evaluations: there is none; a run needs at least one")
@@ -151,8 +155,10 @@ def validate_pretrain(config: ConfigDict) -> None:
     """
     _check_model(config)
     _check_train(config.train)
+    _check_items(config, "image.mean", float)
+    _check_items(config, "image.std", float)
     _check_image(config.image)
-    _at_least(config, "seed", 0)
+    _check_seed_and_name(config)
     _at_least(config, "classes", 2)
     if config.head not in (heads.SIMPLEX, heads.LINEAR):
         raise ConfigError(f"head={config.head!r}: must be {heads.SIMPLEX} or {heads.LINEAR}")
@@ -208,6 +214,22 @@ def _at_least(config: ConfigDict, field: str, least: int) -> None:
         raise ConfigError(f"{field}={value}: must be at least {least}")
 
 
+def _check_seed_and_name(config: ConfigDict) -> None:
+    if not 0 <= config.seed < 2**32:  # JAX's keys would drop the higher bits
+        raise ConfigError(f"seed={config.seed}: must be in 0..{2**32 - 1}")
+    if not config.name or "/" in config.name or config.name.startswith("."):
+        raise ConfigError(f"name={config.name!r}: must be a plain file name, it names directories")
+
+
+def _check_items(config: ConfigDict, field: str, kind: type) -> None:
+    """Tuples take items of any type from the command line; only those of `kind` can work."""
+    value = _lookup(config, field)
+    allowed = (int, float) if kind is float else (kind,)
+    good = isinstance(value, tuple) and all(type(item) in allowed for item in value)
+    if not good or (kind is float and not all(map(math.isfinite, value))):
+        raise ConfigError(f"{field}={value!r}: must be a tuple of {kind.__name__} values, or ()")
+
+
 def _check_model(config: ConfigDict) -> None:
     if config.num_classes < 2:
         raise ConfigError(f"num_classes={config.num_classes}: a simplex needs at least 2 classes")
@@ -253,6 +275,8 @@ def _check_method_options(config: ConfigDict) -> None:
 
 def _check_replacements(config: ConfigDict) -> None:
     r = config.replacements
+    for field, kind in (("tasks", int), ("classes", int), ("checkpoints", str)):
+        _check_items(config, f"replacements.{field}", kind)
     if any(task < 0 for task in r.tasks) or any(
         a >= b for a, b in zip(r.tasks[:-1], r.tasks[1:], strict=True)
     ):

@@ -105,6 +105,7 @@ def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> d
         "evaluations": figures,
         "references": reference_figures,
         "feature_passes": passes,
+        "reference_passes": sum(map(len, reference_figures.values())),
         "train_traces": programs.traces(),
         # Of this start; tasks that an earlier start finished keep their times in their records.
         "seconds": clock.seconds
@@ -119,9 +120,10 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
     """Raises `ConfigError` if the workdir holds a run with another configuration."""
     there = files.read_json(os.path.join(workdir, "config.json"))
     if there is None:
-        if checkpoints.exists(task_path(workdir, 0)):
+        results = os.path.join(workdir, "results.json")
+        if os.path.exists(results) or checkpoints.exists(task_path(workdir, 0)):
             raise ConfigError(
-                f"workdir={workdir} holds tasks without the config.json that tells whose they are; "
+                f"workdir={workdir} holds a run without the config.json that tells whose they are; "
                 "choose another workdir"
             )
         return

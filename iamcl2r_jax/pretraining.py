@@ -278,7 +278,16 @@ def load_external(
             f"checkpoint {path} was trained on images with {record['image']}, the run has "
             f"image={image_spec(image)}; they must be equal"
         )
-    spec = record["model"]
-    expected = expected_variables(checkpoints.create_model(spec), image.size)
+    spec, (first, stop) = record["model"], record["slots"]
+    if spec["num_features"] != num_classes - 1 or first != 0 or not 0 <= stop <= num_classes:
+        raise CheckpointError(
+            f"checkpoint {path}: its record contradicts itself: K={num_classes}, "
+            f"{spec['num_features']} features (must be K - 1), slots {first} to {stop}"
+        )
+    try:
+        model = checkpoints.create_model(spec)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    expected = expected_variables(model, image.size)
     expected = heads.attach_expected(expected, head, num_classes, spec["num_features"])
     return ExternalModel(path, spec, checkpoints.load(path, expected), record)

@@ -17,9 +17,20 @@ def print_results(results: dict, workdir: str, console: Console | None = None) -
         results["evaluations"], results["replacements"], console, results["references"]
     )
     accuracies = "  ".join(f"{accuracy:.1%}" for accuracy in results["task_accuracy"])
-    console.print(f"accuracy on the classes seen so far, after each task: {accuracies}")
+    console.print(
+        "accuracy on held-out images of the classes seen so far, among all that the classifier "
+        f"knows, after each task: {accuracies}",
+        soft_wrap=True,
+    )
     seconds = results["seconds"]
-    console.print("seconds: " + "  ".join(f"{name} {value:.0f}" for name, value in seconds.items()))
+    stages = "  ".join(
+        f"{name} {value:.0f}" for name, value in seconds.items() if name not in ("compile", "total")
+    )
+    console.print(
+        f"seconds: {stages}  total {seconds['total']:.0f}, of which compiling "
+        f"{seconds['compile']:.0f}",
+        soft_wrap=True,
+    )
     console.print(f"results: {os.path.join(workdir, 'results.json')}", soft_wrap=True)
 
 

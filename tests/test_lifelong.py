@@ -4,11 +4,13 @@ import json
 import pathlib
 import shutil
 
+import chex
 import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax import checkpoints, config, lifelong, pretraining
+from iamcl2r_jax import task as task_module
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.progress import Reporter
@@ -59,6 +61,7 @@ def test_one_trace_and_one_pass_per_model_and_evaluation(finished):
     _, results = finished
     assert results["train_traces"] == 1
     assert results["feature_passes"] == 3 * len(results["evaluations"])
+    assert results["reference_passes"] == 2 * len(results["evaluations"])
 
 
 def test_matrices_are_lower_triangles_with_their_figures(finished):
@@ -80,9 +83,13 @@ def test_matrices_are_lower_triangles_with_their_figures(finished):
 
 
 def test_cross_model_accuracy_is_far_above_chance(finished):
-    """Queries by the last model, which replaced the first, against the first model's gallery."""
+    """Queries by the last model against the gallery of the model that it was trained on from.
+
+    Chance is 0.1, and what unrelated features reach at best about 0.2. Across the replacement the
+    tiny run has not learned enough to be held to more; configs/glyphs.py has.
+    """
     _, results = finished
-    assert results["evaluations"]["digits"]["matrix"][2][0] > 0.15  # chance is 0.1
+    assert results["evaluations"]["digits"]["matrix"][2][1] > 0.4
 
 
 def test_external_models_say_what_they_are(finished):
@@ -118,18 +125,48 @@ def test_memory_holds_the_right_images(finished, tiny):
         assert (counts[seen:] == 0).all()
 
 
-def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path):
-    """The run stopped after its first task, and, elsewhere, after its last."""
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, monkeypatch, kept):
+    """Started anew, stopped after the first task, and stopped after the last.
+
+    And each task starts from, and is taught by, the right model: the external one where the model
+    is replaced, else the one of the task before.
+    """
     workdir, results = finished
-    for kept in (1, 3):
-        copy = tmp_path / str(kept)
-        copy.mkdir()
-        shutil.copy(workdir / "config.json", copy)
-        for task in range(kept):
-            shutil.copytree(workdir / "tasks" / str(task), copy / "tasks" / str(task))
-        continued = lifelong.run(tiny, str(copy))
-        for part in ("task_accuracy", "evaluations", "references", "external_models"):
-            assert continued[part] == results[part]
+    shutil.copy(workdir / "config.json", tmp_path)
+    for task in range(kept):
+        shutil.copytree(workdir / "tasks" / str(task), tmp_path / "tasks" / str(task))
+    taught_by, started_from = [], []
+
+    def spy(config, stream, dataset, memory, task, start, variables, *args):
+        taught_by.append(start.variables)
+        started_from.append(variables)
+        return task_module.train_task(
+            config, stream, dataset, memory, task, start, variables, *args
+        )
+
+    monkeypatch.setattr(lifelong, "train_task", spy)
+    continued = lifelong.run(tiny, str(tmp_path))
+    for part in ("task_accuracy", "evaluations", "references", "external_models"):
+        assert continued[part] == results[part]
+
+    right = [
+        *(load_external(results["external_models"][task], tiny) for task in ("0", "1")),
+        lifelong.load_task(tiny, str(workdir), 1).variables,
+    ][kept:]
+    assert len(taught_by) == len(right)
+    for taught, started, expected in zip(taught_by, started_from, right, strict=True):
+        chex.assert_trees_all_equal(taught, expected)
+        chex.assert_trees_all_equal(started, expected)
+    for task in range(3):
+        first, again = (
+            lifelong.load_task(tiny, str(where), task).variables for where in (workdir, tmp_path)
+        )
+        chex.assert_trees_all_equal(first, again)
+
+
+def load_external(path, config):
+    return pretraining.load_external(path, config.num_classes, config.image).variables
 
 
 def test_finished_run_is_returned_and_not_run_again(finished, tiny):
@@ -150,7 +187,7 @@ def test_other_configuration_is_refused(finished, tiny):
 def test_tasks_of_an_unknown_configuration_are_refused(finished, tiny, tmp_path):
     workdir, _ = finished
     shutil.copytree(workdir / "tasks", tmp_path / "tasks")
-    with pytest.raises(ConfigError, match=r"holds tasks without the config\.json"):
+    with pytest.raises(ConfigError, match=r"holds a run without the config\.json"):
         lifelong.run(tiny, str(tmp_path))
 
 
@@ -222,14 +259,8 @@ def test_pretraining_does_not_depend_on_what_else_is_trained(finished, tiny, tmp
     _, results = finished
     alone = str(tmp_path / "alone")
     pretraining.pretrain(tiny.replacements.recipe, {20: alone}, Reporter())
-    path = results["external_models"]["0"]
-    expected = lifelong.training.expected_variables(
-        checkpoints.create_model(checkpoints.load_record(path)["model"]), tiny.image.size
-    )
-    together, alone = checkpoints.load(path, expected), checkpoints.load(alone, expected)
-    np.testing.assert_array_equal(
-        together["params"]["projection"]["kernel"], alone["params"]["projection"]["kernel"]
-    )
+    together = load_external(results["external_models"]["0"], tiny)
+    chex.assert_trees_all_equal(load_external(alone, tiny), together)
 
 
 @pytest.mark.parametrize("name", ["glyphs", "tiny"])

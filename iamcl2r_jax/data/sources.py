@@ -6,6 +6,7 @@ package's own builders (`glyphs/latin`, `handwriting`), or as `folder:DIR` with 
 there once, in TFDS's ArrayRecord format; reading never imports TensorFlow.
 """
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
@@ -295,7 +296,10 @@ def _prepare(name: str, data_dir: str | None) -> None:
         tfds.disable_progress_bar()
     try:
         # TFDS would try for minutes before it admits that there is no network.
-        with py_utils.temporary_assignment(downloader, "MAX_RETRIES", 3):
+        with (
+            py_utils.temporary_assignment(downloader, "MAX_RETRIES", 3),
+            _silence_for_own(name),
+        ):
             writer.download_and_prepare(
                 download_dir=str(downloads),
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False),
@@ -305,6 +309,13 @@ def _prepare(name: str, data_dir: str | None) -> None:
         if _is_prepared(_builder(name, data_dir)):
             return  # another process was first, so that the rename found its directory there
         raise DataError(_why_not_prepared(name, downloads, error)) from error
+
+
+def _silence_for_own(name: str) -> contextlib.AbstractContextManager:
+    """TFDS announces a download, with its size; our own sets download nothing."""
+    if name.partition("/")[0] in OWN_BUILDERS:
+        return contextlib.redirect_stdout(io.StringIO())
+    return contextlib.nullcontext()
 
 
 def _why_not_prepared(name: str, downloads: pathlib.Path, error: Exception) -> str:

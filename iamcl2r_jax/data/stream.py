@@ -74,7 +74,8 @@ def build_stream(
       class_order_seed: shuffles the classes; None for the data set's order.
 
     Raises:
-      ValueError: see `split_tasks`; or if a class has no training image.
+      ValueError: see `split_tasks`.
+      DataError: if a class has no training image, or the first task no held-out one.
     """
     num_classes = len(train.class_names)
     tasks = split_tasks(num_classes, initial_classes, increment)
@@ -85,7 +86,14 @@ def build_stream(
     counts = np.bincount(train.labels, minlength=num_classes)
     if not counts.all():
         empty = train.class_names[int(np.argmin(counts))]
-        raise ValueError(f"stream: class {empty!r} has no training image; every class needs one")
+        raise sources.DataError(
+            f"stream: class {empty!r} has no image in the training split; every class needs one"
+        )
+    if not np.isin(test.labels, tasks[0]).any():
+        raise sources.DataError(
+            "stream: the held-out split has no image of the first task's classes, so that its "
+            "accuracy cannot be told; choose another stream.test_split"
+        )
     return Stream(sources.limit_per_class(train, limit_per_class), test, tasks)
 
 
