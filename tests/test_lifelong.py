@@ -179,7 +179,7 @@ def test_finished_run_is_returned_and_not_run_again(finished, tiny):
 def test_other_configuration_is_refused(finished, tiny):
     workdir, results = finished
     tiny.train.epochs = 7
-    with pytest.raises(ConfigError, match=r"train\.epochs: 2 there, 7 here"):
+    with pytest.raises(ConfigError, match=r"train\.epochs: 4 there, 7 here"):
         lifelong.run(tiny, str(workdir))
     assert json.loads((workdir / "results.json").read_text()) == results
 
