@@ -49,10 +49,16 @@ def run(main: Callable[[list[str]], int | None]) -> None:
                 _ = flags.FLAGS.config.name  # a file that failed to load fails when it is used
             return remaining
         except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-            # A KeyError's text is the repr of its message.
-            return _fail(str(error.args[0] if isinstance(error, KeyError) else error), 2)
+            return _fail(_message(error), 2)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _message(error: Exception) -> str:
+    # An unknown field is an AttributeError around a KeyError, whose text would be a repr.
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    return str(error.args[0] if isinstance(error, KeyError) else error)
 
 
 def _fail(message: str, status: int):

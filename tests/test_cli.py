@@ -25,7 +25,7 @@ def launch(program, *args):
     [
         ([], "config"),
         (["--config=configs/nope.py"], "configs/nope.py"),
-        (["--config.train.epoch=3"], 'Did you mean "epochs"'),
+        (["--config.train.epoch=3"], "error: 'epoch' Did you mean \"epochs\" instead of"),
         (["--config=configs/tiny.py:a=2"], "get_config() takes 0 positional arguments"),
         (["--config.train.epochs=many"], "--config.train.epochs=many"),
         (["--config.stream.dataset=nope"], "data set 'nope' is unknown"),
