@@ -1,7 +1,8 @@
 """Checkpoints: the variables of a model and a JSON record beside them, as one Orbax directory.
 
-A directory appears whole or not at all, and is read strictly: what the record says the model is,
-the stored arrays must be, leaf by leaf.
+A directory appears whole or not at all, holds the checksums of its files, and is read strictly:
+every file must be as it was written, and the stored arrays what the record says the model is, leaf
+by leaf.
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from iamcl2r_jax import models
+from iamcl2r_jax import files, models
 
 Variables = dict[str, Any]
 
@@ -42,27 +43,78 @@ def save(path: str, variables: Variables, record: dict[str, Any]) -> None:
     directory = epath.Path(path).absolute()
     if directory.exists():
         raise CheckpointError(f"checkpoint {path} exists already; remove it or choose another name")
+    draft = directory.parent / f".{directory.name}.draft"
+    if draft.exists():  # of a process that did not live to finish it
+        draft.rmtree()
     with _checkpointer() as checkpointer:
         checkpointer.save(
-            directory,
+            draft,
             ocp.args.Composite(
                 variables=ocp.args.StandardSave(jax.device_get(variables)),
                 record=ocp.args.JsonSave(record),
             ),
         )
+    files.write_json(draft / _MANIFEST, {"files": _digests(draft)})
+    draft.rename(directory)
+
+
+_MANIFEST = "manifest.json"
+
+
+def _digests(directory: epath.Path) -> dict[str, str]:
+    """SHA-256 of every file of a checkpoint but its manifest, by place."""
+    return {
+        str((folder / name).relative_to(directory)): files.digest(folder / name)
+        for folder, _, names in directory.walk()
+        for name in names
+        if folder / name != directory / _MANIFEST
+    }
 
 
 def exists(path: str) -> bool:
     """Whether a finished checkpoint lies at `path` (one being written has another name)."""
-    return (epath.Path(path) / "record" / "metadata").exists()
+    return (epath.Path(path) / _MANIFEST).exists()
+
+
+def verify(path: str) -> None:
+    """Compares every file of a checkpoint with its checksum.
+
+    Raises:
+      CheckpointError: if there is no finished checkpoint at `path`, or a file is missing, changed
+        or not of it.
+    """
+    directory = _existing(path)
+    try:
+        written = files.read_json(directory / _MANIFEST)["files"]
+    except files.DamagedFileError as error:
+        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from None
+    there = _digests(directory)
+    for name in sorted(written.keys() | there.keys()):
+        if written.get(name) != there.get(name):
+            what = (
+                "is missing"
+                if name not in there
+                else "is not part of it"
+                if name not in written
+                else "is not as it was written"
+            )
+            raise CheckpointError(f"checkpoint {path} is damaged: {name} {what}")
+
+
+def remove(path: str) -> None:
+    """Removes a checkpoint, finished or damaged; what is half removed no longer counts as one."""
+    directory = epath.Path(path)
+    (directory / _MANIFEST).unlink(missing_ok=True)
+    directory.rmtree()
 
 
 def load_record(path: str) -> dict[str, Any]:
     """The record of a checkpoint.
 
     Raises:
-      CheckpointError: if there is no finished checkpoint at `path`.
+      CheckpointError: if there is no finished checkpoint at `path`, or it is damaged.
     """
+    verify(path)
     directory = _existing(path)
     with _checkpointer() as checkpointer:
         restored = checkpointer.restore(
@@ -82,9 +134,10 @@ def load(path: str, expected: Any) -> Variables:
       The variables as NumPy arrays, to be placed on any devices.
 
     Raises:
-      CheckpointError: if there is no finished checkpoint at `path`, or any leaf differs; all that
-        differ are listed.
+      CheckpointError: if there is no finished checkpoint at `path`, it is damaged, or any leaf
+        differs; all that differ are listed.
     """
+    verify(path)
     directory = _existing(path)
     with _checkpointer() as checkpointer:
         stored = checkpointer.metadata(directory).item_metadata["variables"]

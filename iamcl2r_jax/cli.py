@@ -5,10 +5,12 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from iamcl2r_jax import runtime
+from iamcl2r_jax import preemption, runtime
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import DataError
+from iamcl2r_jax.files import DamagedFileError, LockedError
+from iamcl2r_jax.preemption import PreemptedError
 from iamcl2r_jax.training import DivergenceError
 
 _CACHE = flags.DEFINE_string(
@@ -31,8 +33,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             runtime.enable_compilation_cache(_CACHE.value)
         try:
             return main(argv)
-        except (ConfigError, DataError, CheckpointError) as error:
+        except (ConfigError, DataError, CheckpointError, DamagedFileError, LockedError) as error:
             return _fail(str(error), 2)
+        except PreemptedError as error:
+            return _fail(str(error), preemption.EXIT_STATUS)
         except DivergenceError as error:
             return _fail(str(error), 1)
         except KeyboardInterrupt:

@@ -32,6 +32,7 @@ def default_pretrain() -> ConfigDict:
     c.model = _model()  # the architecture
     # The schedule.
     c.train = _train(epochs=6, learning_rate=0.1)
+    c.saving = _saving()
     return c
 
 
@@ -49,6 +50,7 @@ def default() -> ConfigDict:
     c.model = _model()  # of the first task, if it does not start from an external model
     # The schedule of each task.
     c.train = _train(epochs=14, learning_rate=0.06)
+    c.saving = _saving()
 
     c.stream = ConfigDict()
     c.stream.dataset = "glyphs/latin"  # TFDS name, or folder:DIR
@@ -117,6 +119,16 @@ def _train(*, epochs: int, learning_rate: float) -> ConfigDict:
     return c
 
 
+def _saving() -> ConfigDict:
+    """How often training saves where it stands; no result depends on it."""
+    c = ConfigDict()
+    c.every_epochs = 0  # save after so many epochs; 0 to go by the seconds alone
+    c.every_seconds = 60.0  # save after so many seconds; 0 to go by the epochs alone
+    # Steps of one call of the compiled program. Between calls a run can save and be asked to stop.
+    c.steps_per_call = 50
+    return c
+
+
 def validate(config: ConfigDict) -> None:
     """Checks a lifelong run's configuration without touching data or models.
 
@@ -129,6 +141,7 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError(str(error)) from None
     _check_model(config)
     _check_train(config.train)
+    _check_saving(config)
     _check_items(config, "image.mean", float)
     _check_items(config, "image.std", float)
     _check_image(config.image)
@@ -155,6 +168,7 @@ def validate_pretrain(config: ConfigDict) -> None:
     """
     _check_model(config)
     _check_train(config.train)
+    _check_saving(config)
     _check_items(config, "image.mean", float)
     _check_items(config, "image.std", float)
     _check_image(config.image)
@@ -250,6 +264,15 @@ def _check_train(train: ConfigDict) -> None:
         raise ConfigError(f"train.momentum={train.momentum}: must be in [0, 1)")
     if not 0 <= train.weight_decay < math.inf:
         raise ConfigError(f"train.weight_decay={train.weight_decay}: must be at least 0")
+
+
+def _check_saving(config: ConfigDict) -> None:
+    _at_least(config, "saving.every_epochs", 0)
+    _at_least(config, "saving.steps_per_call", 1)
+    if not 0 <= config.saving.every_seconds < math.inf:
+        raise ConfigError(
+            f"saving.every_seconds={config.saving.every_seconds}: must be a number, at least 0"
+        )
 
 
 def _check_image(image: ConfigDict) -> None:

@@ -1,30 +1,115 @@
-"""Small files that appear whole or not at all."""
+"""Files that appear whole or not at all, tell damage by a checksum, and have one writer."""
 
+import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import filelock
 from etils import epath
 
+_CHECKSUM = "sha256"  # of the other fields, as encoded here
 
-def write_json(path: str, value: Any) -> None:
-    """Writes a value as JSON: to a neighbouring file first, which then takes the name."""
+
+class DamagedFileError(ValueError):
+    """A file is not as it was written; the message is one line."""
+
+
+class LockedError(RuntimeError):
+    """Another process writes here; the message is one line."""
+
+
+def write_json(path: str, value: dict[str, Any]) -> None:
+    """Writes a dictionary as JSON with its checksum.
+
+    To a neighbouring file first, which takes the name once it is on disk.
+    """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.{os.getpid()}"
-    draft.write_text(_encode(value))
+    with draft.open("w") as file:
+        file.write(_encode(value | {_CHECKSUM: _digest(value)}))
+        sync(file)
     draft.replace(path)
 
 
-def read_json(path: str) -> Any:
-    """The value in a JSON file, or None if there is no such file."""
+def read_json(path: str) -> dict[str, Any] | None:
+    """What `write_json` wrote, or None if there is no such file.
+
+    Raises:
+      DamagedFileError: if it is not as it was written.
+    """
     path = epath.Path(path)
-    return json.loads(path.read_text()) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text())
+        written = value.pop(_CHECKSUM)
+        intact = written == _digest(value)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        intact = False
+    if not intact:
+        raise DamagedFileError(f"{path} is damaged or was edited: its checksum does not fit")
+    return value
 
 
 def as_json(value: Any) -> Any:
     """The value as it comes back from a JSON file: tuples become lists."""
     return json.loads(_encode(value))
+
+
+def digest(path: epath.Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        if hasattr(file, "fileno"):
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        return hashlib.sha256(file.read()).hexdigest()
+
+
+def sync(file: Any) -> None:
+    """Brings an open file's bytes to disk, so that a name given next never names less."""
+    file.flush()
+    if hasattr(file, "fileno"):  # cloud storage has none
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def one_writer(directory: str) -> Iterator[None]:
+    """Keeps other processes of this machine from writing to a directory; it is made if missing.
+
+    The lock is the operating system's: it goes when its process does, however that ends.
+    Directories in cloud storage are not locked.
+
+    Raises:
+      LockedError: naming the process that writes there.
+    """
+    if "://" in directory:
+        yield
+        return
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, ".lock")
+    holder = os.path.join(directory, ".lock-holder")
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        with open(holder) as file:
+            raise LockedError(
+                f"{directory} is being written by process {file.read()}; wait for it, end it, or "
+                "choose another directory"
+            ) from None
+    try:
+        with open(holder, "w") as file:
+            file.write(f"{os.getpid()} on {os.uname().nodename}")
+        yield
+    finally:
+        lock.release()
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(_encode(as_json(value)).encode()).hexdigest()
 
 
 def _encode(value: Any) -> str:

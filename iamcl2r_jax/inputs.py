@@ -1,12 +1,17 @@
 """What a run needs before it starts: its stream, evaluations and external models, all checked."""
 
+import hashlib
+
+import numpy as np
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import checkpoints, methods, pretraining, simplex
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
+from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
 from iamcl2r_jax.evaluation import Evaluation
+from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel
 from iamcl2r_jax.progress import Reporter
 
@@ -29,7 +34,9 @@ def _stream_classes(config: ConfigDict) -> tuple[str, ...]:
     ).class_names
 
 
-def external_models(config: ConfigDict, reporter: Reporter) -> dict[int, ExternalModel]:
+def external_models(
+    config: ConfigDict, reporter: Reporter, preemption: Preemption
+) -> dict[int, ExternalModel]:
     """The external model of each replacement, by task; those with a recipe are made if missing.
 
     They are made with the head that the method asks for, and those given must have it.
@@ -58,7 +65,7 @@ def external_models(config: ConfigDict, reporter: Reporter) -> dict[int, Externa
     loaded = {path: load(path) for path in paths if path not in missing.values()}
     if missing:
         recipe.data_dir = recipe.data_dir or config.data_dir
-        pretraining.pretrain(recipe, missing, reporter)
+        pretraining.pretrain(recipe, missing, reporter, preemption)
         loaded |= {path: load(path) for path in missing.values()}
     num_stream_classes, _ = stream_size(config)
     for path, model in loaded.items():
@@ -101,3 +108,18 @@ def load_evaluations(config: ConfigDict) -> dict[str, Evaluation]:
         )
         for name, e in config.evaluations.items()
     }
+
+
+def digests(stream: Stream, evaluations: dict[str, Evaluation]) -> dict[str, str]:
+    """SHA-256 of every image set of a run, images and labels, by its field in the configuration."""
+    sets = {"stream.train_split": stream.train, "stream.test_split": stream.test}
+    for name, evaluation in evaluations.items():
+        sets[f"evaluations.{name}.query_split"] = evaluation.query
+        sets[f"evaluations.{name}.gallery_split"] = evaluation.gallery
+    return {name: _digest(images) for name, images in sets.items()}
+
+
+def _digest(images: ImageSet) -> str:
+    sha256 = hashlib.sha256(np.ascontiguousarray(images.images))
+    sha256.update(np.ascontiguousarray(images.labels))
+    return sha256.hexdigest()

@@ -1,75 +1,76 @@
 """The IAM-CL²R procedure: a stream of tasks in which the model is at times replaced.
 
 A workdir holds:
-  config.json   the configuration; another one is refused
-  tasks/<t>     the model after task t: its variables and a record (memory, accuracy, history)
-  results.json  the finished run, see `results`
+  config.json    the configuration; another one is refused
+  data.json      digests of the images; others are refused
+  progress/<t>   where the training of task t stands, while it is under way
+  tasks/<t>      the model after task t: its variables and a record (memory, accuracy, history)
+  results.json   the finished run, see `results`
 """
 
 import os
 import time
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import (
-    checkpoints,
-    files,
-    heads,
-    inputs,
-    methods,
-    runtime,
-    simplex,
-    training,
-)
+from iamcl2r_jax import checkpoints, files, heads, inputs, methods, runtime, training
 from iamcl2r_jax.centres import ClassCentres
+from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
+from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.data.stream import Stream, remember
-from iamcl2r_jax.evaluation import (
-    Evaluation,
-    compatibility_matrices,
-    embed,
-    summarize,
-)
+from iamcl2r_jax.evaluation import Evaluation, compatibility_matrices, embed, summarize
+from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel, image_spec
 from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.resume import ProgressStore
 from iamcl2r_jax.runtime import Clock
 from iamcl2r_jax.task import (
     Model,
     ProgramsBySpec,
+    Setting,
     first_model,
     start_variables,
+    stream_dataset,
     task_accuracy,
-    task_classes,
     train_task,
     with_task_centres,
 )
 
 
-def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> dict[str, Any]:
+def run(
+    config: ConfigDict,
+    workdir: str,
+    reporter: Reporter | None = None,
+    preemption: Preemption | None = None,
+) -> dict[str, Any]:
     """Trains on the whole stream, evaluates every pair of models and writes the results.
 
-    A second call with the same workdir continues after the last finished task; if the run is
+    A second call with the same workdir continues where the one before stopped, however it ended,
+    with the results of a run that never stopped (on the same kind of device); if the run is
     finished it returns what was written.
 
     Args:
       config: see `config.default`.
       workdir: directory of the run.
       reporter: shows the progress; by default on the terminal.
+      preemption: saves and raises `PreemptedError` once requested.
 
     Returns:
       What stands in workdir/results.json.
 
     Raises:
       ConfigError, DataError, CheckpointError: before any training; the message is one line.
+      LockedError: if another process runs in the workdir.
       DivergenceError: if training left the finite numbers.
     """
-    reporter = reporter or Reporter()
+    reporter, preemption = reporter or Reporter(), preemption or Preemption()
     validate(config)
     refuse_other_config(config, workdir)
-    finished = files.read_json(os.path.join(workdir, "results.json"))
+    finished = _finished(workdir, reporter)
     if finished is not None:
         reporter.message(f"{workdir} holds this run, finished; nothing is run again")
         return finished
@@ -80,45 +81,63 @@ def run(config: ConfigDict, workdir: str, reporter: Reporter | None = None) -> d
         check_stream(config, *inputs.stream_size(config))
         stream = inputs.load_stream(config)
         evaluations = inputs.load_evaluations(config)
+        digests = inputs.digests(stream, evaluations)
+        refuse_other_data(digests, workdir)
         clock.lap("data")
-        external = inputs.external_models(config, reporter)
+        external = inputs.external_models(config, reporter, preemption)
         clock.lap("pretrain")
-        files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
-        train_stream(config, stream, external, programs, workdir, reporter)
-        clock.lap("train")
-        figures, passes = evaluate(
-            config, workdir, len(stream.tasks), evaluations, programs, reporter
+        setting = Setting(
+            config, stream, stream_dataset(config, stream), programs, reporter, preemption
         )
-        reference_figures = references(config, evaluations, external, programs)
-        clock.lap("evaluate")
-
-    records = task_records(workdir)
-    results = {
-        "name": config.name,
-        "method": config.method,
-        "seed": config.seed,
-        "num_tasks": len(stream.tasks),
-        "classes_per_task": [len(classes) for classes in stream.tasks],
-        "replacements": list(config.replacements.tasks),
-        "external_models": {str(task): model.path for task, model in external.items()},
-        "task_accuracy": [record["task_accuracy"] for record in records],
-        "evaluations": figures,
-        "references": reference_figures,
-        "feature_passes": passes,
-        "reference_passes": sum(map(len, reference_figures.values())),
-        "train_traces": programs.traces(),
-        # Of this start; tasks that an earlier start finished keep their times in their records.
-        "seconds": clock.seconds
-        | {"compile": compilation.seconds, "total": sum(clock.seconds.values())},
-        "environment": runtime.environment(),
-    }
-    files.write_json(os.path.join(workdir, "results.json"), results)
+        with files.one_writer(workdir):
+            files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
+            files.write_json(os.path.join(workdir, "data.json"), digests)
+            records = train_stream(setting, external, workdir)
+            clock.lap("train")
+            figures, passes = evaluate(setting, workdir, evaluations)
+            reference_figures = references(config, evaluations, external, programs)
+            clock.lap("evaluate")
+            results = {
+                "name": config.name,
+                "method": config.method,
+                "seed": config.seed,
+                "num_tasks": len(stream.tasks),
+                "classes_per_task": [len(classes) for classes in stream.tasks],
+                "replacements": list(config.replacements.tasks),
+                "external_models": {str(task): model.path for task, model in external.items()},
+                "task_accuracy": [record["task_accuracy"] for record in records],
+                "evaluations": figures,
+                "references": reference_figures,
+                "feature_passes": passes,
+                "reference_passes": sum(map(len, reference_figures.values())),
+                "train_traces": programs.traces(),
+                # Of this start; tasks that an earlier one finished keep theirs in their records.
+                "seconds": clock.seconds
+                | {"compile": compilation.seconds, "total": sum(clock.seconds.values())},
+                "environment": runtime.environment(),
+            }
+            files.write_json(os.path.join(workdir, "results.json"), results)
     return results
 
 
+def _finished(workdir: str, reporter: Reporter) -> dict[str, Any] | None:
+    """The results of a finished run; None if there are none to rely on."""
+    try:
+        return files.read_json(os.path.join(workdir, "results.json"))
+    except files.DamagedFileError as error:
+        reporter.message(f"{error}; it is made again from the tasks")
+        return None
+
+
 def refuse_other_config(config: ConfigDict, workdir: str) -> None:
-    """Raises `ConfigError` if the workdir holds a run with another configuration."""
-    there = files.read_json(os.path.join(workdir, "config.json"))
+    """Raises `ConfigError` if the workdir holds a run with another configuration.
+
+    How often a run saves is no part of what it is.
+    """
+    try:
+        there = files.read_json(os.path.join(workdir, "config.json"))
+    except files.DamagedFileError as error:
+        raise ConfigError(f"workdir={workdir}: {error}; choose another workdir") from None
     if there is None:
         results = os.path.join(workdir, "results.json")
         if os.path.exists(results) or checkpoints.exists(task_path(workdir, 0)):
@@ -127,7 +146,7 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
                 "choose another workdir"
             )
         return
-    differing = differences(there, files.as_json(config.to_dict()))
+    differing = differences(_identity(there), _identity(files.as_json(config.to_dict())))
     if differing:
         raise ConfigError(
             f"workdir={workdir} holds a run with another configuration ({'; '.join(differing)}); "
@@ -135,59 +154,57 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
         )
 
 
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the fields on which no result depends."""
+    kept = {name: value for name, value in config.items() if name != "saving"}
+    return {n: _identity(v) if isinstance(v, dict) else v for n, v in kept.items()}
+
+
+def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
+    """Raises `DataError` if the workdir holds a run that began with other images or labels."""
+    try:
+        there = files.read_json(os.path.join(workdir, "data.json"))
+    except files.DamagedFileError as error:
+        raise DataError(f"workdir={workdir}: {error}; choose another workdir") from None
+    for name, digest in digests.items() if there else ():
+        if there.get(name) != digest:
+            raise DataError(
+                f"{name}: its images or labels are not those that the run in workdir={workdir} "
+                "began with; restore the data set, or choose another workdir"
+            )
+
+
 def train_stream(
-    config: ConfigDict,
-    stream: Stream,
-    external: dict[int, ExternalModel],
-    programs: ProgramsBySpec,
-    workdir: str,
-    reporter: Reporter,
-) -> None:
-    """Trains task after task, from the first that is not finished, and saves each."""
-    dataset = training.Dataset(
-        jnp.asarray(stream.train.images),
-        jnp.asarray(simplex.downstream_slot(stream.train.labels, config.num_classes), jnp.int32),
-    )
+    setting: Setting, external: dict[int, ExternalModel], workdir: str
+) -> list[dict[str, Any]]:
+    """Trains task after task, from where an earlier start stopped, and saves each.
+
+    Returns:
+      The record of each task.
+    """
+    config, stream, reporter = setting.config, setting.stream, setting.reporter
     method = methods.get(config.method)
     centres = ClassCentres.none(config.num_classes, config.num_classes - 1)
-    records = task_records(workdir)
+    records = intact_task_records(workdir, reporter)
     memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
+    model = first_model(config)
     if records:
         reporter.message(f"continuing {workdir} after task {len(records)}/{len(stream.tasks)}")
         for task in range(len(records)) if method.uses_centres else ():
-            model = load_task(config, workdir, task)
-            centres = with_task_centres(
-                config, stream, task, model, programs.of(model.spec), centres
-            )
+            centres = with_task_centres(setting, task, load_task(config, workdir, task), centres)
         model = load_task(config, workdir, len(records) - 1)
-    else:
-        model = first_model(config)
 
     for task in range(len(records), len(stream.tasks)):
         started = time.monotonic()
         if task in external:
             model = Model.of(external[task])
         variables = start_variables(config, task, model, replaced=task in external)
-        classes = task_classes(config, stream, task, model, centres)
-        model, history = train_task(
-            config,
-            stream,
-            dataset,
-            memory,
-            task,
-            model,
-            variables,
-            classes,
-            programs.of(model.spec),
-            reporter,
-        )
+        store = ProgressStore(os.path.join(workdir, "progress", str(task)), config.saving, reporter)
+        model, history = train_task(setting, task, model, variables, memory, centres, store)
         if method.uses_memory:
             memory = remember(stream, task, memory, config.memory_per_class, config.seed)
         if method.uses_centres:
-            centres = with_task_centres(
-                config, stream, task, model, programs.of(model.spec), centres
-            )
-        accuracy = task_accuracy(config, stream, task, model, programs.of(model.spec))
+            centres = with_task_centres(setting, task, model, centres)
         record = {
             "kind": "task",
             "task": task,
@@ -198,27 +215,30 @@ def train_stream(
             "slots": list(model.slots),
             "replaced_by": external[task].path if task in external else None,
             "memory": memory.tolist(),
-            "task_accuracy": accuracy,
+            "task_accuracy": task_accuracy(setting, task, model),
             "history": history,
             "seconds": time.monotonic() - started,
             "versions": runtime.versions(),
         }
         checkpoints.save(task_path(workdir, task), model.variables, record)
-        reporter.message(
-            f"task {task + 1}/{len(stream.tasks)}, {len(stream.tasks[task])} new classes"
-            f"{', model replaced' if task in external else ''}: "
-            f"loss {history[-1]['loss']:.3f}, accuracy {accuracy:.1%} on held-out images of the "
-            f"{stream.tasks[task].stop} classes so far, {record['seconds']:.0f} s"
-        )
+        store.clear()
+        records.append(record)
+        _report_task(record, stream, reporter)
+    return records
+
+
+def _report_task(record: dict[str, Any], stream: Stream, reporter: Reporter) -> None:
+    classes = stream.tasks[record["task"]]
+    reporter.message(
+        f"task {record['task'] + 1}/{len(stream.tasks)}, {len(classes)} new classes"
+        f"{', model replaced' if record['replaced_by'] else ''}: "
+        f"loss {record['history'][-1]['loss']:.3f}, accuracy {record['task_accuracy']:.1%} on "
+        f"held-out images of the {classes.stop} classes so far, {record['seconds']:.0f} s"
+    )
 
 
 def evaluate(
-    config: ConfigDict,
-    workdir: str,
-    num_tasks: int,
-    evaluations: dict[str, Evaluation],
-    programs: ProgramsBySpec,
-    reporter: Reporter,
+    setting: Setting, workdir: str, evaluations: dict[str, Evaluation]
 ) -> tuple[dict[str, Any], int]:
     """Every pair of models of a run on every evaluation.
 
@@ -226,14 +246,17 @@ def evaluate(
       {evaluation: figures of its matrix}, and the number of feature passes: each model over each
       evaluation once.
     """
+    config, num_tasks = setting.config, len(setting.stream.tasks)
     passes = 0
 
     def embeddings(name, evaluation):
         nonlocal passes
-        with reporter.stage(f"evaluation on {name}", num_tasks) as stage:
+        with setting.reporter.stage(f"evaluation on {name}", num_tasks) as stage:
             for task in range(num_tasks):
+                setting.preemption.check()
                 model = load_task(config, workdir, task)
-                yield embed(programs.of(model.spec).features, model.variables, evaluation)
+                extract = setting.programs.of(model.spec).features
+                yield embed(extract, model.variables, evaluation)
                 passes += 1
                 stage.advance()
 
@@ -282,10 +305,43 @@ def task_path(workdir: str, task: int) -> str:
 
 
 def task_records(workdir: str) -> list[dict[str, Any]]:
-    """Records of the finished tasks, from the first without a gap."""
+    """Records of the finished tasks, from the first without a gap.
+
+    Raises:
+      CheckpointError: if one of them is damaged.
+    """
     records = []
     while checkpoints.exists(path := task_path(workdir, len(records))):
         records.append(checkpoints.load_record(path))
+    return records
+
+
+def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]]:
+    """Records of the finished tasks up to the first that is damaged or missing.
+
+    What comes after was built on that one; it is set aside, so that the run goes on from the last
+    intact task.
+    """
+    records = []
+    while True:
+        path = task_path(workdir, len(records))
+        try:
+            if not checkpoints.exists(path) and not epath.Path(path).exists():
+                break
+            records.append(checkpoints.load_record(path))
+        except CheckpointError as error:
+            reporter.message(f"{error}; going back to the end of task {len(records)}")
+            break
+    tasks = epath.Path(workdir) / "tasks"
+    later = [
+        child
+        for child in (tasks.iterdir() if tasks.exists() else ())
+        if child.name.isdigit() and int(child.name) >= len(records)
+    ]
+    for child in sorted(later):
+        aside = epath.Path(workdir) / "set_aside"
+        aside.mkdir(exist_ok=True)
+        child.rename(aside / f"{child.name}-{time.time_ns()}")
     return records
 
 

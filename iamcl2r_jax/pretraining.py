@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, heads, methods, runtime, simplex
+from iamcl2r_jax import checkpoints, files, heads, methods, runtime, simplex
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import validate_pretrain
 from iamcl2r_jax.data import sources
@@ -25,16 +25,18 @@ from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation import FeatureExtractor
 from iamcl2r_jax.parallel import batch_sharding
+from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.resume import ProgressStore, fit_resumably
 from iamcl2r_jax.training import (
     CompiledEpoch,
     Dataset,
     OldModel,
     Program,
+    TaskData,
     Variables,
     cosine_schedule,
     expected_variables,
-    fit,
     init_variables,
 )
 
@@ -72,32 +74,39 @@ def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
     The name ends in a digest of the recipe, so that another recipe never finds this model.
     """
     identity = recipe.to_dict() | {"classes": classes}
-    del identity["data_dir"], identity["name"]
+    del identity["data_dir"], identity["name"], identity["saving"]  # no result depends on them
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return os.path.join(directory, f"{recipe.name}-{classes}-{digest}")
 
 
 def pretrain(
-    config: ConfigDict, paths: Mapping[int, str], reporter: Reporter
+    config: ConfigDict,
+    paths: Mapping[int, str],
+    reporter: Reporter,
+    preemption: Preemption | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Trains models on growing subsets of classes, each from scratch.
 
     Class y of the data set takes slot y, the row y of a learnable head. The result for n classes
-    does not depend on which other numbers of classes are asked for at the same time.
+    does not depend on which other numbers of classes are asked for at the same time, nor on
+    whether it was stopped and called again.
 
     Args:
       config: see `config.default_pretrain`; its `classes` is not read.
       paths: for each number of classes, the directory to write its checkpoint to.
       reporter: shows the progress.
+      preemption: saves and raises `PreemptedError` once requested.
 
     Returns:
       The record of each checkpoint.
 
     Raises:
       ConfigError, DataError, CheckpointError: before any training.
+      LockedError: if another process makes one of these models.
       DivergenceError: if training left the finite numbers.
     """
+    preemption = preemption or Preemption()
     for classes, path in paths.items():
         validate_pretrain(_with_classes(config, classes))
         if checkpoints.exists(path):
@@ -106,22 +115,26 @@ def pretrain(
     trainer = _Trainer(config, train, test)
     records = {}
     for classes, path in sorted(paths.items()):
-        variables, history = trainer.train(classes, reporter)
-        records[classes] = {
-            "kind": "external",
-            "model": trainer.spec,
-            "head": config.head,
-            "num_classes": config.num_classes,
-            "slots": [0, classes],  # first and one past the last
-            "image": image_spec(config.image),
-            "dataset": config.dataset,
-            "class_names": list(train.class_names[:classes]),
-            "config": _with_classes(config, classes).to_dict(),
-            "accuracy": trainer.held_out_accuracy(variables, classes),
-            "history": history,
-            "versions": runtime.versions(),
-        }
-        checkpoints.save(path, variables, records[classes])
+        place = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.progress")
+        with files.one_writer(place):
+            store = ProgressStore(place, config.saving, reporter)
+            variables, history = trainer.train(classes, store, reporter, preemption)
+            records[classes] = {
+                "kind": "external",
+                "model": trainer.spec,
+                "head": config.head,
+                "num_classes": config.num_classes,
+                "slots": [0, classes],  # first and one past the last
+                "image": image_spec(config.image),
+                "dataset": config.dataset,
+                "class_names": list(train.class_names[:classes]),
+                "config": _with_classes(config, classes).to_dict(),
+                "accuracy": trainer.held_out_accuracy(variables, classes),
+                "history": history,
+                "versions": runtime.versions(),
+            }
+            checkpoints.save(path, variables, records[classes])
+            store.clear()
         accuracy = records[classes]["accuracy"]
         reporter.message(
             f"external model on {classes} classes of {config.dataset}"
@@ -181,7 +194,9 @@ class _Trainer:
         slots = simplex.external_slot(train.labels)
         self._dataset = Dataset(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32))
 
-    def train(self, classes: int, reporter: Reporter) -> tuple[Variables, list[dict[str, float]]]:
+    def train(
+        self, classes: int, store: ProgressStore, reporter: Reporter, preemption: Preemption
+    ) -> tuple[Variables, list[dict[str, float]]]:
         """Trains on the first `classes` classes: the variables and each epoch's metrics."""
         config = self._config
         key = jax.random.fold_in(jax.random.key(config.seed), classes)
@@ -197,24 +212,26 @@ class _Trainer:
         rates = cosine_schedule(
             config.train.learning_rate, config.train.final_learning_rate, config.train.epochs
         )
-        history = []
-        with reporter.stage(f"pre-training on {classes} classes", len(rates)) as stage:
-            for state, metrics in fit(
-                self._epoch,
-                self._epoch.program.init_state(variables),
-                OldModel({}, jnp.asarray(False)),
-                None if self._learnable else jnp.asarray(self._simplex),
-                self._dataset,
-                make_pool(np.flatnonzero(self._labels < classes), capacity),
-                make_pool(np.zeros(0, np.int32), capacity),
-                rates,
-                key_fit,
-                self._classes(classes),
-            ):
-                variables = state.variables
-                history.append(metrics)
-                stage.epoch(metrics)
-        return jax.device_get(variables), history
+        data = TaskData(
+            old=OldModel({}, jnp.asarray(False)),
+            classifier=None if self._learnable else jnp.asarray(self._simplex),
+            dataset=self._dataset,
+            new=make_pool(np.flatnonzero(self._labels < classes), capacity),
+            memory=make_pool(np.zeros(0, np.int32), capacity),
+            classes=self._classes(classes),
+        )
+        return fit_resumably(
+            f"pre-training on {classes} classes",
+            self._epoch,
+            variables,
+            data,
+            rates,
+            key_fit,
+            store=store,
+            steps_per_call=config.saving.steps_per_call,
+            reporter=reporter,
+            preemption=preemption,
+        )
 
     def _classes(self, classes: int) -> methods.Classes:
         trained = jnp.arange(self._config.num_classes) < classes

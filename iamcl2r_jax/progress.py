@@ -26,8 +26,8 @@ class Reporter:
         self.console.print(text, markup=False, soft_wrap=True)
 
     @contextmanager
-    def stage(self, title: str, epochs: int) -> Iterator["Stage"]:
-        """Shows the progress of `epochs` epochs under a title such as "task 3/7"."""
+    def stage(self, title: str, epochs: int, *, done: int = 0) -> Iterator["Stage"]:
+        """Shows the progress of `epochs` epochs, `done` of them before, under a title."""
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -39,17 +39,17 @@ class Reporter:
             transient=True,
             disable=not self.console.is_terminal,
         ) as bar:
-            yield Stage(self, bar, title, epochs)
+            yield Stage(self, bar, title, epochs, done)
 
 
 class Stage:
     """The epochs of one stage."""
 
-    def __init__(self, reporter: Reporter, bar: Progress, title: str, epochs: int):
+    def __init__(self, reporter: Reporter, bar: Progress, title: str, epochs: int, done: int):
         self._reporter, self._bar = reporter, bar
         self._title, self._epochs = title, epochs
-        self._task = bar.add_task(title, total=epochs, figures="")
-        self._done = 0
+        self._task = bar.add_task(title, total=epochs, completed=done, figures="")
+        self._done = self._done_before = done
         self._started = self._printed = time.monotonic()
 
     def advance(self) -> None:
@@ -66,7 +66,8 @@ class Stage:
         quiet = self._reporter.console.is_terminal or self._done == self._epochs
         if not quiet and now - self._printed >= _SECONDS_BETWEEN_LINES:
             self._printed = now
-            left = (now - self._started) / self._done * (self._epochs - self._done)
+            left = (now - self._started) / (self._done - self._done_before)
+            left *= self._epochs - self._done
             self._reporter.message(
                 f"{self._title}: epoch {self._done}/{self._epochs}, {figures}, {left:.0f} s left"
             )

@@ -17,8 +17,10 @@ from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation import FeatureExtractor
 from iamcl2r_jax.parallel import batch_sharding
+from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel, image_options
 from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.resume import ProgressStore, fit_resumably
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +98,33 @@ class ProgramsBySpec:
         return Programs(training.CompiledEpoch(program), FeatureExtractor(model, options))
 
 
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What is the same for all tasks of a run.
+
+    Attributes:
+      config: see `config.default`.
+      stream: images of all tasks.
+      dataset: the stream's training images on the device, labelled by row of the classifier.
+      programs: compiled programs by architecture.
+      reporter: shows the progress.
+      preemption: tells when to save and stop.
+    """
+
+    config: ConfigDict
+    stream: Stream
+    dataset: training.Dataset
+    programs: ProgramsBySpec
+    reporter: Reporter
+    preemption: Preemption
+
+
+def stream_dataset(config: ConfigDict, stream: Stream) -> training.Dataset:
+    """The stream's training images on the device, labelled by row of the classifier."""
+    slots = simplex.downstream_slot(stream.train.labels, config.num_classes)
+    return training.Dataset(jnp.asarray(stream.train.images), jnp.asarray(slots, jnp.int32))
+
+
 def first_model(config: ConfigDict) -> Model:
     """Random variables of the configured architecture, and a random head if it is learnable."""
     spec = checkpoints.model_spec(
@@ -144,18 +173,14 @@ def start_variables(
 
 
 def with_task_centres(
-    config: ConfigDict,
-    stream: Stream,
-    task: int,
-    model: Model,
-    programs: Programs,
-    centres: ClassCentres,
+    setting: Setting, task: int, model: Model, centres: ClassCentres
 ) -> ClassCentres:
     """Adds the centres of a task's classes, by the model after that task."""
-    indices = stream.train_indices(task)
-    rows = simplex.downstream_slot(stream.train.labels[indices], config.num_classes)
-    features = programs.features(model.variables, stream.train.images[indices])
-    return centres.with_classes(features, rows)
+    train = setting.stream.train
+    indices = setting.stream.train_indices(task)
+    rows = simplex.downstream_slot(train.labels[indices], setting.config.num_classes)
+    extract = setting.programs.of(model.spec).features
+    return centres.with_classes(extract(model.variables, train.images[indices]), rows)
 
 
 def task_classes(
@@ -189,64 +214,70 @@ def task_indices(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
 
 
 def train_task(
-    config: ConfigDict,
-    stream: Stream,
-    dataset: training.Dataset,
-    memory: np.ndarray,
+    setting: Setting,
     task: int,
     start: Model,
     variables: training.Variables,
-    classes: methods.Classes,
-    programs: Programs,
-    reporter: Reporter,
+    memory: np.ndarray,
+    centres: ClassCentres,
+    store: ProgressStore,
 ) -> tuple[Model, list[dict[str, float]]]:
-    """Trains one task from `variables`, with `start` as the frozen teacher.
+    """Trains one task, or what an earlier start left of it.
+
+    Args:
+      setting: of the run.
+      task: which.
+      start: the frozen teacher.
+      variables: from which the new model starts, see `start_variables`.
+      memory: positions in the stream's training images, integer [M].
+      centres: of the classes of earlier tasks.
+      store: keeps where the training stands.
 
     Returns:
       The new model, and the metrics of each epoch.
     """
+    config, stream = setting.config, setting.stream
     train, num_tasks = config.train, len(stream.tasks)
     method = methods.get(config.method)
     pools = [task_indices(config, stream, t) for t in range(num_tasks)]
     most_new = max(map(len, pools))
     most_memory = config.memory_per_class * len(stream.train.class_names)
-    old = training.OldModel(jax.device_put(start.variables), jnp.asarray(start.trained))
-    rates = training.cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs)
     fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_classes)
-    title = f"task {task + 1}/{num_tasks}"
-    history = []
-    with reporter.stage(title, len(rates)) as stage:
-        for state, metrics in training.fit(
-            programs.epoch,
-            programs.epoch.program.init_state(variables),
-            old,
-            None if fixed is None else jnp.asarray(fixed),
-            dataset,
-            make_pool(pools[task], max(most_new, train.batch_size)),
-            make_pool(memory, max(most_memory, train.batch_size)),
-            rates,
-            jax.random.fold_in(jax.random.key(config.seed), task),
-            classes,
-        ):
-            variables = state.variables
-            history.append(metrics)
-            stage.epoch(metrics)
+    variables, history = fit_resumably(
+        f"task {task + 1}/{num_tasks}",
+        setting.programs.of(start.spec).epoch,
+        variables,
+        training.TaskData(
+            old=training.OldModel(jax.device_put(start.variables), jnp.asarray(start.trained)),
+            classifier=None if fixed is None else jnp.asarray(fixed),
+            dataset=setting.dataset,
+            new=make_pool(pools[task], max(most_new, train.batch_size)),
+            memory=make_pool(memory, max(most_memory, train.batch_size)),
+            classes=task_classes(config, stream, task, start, centres),
+        ),
+        training.cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs),
+        jax.random.fold_in(jax.random.key(config.seed), task),
+        store=store,
+        steps_per_call=config.saving.steps_per_call,
+        reporter=setting.reporter,
+        preemption=setting.preemption,
+    )
     seen = (config.num_classes - stream.tasks[task].stop, config.num_classes)
-    return Model(start.spec, jax.device_get(variables), seen), history
+    return Model(start.spec, variables, seen), history
 
 
-def task_accuracy(
-    config: ConfigDict, stream: Stream, task: int, model: Model, programs: Programs
-) -> float:
+def task_accuracy(setting: Setting, task: int, model: Model) -> float:
     """Top-1 accuracy of the classifier on held-out images of all stream classes seen so far.
 
     The simplex chooses among all K slots, external classes and unused ones included; a learnable
     head among the classes seen so far, as it has no rows for others.
     """
+    config, stream = setting.config, setting.stream
     head = methods.get(config.method).head
     seen = stream.seen_test_indices(task)
     slots = simplex.downstream_slot(stream.test.labels[seen], config.num_classes)
-    features = programs.features(model.variables, stream.test.images[seen])
+    extract = setting.programs.of(model.spec).features
+    features = extract(model.variables, stream.test.images[seen])
     if heads.is_learnable(head):
         rows, active = heads.rows_of(model.variables), seen_rows(config, stream, task)
     else:

@@ -1,7 +1,6 @@
 """One training step and the epoch that repeats it, as one compiled program."""
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -65,6 +64,28 @@ class Dataset:
 
     images: jax.Array
     labels: jax.Array
+
+
+@flax.struct.dataclass
+class TaskData:
+    """What a task trains with; no step changes it.
+
+    Attributes:
+      old: the frozen teacher.
+      classifier: frozen rows W, [K, D]; logits are W z, without scale or bias. None for a program
+        whose head is learnable: its rows are part of the state.
+      dataset: the images of all tasks.
+      new: the current task's samples.
+      memory: samples of earlier tasks, possibly none.
+      classes: what the task knows of the classes; None for a loss and head that need none of it.
+    """
+
+    old: OldModel
+    classifier: jax.Array | None
+    dataset: Dataset
+    new: Pool
+    memory: Pool
+    classes: Classes | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,17 +158,15 @@ def train_step(
     Args:
       program: what is fixed at compile time.
       state: what is updated.
-      old: the frozen teacher.
-      classifier: frozen rows W, [K, D]; logits are W z, without scale or bias. None for a program
-        whose head is learnable: its rows are part of the state.
+      old, classifier, classes: see `TaskData`.
       images: network input, float32 [B, H, W, 3].
       labels: rows of the classifier, int32 [B].
       from_memory: bool [B].
       learning_rate: scalar.
-      classes: what the task knows of the classes; None for a loss and head that need none of it.
 
     Returns:
-      The new state, and the batch's "loss", "accuracy" and loss terms.
+      The new state, and the batch's "loss", "accuracy", loss terms and "grad_norm", the L2 norm of
+      the loss's gradient.
     """
     learnable = heads.is_learnable(program.head)
     old_features = old_rows = old_logits = None
@@ -188,68 +207,67 @@ def train_step(
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
     if learnable:
         params = heads.keep_unseen(params, state.params, classes.active)
-    return TrainState(params, batch_stats, opt_state), {"loss": loss} | metrics
+    metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)} | metrics
+    return TrainState(params, batch_stats, opt_state), metrics
 
 
-def train_epoch(
+def train_steps(
     program: Program,
     state: TrainState,
-    old: OldModel,
-    classifier: jax.Array | None,
-    dataset: Dataset,
-    new: Pool,
-    memory: Pool,
-    num_steps: jax.Array,
+    data: TaskData,
+    first: jax.Array,
+    stop: jax.Array,
     learning_rate: jax.Array,
     key: jax.Array,
-    classes: Classes | None = None,
-) -> tuple[TrainState, Metrics]:
-    """Draws, augments and trains `num_steps` batches.
+) -> tuple[TrainState, Metrics, jax.Array]:
+    """Draws, augments and trains the batches `first` to `stop` - 1 of an epoch.
 
-    The number of steps is traced and the pools are padded, so that one program serves every epoch
-    of every task. Step s uses fold_in(key, s): no key is used twice.
+    Both are traced and the pools are padded, so that one program serves every part of every epoch
+    of every task. Step s uses fold_in(key, s) wherever the parts begin: no key is used twice, and
+    an epoch done in parts is the same as one done at once.
 
     Args:
       program: what is fixed at compile time.
       state: what is updated.
-      old: the frozen teacher.
-      classifier: as of `train_step`.
-      dataset: the images of all tasks.
-      new: the current task's samples.
-      memory: samples of earlier tasks, possibly none.
-      num_steps: int32 scalar, see `sampling.steps_per_epoch`.
+      data: what the task trains with.
+      first: int32 scalar.
+      stop: int32 scalar, at most `sampling.steps_per_epoch`.
       learning_rate: scalar, the same for the whole epoch.
       key: random key of this epoch.
-      classes: as of `train_step`.
 
     Returns:
-      The new state, and each metric's mean over the steps.
+      The new state, each metric's sum over the steps, and the first step whose loss or gradient
+      is not finite, -1 if there is none.
     """
     key_shuffle, key_steps = jax.random.split(key)
-    new = shuffled(key_shuffle, new)
+    new = shuffled(key_shuffle, data.new)
 
     def one_step(index, state):
         key_sample, key_augment = jax.random.split(jax.random.fold_in(key_steps, index))
-        indices, from_memory = sample_batch(key_sample, index, new, memory, program.batch_size)
-        images = augmented_batch(key_augment, dataset.images, indices, program.image_options)
-        batch = images, dataset.labels[indices], from_memory
+        indices, from_memory = sample_batch(key_sample, index, new, data.memory, program.batch_size)
+        images = augmented_batch(key_augment, data.dataset.images, indices, program.image_options)
+        batch = images, data.dataset.labels[indices], from_memory
         if program.batch_sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, program.batch_sharding)
-        return train_step(program, state, old, classifier, *batch, learning_rate, classes)
+        return train_step(
+            program, state, data.old, data.classifier, *batch, learning_rate, data.classes
+        )
 
     def accumulate(index, carry):
-        state, sums = carry
+        state, sums, diverged = carry
         state, metrics = one_step(index, state)
-        return state, jax.tree.map(jnp.add, sums, metrics)
+        finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        diverged = jnp.where((diverged < 0) & ~finite, index, diverged)
+        return state, jax.tree.map(jnp.add, sums, metrics), diverged
 
     shapes = jax.eval_shape(one_step, 0, state)[1]
     sums = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
-    state, sums = jax.lax.fori_loop(0, num_steps, accumulate, (state, sums))
-    return state, jax.tree.map(lambda total: total / num_steps, sums)
+    none = jnp.asarray(-1, jnp.int32)
+    return jax.lax.fori_loop(first, stop, accumulate, (state, sums, none))
 
 
 class CompiledEpoch:
-    """`train_epoch` of one program, jitted with the state donated.
+    """`train_steps` of one program, jitted with the state donated.
 
     Attributes:
       traces: how often it was traced; one for a whole lifetime.
@@ -258,15 +276,30 @@ class CompiledEpoch:
     def __init__(self, program: Program):
         self.program = program
         self.traces = 0
-        self._epoch = jax.jit(self._traced, donate_argnames=("state",))
+        self._steps = jax.jit(self._traced, donate_argnames=("state",))
 
-    def _traced(self, state: TrainState, *args) -> tuple[TrainState, Metrics]:
+    def _traced(self, state: TrainState, *args):
         self.traces += 1  # runs when JAX traces, not when the program runs
-        return train_epoch(self.program, state, *args)
+        return train_steps(self.program, state, *args)
 
-    def __call__(self, state: TrainState, *args) -> tuple[TrainState, Metrics]:
-        """Arguments and results as of `train_epoch`, without `program`; `state` is consumed."""
-        return self._epoch(state, *args)
+    def __call__(
+        self,
+        state: TrainState,
+        data: TaskData,
+        first: int,
+        stop: int,
+        learning_rate: float,
+        key: jax.Array,
+    ) -> tuple[TrainState, Metrics, jax.Array]:
+        """Arguments and results as of `train_steps`, without `program`; `state` is consumed."""
+        return self._steps(
+            state,
+            data,
+            jnp.asarray(first, jnp.int32),
+            jnp.asarray(stop, jnp.int32),
+            jnp.asarray(learning_rate, jnp.float32),
+            key,
+        )
 
 
 def cosine_schedule(learning_rate: float, final_learning_rate: float, epochs: int) -> list[float]:
@@ -282,52 +315,89 @@ def cosine_schedule(learning_rate: float, final_learning_rate: float, epochs: in
 
 
 class DivergenceError(RuntimeError):
-    """Training left the finite numbers; the message names where."""
+    """Training left the finite numbers; the message names where.
+
+    Attributes:
+      epoch, step: 0-based place of the first loss or gradient that is not finite.
+    """
+
+    def __init__(self, epoch: int, step: int, training: str = "training"):
+        self.epoch, self.step = epoch, step
+        super().__init__(
+            f"{training}, epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; try "
+            "a lower train.learning_rate"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far the training of a task has come.
+
+    Attributes:
+      history: metrics of each finished epoch, means over its steps.
+      step: finished steps of the epoch after these.
+      sums: of the metrics over these steps.
+    """
+
+    history: tuple[dict[str, float], ...] = ()
+    step: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history)
+
+    def after(
+        self, sums: dict[str, float], stop: int, num_steps: int, learning_rate: float
+    ) -> "Position":
+        """The position after the steps up to `stop`, with the metrics' sums over them."""
+        sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
+        if stop < num_steps:
+            return Position(self.history, stop, sums)
+        means = {name: total / num_steps for name, total in sums.items()}
+        return Position((*self.history, means | {"learning_rate": learning_rate}))
 
 
 def fit(
     epoch: CompiledEpoch,
     state: TrainState,
-    old: OldModel,
-    classifier: jax.Array | None,
-    dataset: Dataset,
-    new: Pool,
-    memory: Pool,
+    data: TaskData,
     learning_rates: Sequence[float],
     key: jax.Array,
-    classes: Classes | None = None,
-) -> Iterator[tuple[TrainState, dict[str, float]]]:
-    """Trains epoch by epoch.
+    *,
+    steps_per_call: int,
+    position: Position = Position(),
+) -> Iterator[tuple[TrainState, Position]]:
+    """Trains from a position to the end, in calls of the compiled program.
 
-    Epoch e uses fold_in(key, e); other arguments as of `train_epoch`.
+    Epoch e uses fold_in(key, e), so that training from a saved state and position goes on exactly
+    as if it had never stopped.
 
     Args:
+      epoch: the compiled program.
+      state: what is updated; consumed.
+      data: what the task trains with.
       learning_rates: of each epoch, see `cosine_schedule`.
+      key: random key of this task.
+      steps_per_call: steps between two returns to Python; an epoch's last call may do fewer.
+      position: where `state` stands.
 
     Yields:
-      The state after each epoch, good until the next one is asked for, and the epoch's metrics.
+      The state after each call, good until the next one is asked for, and its position.
 
     Raises:
-      DivergenceError: if a metric is not finite.
+      DivergenceError: if a loss or gradient is not finite.
     """
-    num_steps = steps_per_epoch(int(new.size), int(memory.size), epoch.program.batch_size)
-    for index, learning_rate in enumerate(learning_rates):
-        state, metrics = epoch(
-            state,
-            old,
-            classifier,
-            dataset,
-            new,
-            memory,
-            jnp.asarray(num_steps, jnp.int32),
-            jnp.asarray(learning_rate, jnp.float32),
-            jax.random.fold_in(key, index),
-            classes,
-        )
-        metrics = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise DivergenceError(
-                    f"epoch {index + 1}: {name} is {value}; try a lower train.learning_rate"
-                )
-        yield state, metrics | {"learning_rate": learning_rate}
+    num_steps = steps_per_epoch(int(data.new.size), int(data.memory.size), epoch.program.batch_size)
+    while position.epoch < len(learning_rates):
+        rate = learning_rates[position.epoch]
+        stop = min(position.step + steps_per_call, num_steps)
+        epoch_key = jax.random.fold_in(key, position.epoch)
+        state, sums, diverged = epoch(state, data, position.step, stop, rate, epoch_key)
+        sums, diverged = jax.device_get((sums, diverged))
+        if diverged >= 0:
+            raise DivergenceError(position.epoch, int(diverged))
+        sums = {name: float(value) for name, value in sums.items()}
+        position = position.after(sums, stop, num_steps, rate)
+        yield state, position

@@ -4,6 +4,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from iamcl2r_jax import cli, lifelong
+from iamcl2r_jax.preemption import on_sigterm
 from iamcl2r_jax.report import print_results
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of the run.")
@@ -14,7 +15,8 @@ flags.mark_flag_as_required("config")
 def main(_):
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
-    results = lifelong.run(config, workdir)
+    with on_sigterm() as preemption:
+        results = lifelong.run(config, workdir, preemption=preemption)
     print_results(results, workdir)
 
 

@@ -4,6 +4,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from iamcl2r_jax import cli, pretraining
+from iamcl2r_jax.preemption import on_sigterm
 from iamcl2r_jax.progress import Reporter
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of pre-training.")
@@ -14,7 +15,8 @@ flags.mark_flag_as_required("config")
 def main(_):
     config = _CONFIG.value
     path = _WORKDIR.value or pretraining.checkpoint_path("runs/external", config, config.classes)
-    pretraining.pretrain(config, {config.classes: path}, Reporter())
+    with on_sigterm() as preemption:
+        pretraining.pretrain(config, {config.classes: path}, Reporter(), preemption)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import checkpoints, config, lifelong, pretraining
+from iamcl2r_jax import checkpoints, config, files, lifelong, pretraining
 from iamcl2r_jax import task as task_module
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
@@ -46,7 +46,9 @@ def finished(tmp_path_factory, external_directory):
 
 def test_results_are_complete_and_on_disk(finished):
     workdir, results = finished
-    assert json.loads((workdir / "results.json").read_text()) == results
+    assert files.read_json(str(workdir / "results.json")) == results
+    written = json.loads((workdir / "results.json").read_text())
+    assert written.keys() - results.keys() == {"sha256"}
     assert results["method"] == "hoc"
     assert results["num_tasks"] == 3
     assert results["classes_per_task"] == [20, 16, 16]
@@ -138,12 +140,10 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
         shutil.copytree(workdir / "tasks" / str(task), tmp_path / "tasks" / str(task))
     taught_by, started_from = [], []
 
-    def spy(config, stream, dataset, memory, task, start, variables, *args):
+    def spy(setting, task, start, variables, *args):
         taught_by.append(start.variables)
         started_from.append(variables)
-        return task_module.train_task(
-            config, stream, dataset, memory, task, start, variables, *args
-        )
+        return task_module.train_task(setting, task, start, variables, *args)
 
     monkeypatch.setattr(lifelong, "train_task", spy)
     continued = lifelong.run(tiny, str(tmp_path))
@@ -181,7 +181,7 @@ def test_other_configuration_is_refused(finished, tiny):
     tiny.train.epochs = 7
     with pytest.raises(ConfigError, match=r"train\.epochs: 4 there, 7 here"):
         lifelong.run(tiny, str(workdir))
-    assert json.loads((workdir / "results.json").read_text()) == results
+    assert files.read_json(str(workdir / "results.json")) == results
 
 
 def test_tasks_of_an_unknown_configuration_are_refused(finished, tiny, tmp_path):

@@ -67,19 +67,20 @@ def epoch(setting):
     return training.CompiledEpoch(setting[0])
 
 
-def run_epoch(epoch, given, *, steps=3, rate=0.1, seed=2, **changes):
-    given = given | changes
-    return epoch(
-        epoch.program.init_state(given["variables"]),
-        given["old"],
-        given["classifier"],
-        given["dataset"],
-        given["new"],
-        given["memory"],
-        jnp.asarray(steps, jnp.int32),
-        jnp.asarray(rate, jnp.float32),
-        jax.random.key(seed),
+def task_data(given):
+    return training.TaskData(
+        given["old"], given["classifier"], given["dataset"], given["new"], given["memory"]
     )
+
+
+def run_epoch(epoch, given, *, steps=3, rate=0.1, seed=2, **changes):
+    """The state and the metrics' means over the steps."""
+    given = given | changes
+    state = epoch.program.init_state(given["variables"])
+    key = jax.random.key(seed)
+    state, sums, diverged = epoch(state, task_data(given), 0, steps, rate, key)
+    assert diverged == -1
+    return state, {name: total / steps for name, total in sums.items()}
 
 
 def one_batch(seed=3):
@@ -232,20 +233,20 @@ def test_simplex_training_learns():
     )
     epoch = training.CompiledEpoch(make_program("simplex"))
     variables = training.init_variables(epoch.program.model, jax.random.key(0), SIZE)
-    history = [
-        metrics
-        for _, metrics in training.fit(
-            epoch,
-            epoch.program.init_state(variables),
-            training.OldModel({}, jnp.asarray(False)),
-            jnp.asarray(simplex.dsimplex(K)),
-            training.Dataset(jnp.asarray(images, jnp.uint8), jnp.asarray(labels)),
-            make_pool(np.arange(64), 64),
-            make_pool(np.zeros(0, np.int32), 64),
-            training.cosine_schedule(0.02, 0.001, 8),
-            jax.random.key(1),
-        )
-    ]
+    data = training.TaskData(
+        training.OldModel({}, jnp.asarray(False)),
+        jnp.asarray(simplex.dsimplex(K)),
+        training.Dataset(jnp.asarray(images, jnp.uint8), jnp.asarray(labels)),
+        make_pool(np.arange(64), 64),
+        make_pool(np.zeros(0, np.int32), 64),
+    )
+    rates = training.cosine_schedule(0.02, 0.001, 8)
+    state = epoch.program.init_state(variables)
+    for _, position in training.fit(
+        epoch, state, data, rates, jax.random.key(1), steps_per_call=100
+    ):
+        history = position.history
+    assert len(history) == 8
     assert history[0]["accuracy"] < 0.6
     assert history[-1]["accuracy"] > 0.9
     assert history[-1]["loss"] < history[0]["loss"]
@@ -258,18 +259,43 @@ def test_cosine_schedule_by_hand():
     assert rates[0] == pytest.approx(1.0)
 
 
-def test_divergence_names_epoch_and_metric(setting, epoch):
+def test_divergence_names_epoch_and_step(setting, epoch):
     _, given = setting
-    with pytest.raises(training.DivergenceError, match=r"epoch \d+: \w+ is (nan|inf|-inf)"):
+    state = epoch.program.init_state(given["variables"])
+    with pytest.raises(training.DivergenceError, match=r"epoch \d+, step \d+: loss or gradient"):
         for _ in training.fit(
-            epoch,
-            epoch.program.init_state(given["variables"]),
-            given["old"],
-            given["classifier"],
-            given["dataset"],
-            given["new"],
-            given["memory"],
-            [1e20] * 5,
-            jax.random.key(0),
+            epoch, state, task_data(given), [1e20] * 5, jax.random.key(0), steps_per_call=2
         ):
             pass
+
+
+def test_first_step_with_a_gradient_that_is_not_finite_is_told(setting, epoch):
+    """From parameters that are not finite, the first; the steps after it do not hide it."""
+    _, given = setting
+    broken = jax.tree.map(lambda p: p * jnp.nan, given["variables"])
+    state = epoch.program.init_state(broken)
+    _, _, diverged = epoch(state, task_data(given), 1, 4, 0.1, jax.random.key(0))
+    assert diverged == 1
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 2, 100])
+def test_training_in_parts_is_training_at_once(setting, epoch, steps_per_call):
+    """Whatever the parts, and when it goes on from any state and position in between."""
+    _, given = setting
+    rates, key = [0.1, 0.05], jax.random.key(3)
+
+    def trained(start, **options):
+        parts = training.fit(epoch, start, task_data(given), rates, key, **options)
+        return [(jax.tree.map(np.array, state), position) for state, position in parts]
+
+    def fresh():
+        return epoch.program.init_state(given["variables"])
+
+    expected, at_once = trained(fresh(), steps_per_call=100)[-1]
+    options = {"steps_per_call": steps_per_call}
+    for state, position in trained(fresh(), **options):
+        rest = trained(jax.tree.map(jnp.array, state), position=position, **options)
+        state, position = [(state, position), *rest][-1]
+        chex.assert_trees_all_equal(state, expected)
+        for ours, theirs in zip(position.history, at_once.history, strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-5)

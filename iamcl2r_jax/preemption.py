@@ -1,0 +1,68 @@
+"""Being asked to stop: SIGTERM, as a cluster sends it before it takes the machine away."""
+
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, continues
+_GRACE_SECONDS = 8.0  # to finish a call of the compiled program and save
+
+
+class PreemptedError(RuntimeError):
+    """The run was asked to stop, has saved where it stands, and continues when started again."""
+
+
+class Preemption:
+    """Whether this process was asked to stop.
+
+    Attributes:
+      requested: true from then on.
+    """
+
+    def __init__(self):
+        self.requested = False
+
+    def check(self) -> None:
+        """Raises `PreemptedError` if asked to stop; for places where nothing needs to be saved."""
+        if self.requested:
+            raise PreemptedError("asked to stop; the same command continues")
+
+
+@contextmanager
+def on_sigterm() -> Iterator[Preemption]:
+    """Turns SIGTERM into a request, inside the block; only in the main thread.
+
+    Where the request is not heeded in time, as while XLA compiles, the process ends all the same:
+    what is on disk is at every moment good to continue from.
+    """
+    preemption = Preemption()
+    # Python runs a signal's handler between two of its instructions, which a compilation may keep
+    # away for long. The byte in this socket comes at once, and wakes the thread.
+    receive, send = socket.socketpair()
+    send.setblocking(False)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    wakeup_before = signal.set_wakeup_fd(send.fileno(), warn_on_full_buffer=False)
+    done = threading.Event()
+
+    def watch():
+        while data := receive.recv(1):
+            if data[0] == signal.SIGTERM:
+                preemption.requested = True
+                if not done.wait(_GRACE_SECONDS):
+                    os._exit(EXIT_STATUS)
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield preemption
+    finally:
+        done.set()
+        signal.set_wakeup_fd(wakeup_before)
+        signal.signal(signal.SIGTERM, before)
+        send.close()
+        watcher.join()
+        receive.close()
