@@ -1,4 +1,4 @@
-"""Recipes of external models that more than one config file uses."""
+"""Configurations that more than one config file starts from."""
 
 from ml_collections import ConfigDict
 
@@ -7,6 +7,44 @@ from iamcl2r_jax import config
 # Of CIFAR-100's training images, as the paper normalises every image.
 CIFAR_MEAN = (0.5071, 0.4867, 0.4408)
 CIFAR_STD = (0.2675, 0.2565, 0.2761)
+
+# Classes that arrive with each task after the first, and the tasks that start from a new model, by
+# the number of tasks.
+CIFAR100R_TASKS = {"7": (15, (0, 2, 4)), "31": (3, (0, 10, 20))}
+
+
+def cifar100r(increment: int, replaced: tuple[int, ...]) -> ConfigDict:
+    """The paper's protocol on CIFAR100R/10.
+
+    Args:
+      increment: classes of each task after the first, which has 10.
+      replaced: 0-based tasks that start from a new model.
+    """
+    c = config.default()
+    c.name = f"cifar100r-{len(range(10, 100, increment)) + 1}"
+    c.num_classes = 1024  # K of the paper: CIFAR-100's 100 at one end, ImageNet's 600 at the other
+    c.image.mean, c.image.std = CIFAR_MEAN, CIFAR_STD
+    c.image.flip = True
+    c.model.options.width = 64  # the full ResNet-18
+    c.train.epochs = 70
+    c.train.learning_rate = 1e-3
+    c.train.final_learning_rate = 1e-5
+
+    c.stream.dataset = "cifar100"
+    c.stream.initial_classes = 10
+    c.stream.increment = increment
+    c.stream.limit_per_class = 300  # the "R": the first 300 of 500 training images
+    c.memory_per_class = 20
+
+    c.replacements.tasks = replaced
+    c.replacements.classes = (100, 300, 600)  # the first of ImageNet
+    c.replacements.recipe = pretrain_imagenet32()
+    c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
+
+    # Queries are the 50,000 training images, the gallery the class means of the 10,000 test images.
+    c.evaluations = ConfigDict({"cifar10": config.evaluation("cifar10")})
+    c.measures = ("identification",)  # what the paper reports
+    return c
 
 
 def pretrain_imagenet32() -> ConfigDict:

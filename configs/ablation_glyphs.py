@@ -1,0 +1,20 @@
+"""What HOC's settings do under the protocol of the embedded default, one at a time, three seeds.
+
+    python launch/compare.py --config=configs/ablation_glyphs.py
+
+Settings other than these: --config.groups.mu.settings="(1,10,100)". The base is run once and stands
+in every table. Each K needs external models of its own.
+"""
+
+from iamcl2r_jax import cells, config
+
+
+def get_config():
+    c = cells.comparison("ablation_glyphs", config.default())
+    cells.ablate(c, "lambda", "method_options.hoc.ce_weight", (0.01, 0.1, 0.5))
+    cells.ablate(c, "mu", "method_options.hoc.mu", (3.0, 10.0, 30.0))
+    cells.ablate(c, "memory_per_class", "memory_per_class", (5, 20, 80))
+    # 52 classes of the stream and 240 external ones need 292; the default has few more.
+    cells.ablate(c, "num_classes", "num_classes", (320, 640, 1280))
+    cells.ablate(c, "exclude_same_class", "method_options.hoc.exclude_same_class", (False, True))
+    return c

@@ -1,0 +1,206 @@
+"""Runs side by side under one protocol: variants of one run, each with several seeds.
+
+A workdir holds:
+  cells/<variant>-seed<seed>  each cell's run, see lifelong.py; failure.json if it diverged
+  comparison.json             the figures of all, see `summarize`
+  <evaluation>/               tables and pictures, see comparison_report.py
+"""
+
+import json
+import os
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from iamcl2r_jax import cells, comparison_report, files, inputs, lifelong, tables
+from iamcl2r_jax.cells import Cell
+from iamcl2r_jax.config import ConfigError, check_stream
+from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.training import DivergenceError
+
+# Exit statuses of launch/compare.py.
+DONE, FAILED = 0, 1
+
+Results = Mapping[str, dict[str, Any] | None]  # by cell, results.json; None of an unfinished run
+
+
+def main(config: ConfigDict, workdir: str | None, only: Collection[str] | None) -> int:
+    """Runs and prints a comparison: what launch/compare.py does.
+
+    Args:
+      config: see `cells.comparison`.
+      workdir: directory of the comparison; by default named after it.
+      only: see `run`.
+
+    Returns:
+      Its exit status: `FAILED` if a cell has failed, now or in an earlier start.
+    """
+    reporter = Reporter()
+    workdir = workdir or f"runs/{config.name}"
+    comparison = run(config, workdir, only, reporter)
+    comparison_report.show(comparison, reporter.console)
+    reporter.message(f"tables and pictures: {workdir}")
+    failed = any(cell["state"] == "failed" for cell in comparison["cells"].values())
+    return FAILED if failed else DONE
+
+
+def run(
+    config: ConfigDict,
+    workdir: str,
+    only: Collection[str] | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Runs the cells that are not finished, then writes tables and pictures of all that are.
+
+    A cell that diverges is noted, and the others go on; another start tries it again. Processes
+    that run different cells may share a workdir, once the external models that they need are there.
+
+    Args:
+      config: see `cells.comparison`.
+      workdir: directory of the comparison.
+      only: variants or cells to run, see `cells.select`; () to run none. The tables are of all.
+      reporter: shows the progress; by default on the terminal.
+
+    Returns:
+      What stands in workdir/comparison.json, see `summarize`.
+
+    Raises:
+      ConfigError: before the first cell is run, if any cannot work or its directory holds a run
+        with another configuration.
+    """
+    reporter = reporter or Reporter()
+    all_cells = cells.expand(config, workdir)
+    for cell in all_cells:
+        lifelong.refuse_other_config(cell.config, cell.workdir)
+    unfinished = [cell for cell in cells.select(all_cells, only) if cell.results() is None]
+    for cell in unfinished:
+        _check_stream(cell)
+    for number, cell in enumerate(unfinished, start=1):
+        reporter.message(f"cell {number}/{len(unfinished)}: {cell.name}")
+        _run_cell(cell, reporter)
+    results = {cell.name: cell.results() for cell in all_cells}
+    comparison = summarize(config, all_cells, results)
+    files.write_json(os.path.join(workdir, "comparison.json"), comparison)
+    comparison_report.write(comparison, _first_results(all_cells, results), workdir)
+    return comparison
+
+
+def _check_stream(cell: Cell) -> None:
+    try:
+        check_stream(cell.config, *inputs.stream_size(cell.config))
+    except ConfigError as error:
+        raise ConfigError(f"variant {cell.variant!r}: {error}") from None
+
+
+def _run_cell(cell: Cell, reporter: Reporter) -> None:
+    try:
+        lifelong.run(cell.config, cell.workdir, reporter)
+    except DivergenceError as error:
+        files.write_json(os.path.join(cell.workdir, "failure.json"), {"error": str(error)})
+        reporter.message(f"{cell.name} failed: {error}")
+
+
+def _first_results(all_cells: Sequence[Cell], results: Results) -> dict[str, dict[str, Any]]:
+    """By variant, its finished run with the first seed that has one."""
+    first = {}
+    for cell in all_cells:
+        if results[cell.name] is not None:
+            first.setdefault(cell.variant, results[cell.name])
+    return first
+
+
+def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -> dict[str, Any]:
+    """The figures of a comparison.
+
+    Args:
+      config: see `cells.comparison`.
+      all_cells: see `cells.expand`.
+      results: what each cell left.
+
+    Returns:
+      `name`, `seeds`, `variants` (what each changes of the base), `groups` (field, and the variant
+      of each setting), `cells` (state, and the error of a failed one), `replacements` (tasks at
+      which every finished run replaced its model), `measure` (of the matrices), and `evaluations`:
+      by name `rows` by variant and `references`, rows of models that never saw the stream; of rows
+      see `tables`.
+    """
+    finished = [run for run in results.values() if run is not None]
+    replacements = [set(run["replacements"]) for run in finished]
+    return {
+        "name": config.name,
+        "seeds": list(config.seeds),
+        "variants": files.as_json(cells.variants(config)),
+        "groups": {
+            group: {"field": settings.field, "variants": cells.group_variants(config, group)}
+            for group, settings in config.groups.items()
+        },
+        "cells": {cell.name: _state(cell, results[cell.name]) for cell in all_cells},
+        "replacements": sorted(set.intersection(*replacements)) if replacements else [],
+        "measure": config.base.measures[0],
+        "evaluations": {
+            name: {
+                "rows": _rows(name, all_cells, results),
+                "references": _reference_rows(name, all_cells, results),
+            }
+            for name in config.base.evaluations
+        },
+    }
+
+
+def _state(cell: Cell, results: dict[str, Any] | None) -> dict[str, Any]:
+    if results is not None:
+        return {"state": "finished"}
+    error = cell.failure()
+    return {"state": "failed", "error": error} if error else {"state": "missing"}
+
+
+def _rows(evaluation: str, all_cells: Sequence[Cell], results: Results) -> dict[str, tables.Row]:
+    by_variant = {}
+    for cell in all_cells:
+        by_variant.setdefault(cell.variant, []).append(cell)
+    return {
+        variant: tables.make_row(
+            evaluation,
+            [results[cell.name] for cell in its_cells],
+            failed=sum(cell.failure() is not None for cell in its_cells),
+        )
+        for variant, its_cells in by_variant.items()
+    }
+
+
+def _reference_rows(
+    evaluation: str, all_cells: Sequence[Cell], results: Results
+) -> dict[str, tables.Row]:
+    """AA of the untrained network and of the first external model, a row for each that there is.
+
+    Methods with a learnable head have other external models than those with the simplex, and a
+    variant may change network or recipe: where that makes several, the label says whose they are.
+    """
+    accuracies = {}  # {reference: {model: {seed that it depends on: AA}}}
+    users = {}  # {model: variants}
+    for cell in all_cells:
+        run = results[cell.name]
+        for reference, accuracy in run["references"][evaluation].items() if run else ():
+            model, seed = _reference_model(cell, run, reference)
+            accuracies.setdefault(reference, {}).setdefault(model, {})[seed] = accuracy
+            users.setdefault(model, {})[cell.variant] = None
+    rows = {}
+    for reference, models in accuracies.items():
+        for model, by_seed in models.items():
+            label = reference.replace("_", " ")
+            if len(models) > 1:
+                first, *others = users[model]
+                label += f" ({', '.join([first, *others[:1], *(['…'] if others[1:] else [])])})"
+            rows[label] = tables.reference_row(list(by_seed.values()))
+    return rows
+
+
+def _reference_model(cell: Cell, results: dict[str, Any], reference: str) -> tuple[str, int | None]:
+    """What tells a reference model from others, and the run's seed if it depends on that."""
+    if reference == "untrained":
+        c = cell.config
+        network = (c.num_classes, c.model.to_dict(), c.image.to_dict())
+        return json.dumps(network, sort_keys=True), cell.seed
+    external = results["external_models"]
+    return external[min(external, key=int)], None

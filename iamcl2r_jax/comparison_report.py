@@ -1,0 +1,140 @@
+"""Tables and pictures of a comparison.
+
+By evaluation a directory with
+  table.md, table.csv                       all variants
+  matrix-<variant>                          compatibility matrix of its first seed
+  ac, aa                                    bars of the mean over seeds, ± sample deviation
+  ac_per_task, aa_per_task                  AC_τ and AA_τ, mean over seeds
+and for each group of an ablation <group>.md, <group>.csv, and <group>-ac and -aa over its settings.
+Pictures are PNG and SVG.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from etils import epath
+from rich.console import Console
+
+from iamcl2r_jax import plots, tables
+from iamcl2r_jax.cells import BASE
+
+# Figure, its per-task form, and the axis.
+_DRAWN = (("ac", "AC"), ("aa", "AA (%)"))
+
+_NOTE = (
+    "Mean ± sample standard deviation (n - 1) over n seeds; - is not run or not defined. AC, AA, "
+    "ACA, BC and FC are of {measure}, other measures stand with their AA. AC and ACA in [0, 1]; BC "
+    "and FC differences of accuracies in [0, 1]; final task: accuracy of the classifier on "
+    "held-out images of all classes after the last task."
+)
+
+
+def write(
+    comparison: dict[str, Any], first_results: Mapping[str, dict[str, Any]], workdir: str
+) -> None:
+    """Writes the tables and pictures of all evaluations.
+
+    Args:
+      comparison: see `comparison.summarize`.
+      first_results: by variant, what stands in results.json of its first seed.
+      workdir: directory of the comparison.
+    """
+    for name, evaluation in comparison["evaluations"].items():
+        directory = epath.Path(workdir) / name
+        directory.mkdir(parents=True, exist_ok=True)
+        notes = "".join(f"\n{note}\n" for note in _notes(comparison))
+        for stem, header, rows in _tables(comparison, evaluation):
+            (directory / f"{stem}.md").write_text(tables.markdown(header, rows) + notes)
+            (directory / f"{stem}.csv").write_text(tables.comma_separated(header, rows))
+        for stem, figure in _figures(comparison, name, first_results):
+            plots.save(figure, os.path.join(directory, stem))
+
+
+def show(comparison: dict[str, Any], console: Console) -> None:
+    """Prints the tables of all evaluations."""
+    for name, evaluation in comparison["evaluations"].items():
+        for _, header, rows in _tables(comparison, evaluation):
+            # Whole lines: a table made to fit a narrow terminal would cut its figures short.
+            text = tables.markdown(header, rows)
+            console.print(f"\n{name}\n\n{text}", markup=False, soft_wrap=True)
+    for note in _notes(comparison):
+        console.print(note, markup=False, soft_wrap=True)
+
+
+def _tables(comparison, evaluation) -> Iterator[tuple[str, str, dict[str, tables.Row]]]:
+    """File name, title of the first column and rows of each table of an evaluation."""
+    rows = evaluation["rows"]
+    yield "table", "variant", rows | evaluation["references"]
+    for group, variants in comparison["groups"].items():
+        labelled = {
+            f"{label} (base)" if variant == BASE else label: rows[variant]
+            for label, variant in variants["variants"].items()
+        }
+        yield group, variants["field"], labelled
+
+
+def _notes(comparison) -> Iterator[str]:
+    yield _NOTE.format(measure=comparison["measure"].replace("_", " "))
+    cells = comparison["cells"]
+    for name, cell in cells.items():
+        if cell["state"] == "failed":
+            yield f"{name} failed: {cell['error']}"
+    missing = [name for name, cell in cells.items() if cell["state"] == "missing"]
+    if missing:
+        yield f"{len(missing)} of {len(cells)} cells not run: {', '.join(missing)}"
+
+
+def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.Figure]]:
+    for variant, results in first_results.items():
+        evaluation = results["evaluations"][name]
+        title = f"{variant}, {name}: AC {evaluation['ac']:.3f}, AA {evaluation['aa']:.2f} %"
+        yield (
+            f"matrix-{variant}",
+            plots.heat_map(evaluation["matrix"], results["replacements"], title),
+        )
+    rows = {v: row for v, row in comparison["evaluations"][name]["rows"].items() if row["n"]}
+    if not rows:
+        return
+    for figure, ylabel in _DRAWN:
+        means, deviations = _means(rows, figure)
+        yield figure, plots.bars(means, ylabel=ylabel, deviations=deviations, title=name)
+        per_task = f"{figure}_per_task"
+        yield (
+            per_task,
+            plots.curves(
+                {variant: row[per_task] for variant, row in rows.items()},
+                xlabel="task τ",
+                ylabel=ylabel.replace(figure.upper(), f"{figure.upper()}$_τ$"),
+                replacements=comparison["replacements"],
+                title=name,
+            ),
+        )
+    for group, settings in comparison["groups"].items():
+        shown = settings["variants"].items()
+        labelled = {label: rows[variant] for label, variant in shown if variant in rows}
+        for figure, ylabel in _DRAWN if labelled else ():
+            means, deviations = _means(labelled, figure)
+            yield (
+                f"{group}-{figure}",
+                plots.curves(
+                    {figure: list(means.values())},
+                    xlabel=settings["field"],
+                    ylabel=ylabel,
+                    deviations={figure: [deviations.get(label, 0.0) for label in means]},
+                    title=name,
+                    labels=list(means),
+                ),
+            )
+
+
+def _means(rows: Mapping[str, tables.Row], figure: str):
+    """Means of a figure by label, and its deviations where there are several seeds."""
+    found = {label: row["figures"][figure] for label, row in rows.items()}
+    means = {label: value["mean"] for label, value in found.items()}
+    deviations = {
+        label: value["deviation"]
+        for label, value in found.items()
+        if value["deviation"] is not None
+    }
+    return means, deviations

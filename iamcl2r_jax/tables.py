@@ -1,0 +1,155 @@
+"""Figures of many runs in one table: mean ± sample deviation over seeds, as Markdown, CSV and JSON.
+
+A row is what the seeds of one variant reached on one evaluation:
+  n           seeds that are finished
+  failed      seeds that diverged
+  figures     {figure: {"values": per seed, null where there is none; "mean"; "deviation"}}, the
+              deviation with n - 1, null for fewer than two seeds; units as in results.json
+  ac_per_task, aa_per_task   means over the seeds
+"""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    title: str
+    form: str = ".2f"
+    scale: float = 1.0
+
+
+_COLUMNS = {
+    "ac": _Column("AC", ".3f"),
+    "aa": _Column("AA %"),
+    "aca": _Column("ACA", ".3f"),
+    "bc": _Column("BC", "+.3f"),
+    "fc": _Column("FC", "+.3f"),
+    "recall_at_1": _Column("Recall@1 %"),
+    "mean_average_precision": _Column("mAP %"),
+    "final_accuracy": _Column("final task %", ".1f", scale=100),
+}
+
+
+def make_row(evaluation: str, results: Sequence[dict | None], failed: int = 0) -> Row:
+    """What the seeds of one variant reached on one evaluation.
+
+    Args:
+      evaluation: its name.
+      results: what stands in results.json of each seed's run; None for a run that is not there.
+      failed: how many of these diverged.
+    """
+    finished = [run for run in results if run is not None]
+    per_seed = [None if run is None else figures(run, evaluation) for run in results]
+    names = dict.fromkeys(name for values in per_seed if values for name in values)
+    return {
+        "n": len(finished),
+        "failed": failed,
+        "figures": {
+            name: statistics([values and values.get(name) for values in per_seed]) for name in names
+        },
+    } | {
+        name: np.mean([run["evaluations"][evaluation][name] for run in finished], axis=0).tolist()
+        for name in ("ac_per_task", "aa_per_task")
+        if finished
+    }
+
+
+def reference_row(accuracies: Sequence[float]) -> Row:
+    """A model that is never updated has one accuracy for all pairs: its AA, in percent."""
+    return {"n": len(accuracies), "failed": 0, "figures": {"aa": statistics(accuracies)}}
+
+
+def figures(results: dict, evaluation: str) -> dict[str, float | None]:
+    """The figures of one run on one evaluation, in the units of results.json.
+
+    AC, AA, ACA, BC and FC are of the main measure; every other measure is there by its AA.
+    """
+    found = results["evaluations"][evaluation]
+    return (
+        {name: found[name] for name in ("ac", "aa", "aca", "bc", "fc")}
+        | {measure: summary["aa"] for measure, summary in found["measures"].items()}
+        | {"final_accuracy": results["task_accuracy"][-1]}
+    )
+
+
+def statistics(values: Sequence[float | None]) -> dict[str, Any]:
+    """The values with their mean and sample deviation (n - 1); null where there are too few."""
+    there = [value for value in values if value is not None]
+    return {
+        "values": list(values),
+        "mean": float(np.mean(there)) if there else None,
+        "deviation": float(np.std(there, ddof=1)) if len(there) > 1 else None,
+    }
+
+
+def text_cells(header: str, rows: Mapping[str, Row]) -> list[list[str]]:
+    """The table as text: the line of titles, then one line for each row by its label."""
+    names = _figure_names(rows)
+    lines = [[header, "n", *(_column(name).title for name in names)]]
+    for label, row in rows.items():
+        count = f"{row['n']}, {row['failed']} failed" if row["failed"] else str(row["n"])
+        lines.append([label, count, *(_text(name, row) for name in names)])
+    return lines
+
+
+def markdown(header: str, rows: Mapping[str, Row]) -> str:
+    """The table as Markdown, padded so that it can be read as it is."""
+    lines = text_cells(header, rows)
+    lines = [[text.replace("|", "\\|") for text in line] for line in lines]
+    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
+
+    def aligned(line):
+        first, *others = (text.ljust(width) for text, width in zip(line, widths, strict=True))
+        others = (text.strip().rjust(width) for text, width in zip(others, widths[1:], strict=True))
+        return f"| {' | '.join((first, *others))} |"
+
+    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
+    return "\n".join([aligned(lines[0]), aligned(rule), *map(aligned, lines[1:])]) + "\n"
+
+
+def comma_separated(header: str, rows: Mapping[str, Row]) -> str:
+    """The table as CSV, unrounded: mean and deviation of each figure in the units of results.json.
+
+    A field is empty where there is no figure.
+    """
+    names = _figure_names(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    titles = (f"{name}_{part}" for name in names for part in ("mean", "deviation"))
+    writer.writerow([header, "n", "failed", *titles])
+    for label, row in rows.items():
+        found = (row["figures"].get(name, {}) for name in names)
+        values = (figure.get(part) for figure in found for part in ("mean", "deviation"))
+        writer.writerow([label, row["n"], row["failed"], *values])
+    return text.getvalue()
+
+
+def _figure_names(rows: Mapping[str, Row]) -> list[str]:
+    names = dict.fromkeys(name for row in rows.values() for name in row["figures"])
+    if not names:  # nothing is finished; the table says so in the usual columns
+        return list(_COLUMNS)
+    # The last column stays the last, whichever measures come before it.
+    return sorted(names, key="final_accuracy".__eq__)
+
+
+def _column(name: str) -> _Column:
+    return _COLUMNS.get(name) or _Column(f"{name.replace('_', ' ')} %")
+
+
+def _text(name: str, row: Row) -> str:
+    figure = row["figures"].get(name)
+    if figure is None or figure["mean"] is None:
+        return "failed" if row["failed"] and not row["n"] else "-"
+    column = _column(name)
+    mean = format(column.scale * figure["mean"], column.form)
+    if figure["deviation"] is None:
+        return mean
+    return f"{mean} ± {format(column.scale * figure['deviation'], column.form.lstrip('+'))}"
