@@ -41,8 +41,19 @@ class Cell:
         return f"{self.variant}-seed{self.seed}"
 
     def results(self) -> dict[str, Any] | None:
-        """What its finished run left; None if there is none."""
+        """What its finished run left; None if there is none.
+
+        Raises:
+          DamagedFileError: if it is not as it was written.
+        """
         return files.read_json(os.path.join(self.workdir, "results.json"))
+
+    def finished(self) -> bool:
+        """Whether its run is finished; a run whose results are damaged is to make them again."""
+        try:
+            return self.results() is not None
+        except files.DamagedFileError:
+            return False
 
     def failure(self) -> str | None:
         """Why its last run failed; None if it did not, or was finished later."""

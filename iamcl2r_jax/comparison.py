@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import cells, comparison_report, files, inputs, lifelong, tables
 from iamcl2r_jax.cells import Cell
 from iamcl2r_jax.config import ConfigError, check_stream
+from iamcl2r_jax.preemption import Preemption, on_sigterm
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.training import DivergenceError
 
@@ -38,7 +39,8 @@ def main(config: ConfigDict, workdir: str | None, only: Collection[str] | None) 
     """
     reporter = Reporter()
     workdir = workdir or f"runs/{config.name}"
-    comparison = run(config, workdir, only, reporter)
+    with on_sigterm() as preemption:
+        comparison = run(config, workdir, only, reporter, preemption)
     comparison_report.show(comparison, reporter.console)
     reporter.message(f"tables and pictures: {workdir}")
     failed = any(cell["state"] == "failed" for cell in comparison["cells"].values())
@@ -50,22 +52,26 @@ def run(
     workdir: str,
     only: Collection[str] | None = None,
     reporter: Reporter | None = None,
+    preemption: Preemption | None = None,
 ) -> dict[str, Any]:
     """Runs the cells that are not finished, then writes tables and pictures of all that are.
 
-    A cell that diverges is noted, and the others go on; another start tries it again. Processes
-    that run different cells may share a workdir, once the external models that they need are there.
+    A cell that diverges is noted, and the others go on; another start tries it again. Several
+    processes may share the work of a workdir, each passing over what another is at; it is best
+    done once the external models are there, since one of them makes these for all.
 
     Args:
       config: see `cells.comparison`.
       workdir: directory of the comparison.
       only: variants or cells to run, see `cells.select`; () to run none. The tables are of all.
       reporter: shows the progress; by default on the terminal.
+      preemption: see `lifelong.run`.
 
     Returns:
       What stands in workdir/comparison.json, see `summarize`.
 
     Raises:
+      DamagedFileError: if results that are to be tabulated are not as they were written.
       ConfigError: before the first cell is run, if any cannot work or its directory holds a run
         with another configuration.
     """
@@ -73,12 +79,12 @@ def run(
     all_cells = cells.expand(config, workdir)
     for cell in all_cells:
         lifelong.refuse_other_config(cell.config, cell.workdir)
-    unfinished = [cell for cell in cells.select(all_cells, only) if cell.results() is None]
+    unfinished = [cell for cell in cells.select(all_cells, only) if not cell.finished()]
     for cell in unfinished:
         _check_stream(cell)
     for number, cell in enumerate(unfinished, start=1):
         reporter.message(f"cell {number}/{len(unfinished)}: {cell.name}")
-        _run_cell(cell, reporter)
+        _run_cell(cell, reporter, preemption)
     results = {cell.name: cell.results() for cell in all_cells}
     comparison = summarize(config, all_cells, results)
     files.write_json(os.path.join(workdir, "comparison.json"), comparison)
@@ -93,9 +99,11 @@ def _check_stream(cell: Cell) -> None:
         raise ConfigError(f"variant {cell.variant!r}: {error}") from None
 
 
-def _run_cell(cell: Cell, reporter: Reporter) -> None:
+def _run_cell(cell: Cell, reporter: Reporter, preemption: Preemption | None) -> None:
     try:
-        lifelong.run(cell.config, cell.workdir, reporter)
+        lifelong.run(cell.config, cell.workdir, reporter, preemption)
+    except files.LockedError as error:
+        reporter.message(f"{cell.name} is passed over: {error}")
     except DivergenceError as error:
         files.write_json(os.path.join(cell.workdir, "failure.json"), {"error": str(error)})
         reporter.message(f"{cell.name} failed: {error}")

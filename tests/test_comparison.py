@@ -1,6 +1,5 @@
 """Comparisons: what is run, what the tables say, and that finished cells are left alone."""
 
-import json
 import pathlib
 
 import pytest
@@ -164,7 +163,7 @@ def test_what_is_there_is_tabulated_and_nothing_is_run(tmp_path, monkeypatch, ca
     files.write_json(f"{er1.workdir}/failure.json", {"error": "loss is nan"})
 
     assert comparison.main(c, str(tmp_path), []) == comparison.FAILED
-    found = json.loads((tmp_path / "comparison.json").read_text())
+    found = files.read_json(str(tmp_path / "comparison.json"))
     assert found["cells"] == {
         "hoc-seed0": {"state": "finished"},
         "er-seed0": {"state": "finished"},
@@ -209,10 +208,10 @@ def recorder(monkeypatch):
     """Stands in for the runs: leaves a recorded result, or diverges with method er."""
     ran = []
 
-    def run(cell_config, workdir, reporter):
+    def run(cell_config, workdir, reporter, preemption):
         ran.append((cell_config.method, cell_config.seed))
         if cell_config.method == "er" and cell_config.seed == 0:
-            raise DivergenceError("loss is nan in task 2")
+            raise DivergenceError(2, 0, "task 2")
         files.write_json(f"{workdir}/config.json", cell_config.to_dict())
         files.write_json(f"{workdir}/results.json", recorded(0.5, 50.0))
 
@@ -231,7 +230,11 @@ def test_a_cell_that_diverges_is_noted_and_the_others_go_on(recorder, unpictured
     c = two_methods()
     found = comparison.run(c, str(tmp_path))
     assert recorder == [("hoc", 0), ("er", 0), ("hoc", 1), ("er", 1)]
-    assert found["cells"]["er-seed0"] == {"state": "failed", "error": "loss is nan in task 2"}
+    assert found["cells"]["er-seed0"] == {
+        "state": "failed",
+        "error": "task 2, epoch 3, step 1: loss or gradient is not finite; try a lower "
+        "train.learning_rate",
+    }
     assert [row["n"] for row in found["evaluations"]["digits"]["rows"].values()] == [2, 1]
     recorder.clear()
     comparison.run(c, str(tmp_path))
@@ -249,6 +252,34 @@ def test_a_cell_that_diverges_is_noted_and_the_others_go_on(recorder, unpictured
 def test_a_part_can_be_run(only, ran, recorder, unpictured, tmp_path):
     comparison.run(two_methods(), str(tmp_path), only=only)
     assert recorder == ran
+
+
+def test_what_another_process_runs_is_passed_over(monkeypatch, recorder, unpictured, tmp_path):
+    record = lifelong.run
+
+    def locked(cell_config, workdir, *others):
+        with files.one_writer(workdir):
+            record(cell_config, workdir, *others)
+
+    monkeypatch.setattr(lifelong, "run", locked)
+    c = two_methods()
+    with files.one_writer(str(tmp_path / "cells" / "hoc-seed0")):
+        found = comparison.run(c, str(tmp_path), only=["hoc"])
+    assert found["cells"]["hoc-seed0"] == {"state": "missing"}
+    assert found["cells"]["hoc-seed1"] == {"state": "finished"}
+    assert recorder == [("hoc", 1)]
+
+
+def test_damaged_results_are_made_again_but_never_tabulated(recorder, unpictured, tmp_path):
+    c = two_methods()
+    comparison.run(c, str(tmp_path), only=["hoc"])
+    results = tmp_path / "cells" / "hoc-seed1" / "results.json"
+    results.write_text(results.read_text().replace("0.5", "0.9"))
+    with pytest.raises(files.DamagedFileError, match=r"hoc-seed1.results\.json is damaged"):
+        comparison.run(c, str(tmp_path), only=[])
+    recorder.clear()
+    comparison.run(c, str(tmp_path), only=["hoc"])
+    assert recorder == [("hoc", 1)]
 
 
 def test_an_unknown_part_is_refused(recorder, tmp_path):
@@ -419,7 +450,7 @@ def test_a_cell_is_an_ordinary_run(tmp_path, monkeypatch):
     c.lock()
     workdir = tmp_path / "run"
     comparison.run(c, str(workdir), only=["simplex"])
-    results = json.loads((workdir / "cells" / "simplex-seed0" / "results.json").read_text())
+    results = files.read_json(str(workdir / "cells" / "simplex-seed0" / "results.json"))
     leave(workdir, cells.expand(c, str(workdir))[1], results)
 
     monkeypatch.setattr(lifelong, "run", None)  # both are finished
