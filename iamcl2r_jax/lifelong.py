@@ -132,7 +132,7 @@ def _finished(workdir: str, reporter: Reporter) -> dict[str, Any] | None:
 def refuse_other_config(config: ConfigDict, workdir: str) -> None:
     """Raises `ConfigError` if the workdir holds a run with another configuration.
 
-    How often a run saves is no part of what it is.
+    How often a run saves is no part of what it is, nor are the options of other methods.
     """
     try:
         there = files.read_json(os.path.join(workdir, "config.json"))
@@ -155,8 +155,13 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the fields on which no result depends."""
+    """A configuration without the fields on which no result depends.
+
+    Options of other methods are such: a new method does not make finished runs unknown.
+    """
     kept = {name: value for name, value in config.items() if name != "saving"}
+    if "method_options" in kept:
+        kept["method_options"] = {kept["method"]: kept["method_options"].get(kept["method"])}
     return {n: _identity(v) if isinstance(v, dict) else v for n, v in kept.items()}
 
 

@@ -298,6 +298,22 @@ def test_a_cell_of_another_configuration_is_refused_before_the_first_runs(record
     assert not recorder
 
 
+def test_a_new_method_leaves_finished_cells_of_others_alone(recorder, unpictured, tmp_path):
+    c = two_methods(seeds=(0,))
+    hoc = cells.expand(c, str(tmp_path))[0]
+    leave(tmp_path, hoc, recorded(0.5, 50.0))
+    before = hoc.config.to_dict()
+    del before["method_options"]["cvs"]
+    files.write_json(f"{hoc.workdir}/config.json", before)
+    comparison.run(c, str(tmp_path), only=["hoc"])
+    assert not recorder
+
+    before["method_options"]["hoc"]["mu"] = 5.0
+    files.write_json(f"{hoc.workdir}/config.json", before)
+    with pytest.raises(ConfigError, match=r"method_options.hoc.mu: 5.0 there, 10.0 here"):
+        comparison.run(c, str(tmp_path), only=["hoc"])
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
