@@ -51,6 +51,7 @@ def default() -> ConfigDict:
     # The schedule of each task.
     c.train = _train(epochs=14, learning_rate=0.06)
     c.saving = _saving()
+    c.adapter = _adapter()  # of methods that carry stored galleries on, see adapters.Settings
 
     c.stream = ConfigDict()
     c.stream.dataset = "glyphs/latin"  # TFDS name, or folder:DIR
@@ -129,6 +130,16 @@ def _saving() -> ConfigDict:
     return c
 
 
+def _adapter() -> ConfigDict:
+    c = ConfigDict()
+    c.hidden = 1024  # width of its hidden layer
+    c.steps = 500  # of Adam
+    c.batch_size = 128  # pairs of features in a step
+    c.learning_rate = 1e-3  # of Adam in the first step; it falls to zero
+    c.similarity_weight = 100.0  # α, of the cosine distance beside the cross-entropy
+    return c
+
+
 def validate(config: ConfigDict) -> None:
     """Checks a lifelong run's configuration without touching data or models.
 
@@ -146,6 +157,7 @@ def validate(config: ConfigDict) -> None:
     _check_items(config, "image.std", float)
     _check_image(config.image)
     _check_method_options(config)
+    _check_adapter(config)
     _at_least(config, "memory_per_class", 0)
     _at_least(config, "stream.initial_classes", 1)
     _at_least(config, "stream.increment", 1)
@@ -294,6 +306,16 @@ def _check_method_options(config: ConfigDict) -> None:
         methods.check_options(config.method_options[config.method])
     except ValueError as error:
         raise ConfigError(f"method_options.{config.method}.{error}") from None
+
+
+def _check_adapter(config: ConfigDict) -> None:
+    for field in ("hidden", "steps", "batch_size"):
+        _at_least(config, f"adapter.{field}", 1)
+    rate, weight = config.adapter.learning_rate, config.adapter.similarity_weight
+    if not 0 < rate < math.inf:
+        raise ConfigError(f"adapter.learning_rate={rate}: must be a positive number")
+    if not 0 <= weight < math.inf:
+        raise ConfigError(f"adapter.similarity_weight={weight}: must be at least 0")
 
 
 def _check_replacements(config: ConfigDict) -> None:

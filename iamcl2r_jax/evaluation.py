@@ -56,17 +56,31 @@ class FeatureExtractor:
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """An evaluation's features by one model: float32 [N, D] each."""
+    """An evaluation's features by one model.
+
+    Attributes:
+      query: float32 [N, D].
+      gallery: float32 [N, D].
+      carry: how the gallery of the model before, float32 [N, D], is brought to this one without
+        its images; None leaves stored galleries as they are.
+    """
 
     query: np.ndarray
     gallery: np.ndarray
+    carry: Callable[[np.ndarray], np.ndarray] | None = None
 
 
-def embed(extractor: FeatureExtractor, variables: Variables, evaluation: Evaluation) -> Embedded:
+def embed(
+    extractor: FeatureExtractor,
+    variables: Variables,
+    evaluation: Evaluation,
+    carry: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Embedded:
     """One feature pass: a model over the queries and the gallery of an evaluation."""
     return Embedded(
         query=extractor(variables, evaluation.query.images),
         gallery=extractor(variables, evaluation.gallery.images),
+        carry=carry,
     )
 
 
@@ -83,11 +97,13 @@ def compatibility_matrices(
 
     Returns:
       For each measure C [T, T]: C[t, k] is the measure with queries by model t against the gallery
-      of model k <= t; NaN above the diagonal.
+      of model k <= t, carried on by models k+1 to t where these say how; NaN above the diagonal.
     """
     rows: dict[str, list[list[float]]] = {measure: [] for measure in measures}
     galleries = []
     for current in embedded:
+        if current.carry is not None:
+            galleries = [current.carry(gallery) for gallery in galleries]
         galleries.append(current.gallery)
         for measure in measures:
             rows[measure].append(

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, files, heads, inputs, methods, runtime, training
+from iamcl2r_jax import checkpoints, files, inputs, methods, runtime
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
@@ -33,10 +33,12 @@ from iamcl2r_jax.task import (
     ProgramsBySpec,
     Setting,
     first_model,
+    load_model,
     start_variables,
     stream_dataset,
     task_accuracy,
     train_task,
+    with_adapter,
     with_task_centres,
 )
 
@@ -201,6 +203,7 @@ def train_stream(
 
     for task in range(len(records), len(stream.tasks)):
         started = time.monotonic()
+        previous, adapter = model, None
         if task in external:
             model = Model.of(external[task])
         variables = start_variables(config, task, model, replaced=task in external)
@@ -210,6 +213,8 @@ def train_stream(
             memory = remember(stream, task, memory, config.memory_per_class, config.seed)
         if method.uses_centres:
             centres = with_task_centres(setting, task, model, centres)
+        if method.adapts and task:
+            model, adapter = with_adapter(setting, task, previous, model)
         record = {
             "kind": "task",
             "task": task,
@@ -222,10 +227,11 @@ def train_stream(
             "memory": memory.tolist(),
             "task_accuracy": task_accuracy(setting, task, model),
             "history": history,
+            "adapter": adapter,
             "seconds": time.monotonic() - started,
             "versions": runtime.versions(),
         }
-        checkpoints.save(task_path(workdir, task), model.variables, record)
+        checkpoints.save(task_path(workdir, task), model.stored, record)
         store.clear()
         records.append(record)
         _report_task(record, stream, reporter)
@@ -261,7 +267,7 @@ def evaluate(
                 setting.preemption.check()
                 model = load_task(config, workdir, task)
                 extract = setting.programs.of(model.spec).features
-                yield embed(extract, model.variables, evaluation)
+                yield embed(extract, model.variables, evaluation, model.carry())
                 passes += 1
                 stage.advance()
 
@@ -352,11 +358,4 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
 
 def load_task(config: ConfigDict, workdir: str, task: int) -> Model:
     """The model after a task."""
-    path = task_path(workdir, task)
-    record = checkpoints.load_record(path)
-    spec = record["model"]
-    expected = training.expected_variables(checkpoints.create_model(spec), config.image.size)
-    expected = heads.attach_expected(
-        expected, record["head"], record["num_classes"], spec["num_features"]
-    )
-    return Model(spec, checkpoints.load(path, expected), tuple(record["slots"]))
+    return load_model(task_path(workdir, task), config.image.size)

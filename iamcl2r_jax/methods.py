@@ -106,6 +106,8 @@ class Method:
       uses_centres: whether the loss reads the centres of `Classes`.
       retrains: whether each task trains a new network on the images of all tasks so far. Random
         at first, or the external model where the protocol replaces the model.
+      adapts: whether stored galleries are carried to each new model, see `adapters`. Otherwise
+        they stay as they are.
     """
 
     loss: Loss
@@ -115,6 +117,7 @@ class Method:
     uses_memory: bool = True
     uses_centres: bool = False
     retrains: bool = False
+    adapts: bool = False
 
     @property
     def external_head(self) -> str:
@@ -258,6 +261,9 @@ def lwf(inputs: LossInputs, *, temperature=2.0, distillation_weight=1.0):
     images of earlier classes, so it uses no memory. At a replacement W_old is the external model's
     own head, as the pre-trained networks of the source. Departs from it in one CE over all classes
     seen so far (there over the new task's classes), and in that W_old itself is not trained on.
+
+    It is also the loss of FAN, whose stored features the adapters of `adapters` carry on; its
+    source trains the network with these two terms and, as far as we recall, one on the features.
 
     Args:
       inputs: see `LossInputs`.
@@ -414,6 +420,15 @@ METHODS: dict[str, Method] = {
         uses_old_model=True,
         uses_memory=False,
         reference="Li and Hoiem, Learning without Forgetting, TPAMI 2018, arXiv:1606.09282",
+    ),
+    "fan": Method(
+        lwf,
+        head=heads.LINEAR,
+        uses_old_model=True,
+        uses_memory=False,
+        adapts=True,
+        reference="Iscen et al., Memory-Efficient Incremental Learning Through Feature Adaptation, "
+        "ECCV 2020, arXiv:2004.00713",
     ),
     "lucir": Method(
         lucir,

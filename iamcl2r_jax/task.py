@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, heads, methods, simplex, training
+from iamcl2r_jax import adapters, checkpoints, heads, methods, simplex, training
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sampling import make_pool
@@ -32,17 +33,47 @@ class Model:
       variables: as its module's `.apply` takes them, a learnable head among the parameters.
       slots: first row of the classifier that it was trained on, and one past the last.
       trained: false for the random variables from which a run without an external model starts.
+      adapter: what carries galleries of the task before to this model, see `adapters`; None for
+        the first task, for external models and for methods that leave galleries as they are.
     """
 
     spec: dict[str, Any]
     variables: training.Variables
     slots: tuple[int, int]
     trained: bool = True
+    adapter: adapters.Params | None = None
 
     @classmethod
     def of(cls, external: ExternalModel) -> "Model":
         """An external model."""
         return cls(external.spec, external.variables, tuple(external.record["slots"]))
+
+    @property
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint holds: the variables, and the adapter if there is one."""
+        return self.variables | ({} if self.adapter is None else {"adapter": self.adapter})
+
+    def carry(self) -> Callable[[np.ndarray], np.ndarray] | None:
+        """How a gallery of the task before is brought to this model; None if it stays as it is."""
+        return None if self.adapter is None else partial(adapters.carry, self.adapter)
+
+
+def load_model(path: str, image_size: int) -> Model:
+    """The model in a checkpoint of a task, or in an external one: what its record says it is.
+
+    Raises:
+      CheckpointError: if there is no finished checkpoint, or its arrays are not what it says.
+    """
+    record = checkpoints.load_record(path)
+    spec, described = record["model"], record.get("adapter")
+    num_features = spec["num_features"]
+    expected = training.expected_variables(checkpoints.create_model(spec), image_size)
+    expected = heads.attach_expected(expected, record["head"], record["num_classes"], num_features)
+    if described is not None:
+        expected |= {"adapter": adapters.expected(num_features, described["hidden"])}
+    variables = checkpoints.load(path, expected)
+    adapter = variables.pop("adapter", None)
+    return Model(spec, variables, tuple(record["slots"]), adapter=adapter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,7 +168,7 @@ def first_model(config: ConfigDict) -> Model:
 
 
 # Task t trains with fold_in(key, t); of the same run's key these make others.
-_FIRST, _HEADS, _FRESH = (np.uint32(2**32 - n) for n in (1, 2, 3))
+_FIRST, _HEADS, _FRESH, _ADAPTERS = (np.uint32(2**32 - n) for n in (1, 2, 3, 4))
 
 
 def _key(config: ConfigDict, purpose: np.uint32) -> jax.Array:
@@ -181,6 +212,45 @@ def with_task_centres(
     rows = simplex.downstream_slot(train.labels[indices], setting.config.num_classes)
     extract = setting.programs.of(model.spec).features
     return centres.with_classes(extract(model.variables, train.images[indices]), rows)
+
+
+def with_adapter(
+    setting: Setting, task: int, previous: Model, model: Model
+) -> tuple[Model, dict[str, Any]]:
+    """The model after a task with an adapter from the model of the task before.
+
+    Both embed the task's training images, as they are stored.
+
+    Returns:
+      The model, and what its record says of the adapter: its hidden width and the metrics of
+      `adapters.fit`.
+    """
+    config, stream = setting.config, setting.stream
+    head = methods.get(config.method).head
+    learnable = heads.is_learnable(head)
+    indices = stream.train_indices(task)
+    images = stream.train.images[indices]
+    old, new = (
+        setting.programs.of(m.spec).features(m.variables, images) for m in (previous, model)
+    )
+    pairs = adapters.make_pairs(
+        old,
+        new,
+        simplex.downstream_slot(stream.train.labels[indices], config.num_classes),
+        max(len(stream.train_indices(t)) for t in range(len(stream.tasks))),
+    )
+    rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(config.num_classes)
+    adapter, metrics = adapters.fit(
+        adapters.Settings(**config.adapter),
+        head,
+        pairs,
+        jnp.asarray(rows),
+        jnp.asarray(seen_rows(config, stream, task)) if learnable else None,
+        jax.random.fold_in(_key(config, _ADAPTERS), task),
+    )
+    described = {name: float(value) for name, value in metrics.items()}
+    described["hidden"] = config.adapter.hidden
+    return dataclasses.replace(model, adapter=jax.device_get(adapter)), described
 
 
 def task_classes(

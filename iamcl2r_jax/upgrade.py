@@ -23,7 +23,6 @@ from iamcl2r_jax import (
     report,
     retrieval,
     runtime,
-    training,
 )
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
@@ -39,6 +38,7 @@ from iamcl2r_jax.evaluation import (
     summarize,
 )
 from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.task import load_model
 
 COMPATIBLE, INCOMPATIBLE = 0, 3  # exit statuses; bad input is 2, a crash 1
 CONFIDENCE = 0.95
@@ -129,7 +129,8 @@ def compare(
 ) -> dict[str, Any]:
     """Compares models by the compatibility criterion, C[t, k] > C[k, k] for every t > k.
 
-    Each model gets images as it was trained on: of its size, with its mean and deviation.
+    Each model gets images as it was trained on: of its size, with its mean and deviation. Galleries
+    stay as they are: adapters that a run has trained are not used here.
 
     Args:
       models: directories of two or more checkpoints, oldest first.
@@ -316,7 +317,7 @@ def _comparable_records(paths: Sequence[str]) -> list[dict[str, Any]]:
     """The records of checkpoints, if their features can be compared at all."""
     records = [checkpoints.load_record(path) for path in paths]
     for path, record in zip(paths, records, strict=True):
-        missing = {"model", "num_classes", "image"} - record.keys()
+        missing = {"model", "head", "num_classes", "slots", "image"} - record.keys()
         if missing:
             raise CheckpointError(
                 f"checkpoint {path} does not say its {', '.join(sorted(missing))}; it must be a "
@@ -350,8 +351,8 @@ def _embeddings(
             if key not in extractors:  # models of one architecture share a compiled program
                 options = ImageOptions(tuple(image["mean"]), tuple(image["std"]), 0, False)
                 extractors[key] = FeatureExtractor(model, options)
-            variables = checkpoints.load(path, training.expected_variables(model, image["size"]))
-            embedded = embed(extractors[key], variables, evaluations[image["size"]])
+            loaded, evaluation = load_model(path, image["size"]), evaluations[image["size"]]
+            embedded = embed(extractors[key], loaded.variables, evaluation, loaded.carry())
             if not (np.isfinite(embedded.query).all() and np.isfinite(embedded.gallery).all()):
                 raise CheckpointError(f"checkpoint {path}: its features are not all finite")
             yield embedded

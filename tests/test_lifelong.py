@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import checkpoints, config, files, lifelong, pretraining
+from iamcl2r_jax import checkpoints, config, files, lifelong, pretraining, training
 from iamcl2r_jax import task as task_module
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
@@ -224,7 +224,7 @@ def test_external_model_whose_slots_the_stream_needs_is_refused(finished, tiny, 
     _, results = finished
     path = results["external_models"]["1"]
     record = checkpoints.load_record(path) | {"slots": [0, 80]}
-    expected = lifelong.training.expected_variables(
+    expected = training.expected_variables(
         checkpoints.create_model(record["model"]), tiny.image.size
     )
     greedy = str(tmp_path / "greedy")
@@ -238,7 +238,7 @@ def test_external_model_that_does_not_say_what_it_is_is_refused(finished, tiny, 
     _, results = finished
     path = results["external_models"]["0"]
     record = checkpoints.load_record(path)
-    expected = lifelong.training.expected_variables(
+    expected = training.expected_variables(
         checkpoints.create_model(record["model"]), tiny.image.size
     )
     del record["image"], record["slots"]

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from iamcl2r_jax import (
+    adapters,
     checkpoints,
     config,
     heads,
@@ -22,8 +23,10 @@ from iamcl2r_jax import (
     losses,
     methods,
     models,
+    retrieval,
     simplex,
     training,
+    upgrade,
 )
 from iamcl2r_jax import task as task_module
 from iamcl2r_jax.centres import ClassCentres
@@ -212,6 +215,7 @@ NAIVE = {
         {"temperature": 0.2, "triplet_weight": 3.0, "margin": 0.4, "centre_weight": 2.0},
     ),
     "lwf": (naive_lwf, {"temperature": 1.5, "distillation_weight": 0.6}),
+    "fan": (naive_lwf, {"temperature": 1.5, "distillation_weight": 0.6}),
     "lucir": (
         naive_lucir,
         {
@@ -444,6 +448,8 @@ def small_config(folders, backbone, method):
     c.stream.dataset = f"folder:{folders / 'stream'}"
     c.stream.initial_classes = c.stream.increment = 2
     c.memory_per_class = 2
+    c.adapter.hidden, c.adapter.steps, c.adapter.batch_size = 16, 300, 4
+    c.adapter.learning_rate = 0.01
     c.replacements.tasks = (0, 2)
     c.replacements.classes = (2, 3)
     c.replacements.directory = str(folders / "models")
@@ -533,7 +539,7 @@ def load_external(c, results):
     )
 
 
-@pytest.mark.parametrize("name", ["cvs", "lce_er", "cores"])
+@pytest.mark.parametrize("name", ["cvs", "lce_er", "cores", "fan"])
 def test_resumed_run_equals_the_uninterrupted_one(run_of, tmp_path, name):
     """The centres of earlier tasks are found again; the fresh network is the same."""
     c, workdir, results = run_of(name)
@@ -546,6 +552,53 @@ def test_resumed_run_equals_the_uninterrupted_one(run_of, tmp_path, name):
         lifelong.load_task(c, str(directory), 2).variables for directory in (workdir, tmp_path)
     )
     chex.assert_trees_all_equal(whole, again)
+
+
+def test_fan_carries_every_gallery_through_all_later_adapters(run_of):
+    c, workdir, results = run_of("fan")
+    evaluation = lifelong.inputs.load_evaluations(c)["open"]
+    models = [lifelong.load_task(c, str(workdir), task) for task in range(3)]
+    programs = task_module.ProgramsBySpec(c)
+    matrix = results["evaluations"]["open"]["matrix"]
+    for t, model in enumerate(models):
+        features = programs.of(model.spec).features
+        query = features(model.variables, evaluation.query.images)
+        for k in range(t + 1):
+            gallery = features(models[k].variables, evaluation.gallery.images)
+            for later in models[k + 1 : t + 1]:  # the replaced model is the last
+                gallery = adapters.apply(later.adapter, gallery)
+            expected = retrieval.identification_accuracy(
+                np.asarray(gallery), evaluation.gallery.labels, query, evaluation.query.labels
+            )
+            assert matrix[t][k] == expected
+    again = upgrade.reevaluate(str(workdir))
+    assert again["evaluations"] == results["evaluations"]
+
+
+def test_fan_adapts_from_the_model_of_the_task_before(run_of):
+    """Also where the model is replaced: from the stored galleries' model, not the external one."""
+    c, workdir, _ = run_of("fan")
+    records = lifelong.task_records(str(workdir))
+    assert [record["adapter"] is None for record in records] == [True, False, False]
+    stream = lifelong.inputs.load_stream(c)
+    programs = task_module.ProgramsBySpec(c)
+    for task in (1, 2):
+        images = stream.train.images[stream.train_indices(task)]
+        before, after = (
+            programs.of(m.spec).features(m.variables, images)
+            for m in (lifelong.load_task(c, str(workdir), t) for t in (task - 1, task))
+        )
+        carried = lifelong.load_task(c, str(workdir), task).carry()(before)
+        for name, features in (("before", before), ("after", carried)):
+            mean_cosine = mean(cos(o, f) for o, f in zip(features, after, strict=True))
+            written = records[task]["adapter"][f"cosine_{name}"]
+            assert written == pytest.approx(mean_cosine, abs=1e-5)
+    assert records[2]["adapter"]["cosine_after"] > 0.9 > records[2]["adapter"]["cosine_before"]
+
+
+def test_tasks_with_a_learnable_head_can_be_evaluated_again(run_of):
+    _, workdir, results = run_of("er")
+    assert upgrade.reevaluate(str(workdir))["evaluations"] == results["evaluations"]
 
 
 def test_cores_trains_a_fresh_network_on_all_images_so_far(run_of):

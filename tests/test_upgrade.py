@@ -28,6 +28,7 @@ SPEC = checkpoints.model_spec("resnet18", NUM_CLASSES - 1, {"width": 4, "stem": 
 IMAGE = {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 RECORD = {
     "kind": "external",
+    "head": "simplex",
     "model": SPEC,
     "num_classes": NUM_CLASSES,
     "image": IMAGE,

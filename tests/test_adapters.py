@@ -1,0 +1,181 @@
+"""Adapters: the loss from its equation, training on a known map, and galleries carried on."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iamcl2r_jax import adapters, config, evaluation, heads
+from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.data.sources import ImageSet
+
+D, HIDDEN, K, PAIRS, CAPACITY = 6, 24, 7, 90, 100
+ACTIVE = np.arange(K) >= 3
+SETTINGS = adapters.Settings(
+    hidden=HIDDEN, steps=500, batch_size=32, learning_rate=1e-2, similarity_weight=100.0
+)
+
+
+def cos(a, b):
+    return sum(a * b) / math.sqrt(sum(a * a) * sum(b * b))
+
+
+def batch(num=5):
+    rng = np.random.default_rng(0)
+    old, new = rng.normal(size=(2, num, D))
+    return old, new, rng.choice(np.flatnonzero(ACTIVE), num), rng.normal(size=(K, D))
+
+
+def random_params():
+    """With biases, which are zero at first."""
+    params = adapters.init(jax.random.key(0), D, HIDDEN)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda x: x + jnp.asarray(0.1 * rng.normal(size=x.shape)), params)
+
+
+def test_loss_equals_the_naive_loop():
+    with jax.enable_x64(True):
+        old, new, labels, rows = batch()
+        params = jax.tree.map(np.asarray, random_params())
+        distance = ce = 0.0
+        for o, f, y in zip(old, new, labels, strict=True):
+            x = math.sqrt(D) * o / math.sqrt(sum(o * o))
+            for name in ("hidden", "out"):
+                weights, bias = params[name]["kernel"], params[name]["bias"]
+                x = np.array([sum(x * weights[:, j]) + bias[j] for j in range(len(bias))])
+                x = np.maximum(x, 0.0) if name == "hidden" else x
+            distance += (1 - cos(x, f)) / len(labels)
+            scores = [sum(w * x) for w in rows]
+            mass = sum(math.exp(scores[k]) for k in range(K) if ACTIVE[k])
+            ce += (math.log(mass) - scores[y]) / len(labels)
+        total, terms = jax.jit(adapters.loss)(params, old, new, labels, rows, ACTIVE)
+        np.testing.assert_allclose(total, 100 * distance + ce, rtol=1e-9)
+        np.testing.assert_allclose((terms["distance"], terms["ce"]), (distance, ce), rtol=1e-9)
+        total, _ = adapters.loss(params, old, new, labels, rows, ACTIVE, similarity_weight=3.0)
+        np.testing.assert_allclose(total, 3 * distance + ce, rtol=1e-9)
+
+
+def test_gradient_reaches_the_adapter_alone_and_is_right():
+    step = 1e-6
+    with jax.enable_x64(True):
+        old, new, labels, rows = batch()
+
+        @jax.jit
+        def loss(params, old, new, rows):
+            return adapters.loss(params, old, new, labels, rows, ACTIVE)[0]
+
+        params = random_params()
+        gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(params, old, new, rows)
+        assert all(np.all(np.asarray(g) == 0) for g in gradients[1:])
+        rng = np.random.default_rng(2)
+        way = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+        ahead, behind = (
+            loss(jax.tree.map(lambda p, w: p + sign * step * w, params, way), old, new, rows)  # noqa: B023
+            for sign in (1, -1)
+        )
+        along = sum(
+            np.vdot(g, w)
+            for g, w in zip(jax.tree.leaves(gradients[0]), jax.tree.leaves(way), strict=True)
+        )
+        np.testing.assert_allclose(along, (ahead - behind) / (2 * step), rtol=1e-5)
+
+
+def test_only_directions_are_read_and_a_zero_feature_is_finite():
+    params = random_params()
+    old = jnp.asarray(batch()[0], jnp.float32)
+    np.testing.assert_allclose(
+        adapters.apply(params, 7.0 * old), adapters.apply(params, old), rtol=1e-4, atol=1e-5
+    )
+    assert np.isfinite(adapters.apply(params, jnp.zeros((1, D)))).all()
+
+
+@pytest.fixture(scope="module")
+def rotation():
+    """A rotation, and features that it relates, of classes around their means."""
+    rng = np.random.default_rng(3)
+    q = np.linalg.qr(rng.normal(size=(D, D)))[0]
+    labels = rng.integers(0, K, 3 * PAIRS)
+    old = 3 * rng.normal(size=(K, D))[labels] + rng.normal(size=(3 * PAIRS, D))
+    return q.astype(np.float32), old.astype(np.float32), labels
+
+
+def fitted(pairs, rows):
+    rows = jnp.asarray(rows, jnp.float32)
+    return adapters.fit(SETTINGS, heads.LINEAR, pairs, rows, None, jax.random.key(0))
+
+
+def test_fit_finds_a_rotation_and_it_holds_for_other_images(rotation):
+    q, old, labels = rotation
+    train, test = slice(PAIRS), slice(PAIRS, None)
+    pairs = adapters.make_pairs(old[train], old[train] @ q, labels[train], CAPACITY)
+    rows = np.stack([old[labels == k].mean(0) for k in range(K)]) @ q
+    params, metrics = fitted(pairs, rows)
+    before = np.mean([cos(o, o @ q) for o in old[train]])
+    assert metrics["cosine_before"] == pytest.approx(before, abs=1e-5)
+    assert before < 0.5 < 0.98 < metrics["cosine_after"]
+    carried = adapters.carry(params, old[test])
+    assert np.mean([cos(a, b) for a, b in zip(carried, old[test] @ q, strict=True)]) > 0.95
+
+    # Whatever stands behind the pairs is never looked at, and their number is no new program.
+    junk = np.arange(CAPACITY)[:, np.newaxis] >= PAIRS
+    other = pairs.replace(
+        old=jnp.where(junk, 1e3, pairs.old),
+        new=jnp.where(junk, -1e3, pairs.new),
+        labels=jnp.where(junk[:, 0], 0, pairs.labels),
+    )
+    traces = adapters.fit._cache_size()
+    again, again_metrics = fitted(other, rows)
+    assert jax.tree.all(jax.tree.map(np.array_equal, (params, metrics), (again, again_metrics)))
+    fewer = adapters.make_pairs(old[:9], old[:9] @ q, labels[:9], CAPACITY)
+    fitted(fewer, rows)
+    assert adapters.fit._cache_size() == traces
+
+
+def test_more_pairs_than_the_capacity_are_refused():
+    with pytest.raises(ValueError, match="capacity of 4 cannot hold 5 pairs"):
+        adapters.make_pairs(np.zeros((5, D)), np.zeros((5, D)), np.zeros(5, int), 4)
+
+
+@pytest.mark.parametrize("measure", ["identification", "recall_at_1"])
+def test_galleries_are_carried_from_model_to_model(rotation, measure):
+    """Three models, each the one before but rotated: carried galleries match as the first did."""
+    q, old, labels = rotation
+    half = len(old) // 2
+
+    def split(part):
+        images = np.zeros((len(labels[part]), 1, 1, 3), np.uint8)
+        return ImageSet(images, labels[part], tuple("abcdefg"))
+
+    sets = evaluation.Evaluation(query=split(slice(half)), gallery=split(slice(half, None)))
+
+    def matrix(carry):
+        features = [old, old @ q, old @ q @ q]
+        embedded = [evaluation.Embedded(x[:half], x[half:], carry) for x in features]
+        return evaluation.compatibility_matrices(sets, embedded, (measure,))[measure]
+
+    identity, none, carried = matrix(lambda gallery: gallery), matrix(None), matrix(lambda g: g @ q)
+    np.testing.assert_array_equal(identity, none)
+    own = none[0, 0]
+    assert own > 0.9
+    np.testing.assert_allclose(carried[np.tril_indices(3)], own)
+    assert np.all(none[np.tril_indices(3, -1)] < own - 0.1)
+    np.testing.assert_array_equal(np.diag(carried), np.diag(none))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("hidden", 0, r"adapter\.hidden=0: must be at least 1"),
+        ("steps", 0, r"adapter\.steps=0: must be at least 1"),
+        ("batch_size", -1, r"adapter\.batch_size=-1: must be at least 1"),
+        ("learning_rate", 0.0, r"adapter\.learning_rate=0\.0: must be a positive number"),
+        ("similarity_weight", -1.0, r"adapter\.similarity_weight=-1\.0: must be at least 0"),
+    ],
+)
+def test_settings_that_cannot_work_are_one_line(field, value, message):
+    c = config.default()
+    c.adapter[field] = value
+    with pytest.raises(ConfigError, match=message):
+        config.validate(c)
