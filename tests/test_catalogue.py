@@ -122,6 +122,44 @@ def test_imagenet_resized(place):
         assert len(first.class_names) == 100
 
 
+def test_caltech_birds(place):
+    photographs, masks, expected = archives.birds(np.random.default_rng(5))
+    place("caltech_birds2011", archives.BIRDS, photographs)
+    data_dir = place("caltech_birds2011", archives.BIRD_MASKS, masks)
+    for split in ("train", "test"):
+        got = sources.load("caltech_birds2011", split, image_size=16, data_dir=data_dir)
+        # Every photograph has its own grey, by which it is found in the stored order.
+        found = sorted(zip(got.images.mean((1, 2, 3)).round(-1), got.labels, strict=True))
+        assert found == [
+            (10 * number, label)
+            for number, (part, label, *_) in enumerate(expected.values(), 1)
+            if part == split
+        ]
+        assert len(got.class_names) == 200
+
+    builder = tfds.builder("caltech_birds2011", data_dir=data_dir)
+    assert type(builder) is tfds.builder_cls("caltech_birds2011")
+    read = {
+        e["image/filename"].decode(): e
+        for s in ("train", "test")
+        for e in builder.as_data_source(s)
+    }
+    assert read.keys() == expected.keys()
+    for name, (_, label, label_name, size, box, mask) in expected.items():
+        example = read[name]
+        left, top, width, height = box
+        assert (example["label"], example["label_name"].decode()) == (label, label_name)
+        assert example["image"].shape[:2] == size
+        ends = np.divide([top, left, top + height, left + width], [*size, *size])
+        np.testing.assert_allclose(example["bbox"], np.minimum(ends, 1), rtol=1e-6)
+        np.testing.assert_array_equal(example["segmentation_mask"][..., 0], mask)
+
+
+def test_celeb_a_has_no_classes_in_the_catalogue(tmp_path):
+    with pytest.raises(sources.DataError, match=r"no pair of an 8-bit image and a class label"):
+        sources.load("celeb_a", "train", image_size=8, data_dir=str(tmp_path))
+
+
 def test_an_archive_that_is_not_the_catalogues_is_refused(place, tmp_path):
     archive, _, _ = archives.cifar100(np.random.default_rng(0))
     data_dir = place("cifar100", archives.CIFAR100, archive, register=False)

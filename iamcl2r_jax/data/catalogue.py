@@ -59,6 +59,8 @@ class _Downloads:
         paths = self._manager.download(urls)
         if isinstance(paths, dict):
             return {key: self._extract(path) for key, path in paths.items()}
+        if isinstance(paths, list):
+            return [self._extract(path) for path in paths]
         return self._extract(paths)
 
     def iter_archive(self, path):
@@ -70,7 +72,7 @@ class _Downloads:
 
     def _extract(self, path):
         target = self._scratch / pathlib.Path(path).stem
-        if str(path).endswith(".tar.gz"):
+        if str(path).endswith((".tar.gz", ".tgz")):
             shutil.unpack_archive(path, target, "gztar", filter="data")
         else:
             with gzip.open(path) as packed, target.open("wb") as plain:
@@ -124,7 +126,54 @@ class _ImagenetResized(_WithoutTensorFlow):
             yield key, {"image": image, "label": int(example["label"])}
 
 
+class _CaltechBirds2011(_WithoutTensorFlow):
+    """Photographs and their masks, and tables with a line for each photograph."""
+
+    def _split_generators(self, dl_manager):
+        info = self._caltech_birds_info
+        photographs, masks = dl_manager.download_and_extract(
+            [info.images_url, info.segmentations_url]
+        )
+        root = photographs / "CUB_200_2011"
+        names, is_train, boxes = (
+            dict(line.split(maxsplit=1) for line in (root / table).read_text().splitlines())
+            for table in ("images.txt", "train_test_split.txt", "bounding_boxes.txt")
+        )
+        mask_of = {path.stem: path for path in masks.rglob("*.png")}
+        examples = {tfds.Split.TRAIN: [], tfds.Split.TEST: []}
+        for number, name in names.items():
+            path = root / "images" / name
+            split = tfds.Split.TRAIN if int(is_train[number]) else tfds.Split.TEST
+            examples[split].append((path, mask_of[path.stem], boxes[number]))
+        return {split: self._generate_examples(photographs, e) for split, e in examples.items()}
+
+    def _generate_examples(self, photographs, examples):
+        for path, mask_path, box in examples:
+            with Image.open(mask_path) as image:
+                mask = image.convert("L")
+            x, y, width, height = map(float, box.split())
+            number, _, label_name = path.parent.name.partition(".")
+            name = path.relative_to(photographs).as_posix()
+            yield (
+                name,
+                {
+                    "image": path,
+                    "image/filename": name,
+                    "label": int(number) - 1,
+                    "label_name": label_name.lower(),
+                    "bbox": tfds.features.BBox(
+                        ymin=min(y / mask.height, 1.0),
+                        xmin=min(x / mask.width, 1.0),
+                        ymax=min((y + height) / mask.height, 1.0),
+                        xmax=min((x + width) / mask.width, 1.0),
+                    ),
+                    "segmentation_mask": mask,
+                },
+            )
+
+
 _BY_NAME = {
+    "caltech_birds2011": _CaltechBirds2011,
     "cifar10": _Cifar,
     "cifar100": _Cifar,
     "mnist": _Mnist,
