@@ -36,8 +36,9 @@ class TrainState:
 
     @property
     def variables(self) -> Variables:
-        """As `models.create(...).apply` takes them."""
-        return {"params": self.params, "batch_stats": self.batch_stats}
+        """As `models.create(...)` makes and takes them: without statistics if it has none."""
+        statistics = {"batch_stats": self.batch_stats} if self.batch_stats else {}
+        return {"params": self.params} | statistics
 
 
 @flax.struct.dataclass

@@ -1,0 +1,95 @@
+"""CONTRIBUTING.md: its examples, put where they tell to and run together."""
+
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from iamcl2r_jax import config, lifelong, losses, methods, models, retrieval
+
+PAGE = pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md"
+SIZE, CLASSES = 8, 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def examples():
+    """The page's Python blocks, run on registries of their own."""
+    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    names = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for module, registry in (
+            (methods, "METHODS"),
+            (models, "BACKBONES"),
+            (retrieval, "MEASURES"),
+        ):
+            patch.setattr(module, registry, dict(getattr(module, registry)))
+        for block in blocks:
+            exec(compile(block, str(PAGE), "exec"), names)
+        yield names
+
+
+def test_the_methods_loss_is_what_its_docstring_says():
+    """‖f - o‖² of unit vectors is 2 (1 - cos), which we have in another form."""
+    rng = np.random.default_rng(0)
+    new, old = rng.normal(size=(2, 6, 5)).astype(np.float32)
+    labels = rng.integers(0, 7, 6)
+    logits = rng.normal(size=(6, 7)).astype(np.float32)
+    loss = methods.get("simplex_l2").loss
+    for has_old in (True, False):
+        inputs = methods.LossInputs(
+            features=new,
+            old_features=old,
+            has_old=np.asarray(has_old),
+            labels=labels,
+            from_memory=np.zeros(6, bool),
+            logits=logits,
+        )
+        total, terms = jax.jit(lambda inputs: loss(inputs, l2_weight=3.0))(inputs)
+        expected = float(losses.cross_entropy(logits, labels))
+        assert terms["ce"] == pytest.approx(expected, rel=1e-6)
+        expected += 6 * float(losses.feature_distillation(new, old)) if has_old else 0
+        assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_examples_run_together(tmp_path):
+    """One registry line each, and a run of the method on the backbone under the measure."""
+    rng = np.random.default_rng(0)
+    for label in range(CLASSES):
+        pattern = rng.uniform(0, 255, (SIZE, SIZE, 3))
+        for split, count in (("train", 6), ("test", 3)):
+            directory = tmp_path / "images" / split / f"class{label}"
+            directory.mkdir(parents=True)
+            for n in range(count):
+                pixels = np.clip(pattern + rng.normal(0, 30, pattern.shape), 0, 255)
+                Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{n}.png")
+    dataset = f"folder:{tmp_path / 'images'}"
+
+    c = config.default()
+    c.method, c.num_classes, c.memory_per_class = "simplex_l2", 8, 2
+    assert c.method_options.simplex_l2.to_dict() == {"l2_weight": 1.0}
+    c.image.size, c.image.crop_padding = SIZE, 1
+    c.model.backbone = "mlp"
+    with c.unlocked():
+        c.model.options = config.ConfigDict({"width": 16})
+        c.evaluations = config.ConfigDict({"images": config.evaluation(dataset)})
+    c.stream.dataset = dataset
+    c.stream.initial_classes = c.stream.increment = CLASSES // 2
+    c.replacements.tasks = ()
+    c.train.epochs, c.train.batch_size = 2, 4
+    c.saving.every_epochs = 1
+    c.measures = ("recall_at_2", "identification")
+    results = lifelong.run(c, str(tmp_path / "run"))
+
+    assert results["method"] == "simplex_l2"
+    assert results["train_traces"] == 1
+    figures = results["evaluations"]["images"]
+    assert figures["measure"] == "recall_at_2"
+    assert 0.5 < figures["matrix"][1][1] <= 1
+    first, second = lifelong.task_records(str(tmp_path / "run"))
+    assert all(epoch["l2"] == 0 for epoch in first["history"])  # there is nothing old yet
+    assert any(epoch["l2"] > 0 for epoch in second["history"])
+    assert second["model"]["options"] == {"width": 16}
