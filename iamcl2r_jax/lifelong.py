@@ -159,11 +159,14 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without the fields on which no result depends.
 
-    Options of other methods are such: a new method does not make finished runs unknown.
+    Options of other methods are such, and those of adapters for a method that trains none: a new
+    method does not make finished runs unknown.
     """
     kept = {name: value for name, value in config.items() if name != "saving"}
     if "method_options" in kept:
         kept["method_options"] = {kept["method"]: kept["method_options"].get(kept["method"])}
+        if not methods.get(kept["method"]).adapts:
+            kept.pop("adapter", None)
     return {n: _identity(v) if isinstance(v, dict) else v for n, v in kept.items()}
 
 

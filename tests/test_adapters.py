@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import adapters, config, evaluation, heads
+from iamcl2r_jax import adapters, config, evaluation, files, heads, lifelong
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import ImageSet
 
@@ -162,6 +162,21 @@ def test_galleries_are_carried_from_model_to_model(rotation, measure):
     np.testing.assert_allclose(carried[np.tril_indices(3)], own)
     assert np.all(none[np.tril_indices(3, -1)] < own - 0.1)
     np.testing.assert_array_equal(np.diag(carried), np.diag(none))
+
+
+def test_settings_are_part_of_a_run_that_adapts_and_of_no_other(tmp_path):
+    for method in ("fan", "hoc"):
+        c = config.default()
+        c.method = method
+        written = c.to_dict()
+        del written["adapter"]  # as runs wrote it before there were adapters
+        workdir = tmp_path / method
+        files.write_json(str(workdir / "config.json"), written)
+        if method == "fan":
+            with pytest.raises(ConfigError, match=r"adapter"):
+                lifelong.refuse_other_config(c, str(workdir))
+        else:
+            lifelong.refuse_other_config(c, str(workdir))
 
 
 @pytest.mark.parametrize(
