@@ -1,7 +1,6 @@
 """Every compared system: its loss against a naive loop, its head, and a whole run of it."""
 
 import dataclasses
-import json
 import math
 import shutil
 from functools import partial
@@ -18,6 +17,7 @@ from iamcl2r_jax import (
     adapters,
     checkpoints,
     config,
+    files,
     heads,
     lifelong,
     losses,
@@ -33,6 +33,8 @@ from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.preemption import Preemption
+from iamcl2r_jax.progress import Reporter
 
 K, D, BATCH, SIZE = 10, 9, 8, 8
 EARLIER, NEW, UNSEEN = (9, 8, 7), (6, 5), (4, 3, 2, 1, 0)
@@ -490,7 +492,7 @@ def test_whole_run_in_one_trace(run_of, name):
     assert results["train_traces"] == 1
     assert len(results["task_accuracy"]) == results["num_tasks"] == 3
     assert all(0 <= accuracy <= 1 for accuracy in results["task_accuracy"])
-    assert json.loads((workdir / "results.json").read_text()) == results
+    assert files.read_json(str(workdir / "results.json")) == results
     for path in results["external_models"].values():
         assert checkpoints.load_record(path)["head"] == method.external_head
     for task, record in enumerate(lifelong.task_records(str(workdir))):
@@ -522,13 +524,20 @@ def test_accuracy_is_among_the_classes_seen_so_far(run_of):
     c, workdir, results = run_of("er")
     stream = lifelong.inputs.load_stream(c)
     model = lifelong.load_task(c, str(workdir), 0)
-    programs = task_module.ProgramsBySpec(c).of(model.spec)
+    setting = setting_of(c, stream)
+    extract = setting.programs.of(model.spec).features
     images = stream.test.images[stream.seen_test_indices(0)]
     rows = heads.rows_of(model.variables).copy()
-    rows[:10] = 100 * programs.features(model.variables, images).mean(axis=0)  # wins if it may
+    rows[:10] = 100 * extract(model.variables, images).mean(axis=0)  # wins if it may
     loud = dataclasses.replace(model, variables=heads.attach(model.variables, rows))
-    accuracy = task_module.task_accuracy(c, stream, 0, loud, programs)
+    accuracy = task_module.task_accuracy(setting, 0, loud)
     assert accuracy == results["task_accuracy"][0] > 0
+
+
+def setting_of(c, stream):
+    dataset = task_module.stream_dataset(c, stream)
+    programs = task_module.ProgramsBySpec(c)
+    return task_module.Setting(c, stream, dataset, programs, Reporter(), Preemption())
 
 
 def load_external(c, results):
@@ -634,9 +643,8 @@ def test_earlier_classes_have_centres_and_the_old_head_knows_the_right_rows(run_
     c, workdir, results = run_of("cvs")
     stream = lifelong.inputs.load_stream(c)
     model = lifelong.load_task(c, str(workdir), 0)
-    programs = task_module.ProgramsBySpec(c).of(model.spec)
     none = ClassCentres.none(12, 11)
-    centres = task_module.with_task_centres(c, stream, 0, model, programs, none)
+    centres = task_module.with_task_centres(setting_of(c, stream), 0, model, none)
     slots = np.arange(12)
     assert (centres.centres.any(axis=1) == (slots >= 10)).all()
 
