@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from iamcl2r_jax import compatibility
+from iamcl2r_jax import compatibility, theorem
 
 # Okabe and Ito's colours, told apart with any colour vision; black is left to axes and marks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7F7F7F")
@@ -27,15 +27,56 @@ def heat_map(matrix, replacements: Sequence[int] = (), title: str = "") -> Figur
       replacements: 0-based tasks at which the model was replaced.
       title: of the figure.
     """
+    side = _side(len(matrix))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    image = _draw_matrix(figure.add_subplot(), matrix, replacements, title, *_range([matrix]))
+    if len(matrix) > _MOST_NUMBERED:
+        figure.colorbar(image, label="%", shrink=0.75)
+    return figure
+
+
+def heat_maps(
+    matrices: Mapping[str, Sequence], replacements: Mapping[str, Sequence[int]], title: str = ""
+) -> Figure:
+    """Compatibility matrices side by side on one scale of colours, each as of `heat_map`.
+
+    Args:
+      matrices: by their titles, [T, T] each.
+      replacements: 0-based tasks at which the model was replaced, by title.
+      title: of the figure.
+    """
+    columns = min(len(matrices), 2 if len(matrices) == 4 else 3)
+    rows = -(-len(matrices) // columns)
+    side = _side(max(map(len, matrices.values())))
+    figure = Figure(figsize=(side * columns, side * rows + 0.5), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    low, high = _range(matrices.values())
+    for axes, (name, matrix) in zip(panels, matrices.items(), strict=False):
+        image = _draw_matrix(axes, matrix, replacements[name], name, low, high)
+    for axes in panels[len(matrices) :]:
+        axes.set_axis_off()
+    figure.colorbar(image, ax=panels, shrink=0.8, label="%")
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def _side(size: int) -> float:
+    """Inches of a matrix of `size` tasks."""
+    return max(2.6, 0.52 * min(size, _MOST_NUMBERED) + 1.2)
+
+
+def _range(matrices) -> tuple[float, float]:
+    """Lowest and highest percentage of some matrices."""
+    values = np.concatenate([100 * np.asarray(m, float)[np.tril_indices(len(m))] for m in matrices])
+    return values.min(), values.max()
+
+
+def _draw_matrix(axes, matrix, replacements, title, low, high):
     values = 100 * np.asarray(matrix, float)
     size = len(values)
     incompatible = np.tril(np.ones_like(values, bool), -1)
     incompatible &= ~compatibility.is_compatible(matrix)
-    side = max(2.6, 0.52 * min(size, _MOST_NUMBERED) + 1.2)
-    figure = Figure(figsize=(side, side), layout="constrained")
-    axes = figure.add_subplot()
-    lower = values[np.tril_indices(size)]
-    image = axes.imshow(values, cmap="viridis", vmin=lower.min(), vmax=lower.max())
+    image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
     if size <= _MOST_NUMBERED:
         for row in range(size):
             for column in range(row + 1):
@@ -49,15 +90,13 @@ def heat_map(matrix, replacements: Sequence[int] = (), title: str = "") -> Figur
                     fontsize=8,
                     color="black" if bright else "white",
                 )
-    else:
-        figure.colorbar(image, label="%", shrink=0.75)
     for row, column in np.argwhere(incompatible):
         axes.add_patch(_hatched(column, row))
     _task_ticks(axes, size, replacements)
     axes.set_xlabel("gallery of model")
     axes.set_ylabel("queries of model")
     axes.set_title(title, fontsize=10)
-    return figure
+    return image
 
 
 def curves(
@@ -83,6 +122,120 @@ def curves(
     """
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
+    _draw_curves(axes, values, replacements, deviations)
+    if labels is not None:
+        axes.set_xticks(np.arange(1, len(labels) + 1), labels)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    if len(values) > 1:
+        axes.legend(
+            fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3
+        )
+    return figure
+
+
+def curve_panels(
+    panels: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    xlabel: str,
+    deviations: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    title: str = "",
+) -> Figure:
+    """Panels of lines side by side, each as of `curves`; a label has one colour in all of them.
+
+    Args:
+      panels: by their titles, the values of each line by its label.
+      xlabel: what is counted from 1.
+      deviations: half width of the bands, by panel and label.
+      title: of the figure.
+    """
+    figure = Figure(figsize=(3.6 * len(panels), 3.3), layout="constrained")
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, values) in zip(row, panels.items(), strict=True):
+        _draw_curves(axes, values, (), (deviations or {}).get(name))
+        if min(map(min, values.values())) > 0:  # a loss that falls to a hundredth
+            axes.set_yscale("log")
+        axes.set_xlabel(xlabel)
+        axes.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    lines, labels = row[0].get_legend_handles_labels()
+    figure.legend(
+        lines, labels, fontsize=8, frameon=False, ncols=len(labels), loc="outside lower center"
+    )
+    return figure
+
+
+def theorem_panels(checks: Mapping[str, Sequence[theorem.Check]], title: str = "") -> Figure:
+    """Both inequalities of Theorem 1 and the concentrations, one point per update and class.
+
+    Distances before the update stand to the right, after it upwards; the side of the diagonal on
+    which an inequality holds, and on which caps would make it hold, is white. Colours say what the
+    bootstrap intervals do: of the panel's own inequality, for the concentrations of the first.
+
+    Args:
+      checks: of each update, by kind of update; a kind has one mark.
+      title: of the figure.
+    """
+    figure = Figure(figsize=(10.5, 4.4), layout="constrained")
+    panels = (
+        ("(a) distance within a class", "same", "before", "after", -1),
+        ("(b) distance to other classes", "other", "before", "after", 1),
+        ("concentration κ", "same", "kappa_old", "kappa_new", 1),
+    )
+    handles = {}
+    for axes, (name, inequality, across, upwards, sign) in zip(
+        figure.subplots(1, 3), panels, strict=True
+    ):
+        for (kind, kept), marker in zip(checks.items(), "osD^", strict=False):
+            for check in kept:
+                about = getattr(check, inequality)
+                owner = check if across.startswith("kappa") else about
+                x, y = getattr(owner, across), getattr(owner, upwards)
+                low, high = np.moveaxis(about.interval, -1, 0)
+                for verdict, colour, which in (
+                    ("holds beyond the interval", COLOURS[0], low > 0),
+                    ("undecided", COLOURS[7], (low <= 0) & (high >= 0)),
+                    ("violated beyond the interval", COLOURS[1], high < 0),
+                ):
+                    style = {"color": colour, "ms": 4, "mew": 0, "alpha": 0.6}
+                    (points,) = axes.plot(x[which], y[which], marker, **style)
+                    if which.any():
+                        handles[f"{kind}: {verdict}"] = points
+        limits = _square_limits(axes)
+        wrong_side = limits[1] if sign < 0 else limits[0]
+        axes.fill_between(limits, limits, wrong_side, color="0.93", lw=0, zorder=0)
+        axes.plot(limits, limits, color="0.6", lw=1, zorder=1)
+        axes.set_xlabel("old model" if owner is not about else "before: old to old features")
+        axes.set_ylabel("new model" if owner is not about else "after: new to old features")
+        axes.set_title(name, fontsize=9)
+    figure.suptitle(title, fontsize=10)
+    labels = sorted(handles)
+    figure.legend(
+        [handles[label] for label in labels],
+        labels,
+        fontsize=7,
+        frameon=False,
+        ncols=3,
+        loc="outside lower center",
+    )
+    return figure
+
+
+def _square_limits(axes) -> tuple[float, float]:
+    """Gives both axes the same limits and returns them."""
+    limits = (
+        min(axes.get_xlim()[0], axes.get_ylim()[0]),
+        max(axes.get_xlim()[1], axes.get_ylim()[1]),
+    )
+    axes.set_xlim(limits)
+    axes.set_ylim(limits)
+    axes.set_box_aspect(1)
+    return limits
+
+
+def _draw_curves(axes, values, replacements, deviations) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for position in replacements:
         axes.axvline(position + 1, color="0.7", linestyle=":", linewidth=1, zorder=0)
     for number, (label, line) in enumerate(values.items()):
@@ -100,18 +253,6 @@ def curves(
         if deviations and label in deviations:
             spread = np.asarray(deviations[label], float)
             axes.fill_between(at, line - spread, line + spread, color=colour, alpha=0.15, lw=0)
-    if labels is None:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    else:
-        axes.set_xticks(np.arange(1, len(labels) + 1), labels)
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.set_title(title, fontsize=10)
-    if len(values) > 1:
-        axes.legend(
-            fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3
-        )
-    return figure
 
 
 def bars(

@@ -1,0 +1,344 @@
+"""Theorem 1 on the models of a run: each update checked on held-out images, and summed up."""
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+from ml_collections import ConfigDict
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from iamcl2r_jax import checkpoints, heads, inputs, lifelong, simplex, theorem
+from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.evaluation import FeatureExtractor
+from iamcl2r_jax.pretraining import image_options
+from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.task import Model
+
+CONFIDENCE = 0.95
+FINE_TUNED, REPLACED = "fine-tuned", "across a replacement"  # kinds of updates
+_PARTS = {
+    "same": "(a) same class",
+    "other": "(b) other classes",
+    "pairs": "(b) pairs of classes",
+}
+_SHARES = ("holds", "holds_beyond", "violated_beyond", "caps_hold")
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """The check of Theorem 1 for two models of a run.
+
+    Attributes:
+      old: 0-based task of the old model.
+      new: that of the new one.
+      kind: `REPLACED` if the model was replaced after the old one and up to the new one.
+      classes: names of the stream's classes that both were trained on.
+      check: what was measured.
+    """
+
+    old: int
+    new: int
+    kind: str
+    classes: Sequence[str]
+    check: theorem.Check
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelState:
+    """How the held-out features of one model lie about its classifier's vectors.
+
+    Attributes:
+      task: 0-based.
+      classes: how many of the stream it knows, all of them looked at.
+      kappa: mean concentration of these.
+      shared: E[cos(z, s)] with s the `theorem.shared_direction` of these.
+      caps_shared: what that would be for symmetric caps.
+    """
+
+    task: int
+    classes: int
+    kappa: float
+    shared: float
+    caps_shared: float
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckedRun:
+    """All updates of a run, and its models."""
+
+    updates: list[Update]
+    models: list[ModelState]
+    resamples: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Every number; those of an update per class, in the order of its `classes`."""
+        return {
+            "confidence": CONFIDENCE,
+            "resamples": self.resamples,
+            "models": [dataclasses.asdict(model) for model in self.models],
+            "updates": [_update_json(update) for update in self.updates],
+        }
+
+
+def _update_json(update: Update) -> dict[str, Any]:
+    check = update.check
+    parts = ("same", "other", "mean_same", "mean_other")
+    return {
+        "old": update.old,
+        "new": update.new,
+        "kind": update.kind,
+        "classes": list(update.classes),
+        "kappa_old": check.kappa_old.tolist(),
+        "kappa_new": check.kappa_new.tolist(),
+        "pairs_of_classes": theorem.shares(check.pairs),
+    } | {
+        part: {name: array.tolist() for name, array in _arrays(getattr(check, part)).items()}
+        for part in parts
+    }
+
+
+def _arrays(inequality: theorem.Inequality) -> dict[str, np.ndarray]:
+    names = [field.name for field in dataclasses.fields(inequality) if field.name != "sign"]
+    return {name: np.asarray(getattr(inequality, name)) for name in (*names, "margin")}
+
+
+def check_run(
+    config: ConfigDict,
+    workdir: str,
+    records: Sequence[dict[str, Any]],
+    reporter: Reporter,
+    *,
+    resamples: int,
+    seed: int,
+) -> CheckedRun:
+    """Theorem 1 for each two models of a run and the stream's classes that both were trained on.
+
+    Args:
+      config: of the run.
+      workdir: where it is.
+      records: of its finished tasks.
+      reporter: shows the progress.
+      resamples, seed: see `theorem.check`.
+
+    Raises:
+      ConfigError: if there are no two models, the older ones know fewer than two classes, or a
+        class has fewer than two held-out images.
+      DataError, CheckpointError: if the run's data or models cannot be had.
+    """
+    stream = inputs.load_stream(config)
+    known = [tasks.stop for tasks in stream.tasks[: len(records)]]
+    pairs = [(k, t) for t in range(len(known)) for k in range(t) if known[k] >= 2]
+    if not pairs:
+        raise ConfigError(f"workdir={workdir}: no two models that know two or more classes")
+    used = stream.test.labels < known[-1]
+    images, labels = stream.test.images[used], stream.test.labels[used]
+    names = stream.test.class_names
+    few = np.bincount(labels, minlength=known[-1]) < 2
+    if few.any():
+        raise ConfigError(
+            f"workdir={workdir}: class {names[int(np.argmax(few))]!r} has fewer than two held-out "
+            "images, so no pair whose distance could be measured"
+        )
+
+    features, vectors, models = [], [], []
+    extractors: dict[str, FeatureExtractor] = {}
+    with reporter.stage("features", len(known)) as stage:
+        for task, record in enumerate(records):
+            model = lifelong.load_task(config, workdir, task)
+            key = str(model.spec)
+            if key not in extractors:  # models of one architecture share a compiled program
+                module = checkpoints.create_model(model.spec)
+                extractors[key] = FeatureExtractor(module, image_options(config.image))
+            features.append(extractors[key](model.variables, images))
+            vectors.append(_class_vectors(model, record, known[-1]))
+            models.append(_state(task, features[-1], labels, vectors[-1][: known[task]]))
+            stage.advance()
+
+    replaced = {task for task, record in enumerate(records) if record["replaced_by"]}
+    updates = []
+    with reporter.stage("intervals", len(pairs)) as stage:
+        for old, new in pairs:
+            both = labels < known[old]
+            check = theorem.check(
+                features[new][both],
+                features[old][both],
+                labels[both],
+                vectors[new][: known[old]],
+                vectors[old][: known[old]],
+                resamples=resamples,
+                confidence=CONFIDENCE,
+                seed=seed,
+            )
+            kind = REPLACED if replaced & set(range(old + 1, new + 1)) else FINE_TUNED
+            updates.append(Update(old, new, kind, names[: known[old]], check))
+            stage.advance()
+    return CheckedRun(updates, models, resamples)
+
+
+def _class_vectors(model: Model, record: dict[str, Any], num_stream_classes: int) -> np.ndarray:
+    """Classifier vectors of the stream's classes in a model, [C, D]."""
+    num_classes = record["num_classes"]
+    learnable = heads.is_learnable(record["head"])
+    rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(num_classes)
+    slots = simplex.downstream_slot(np.arange(num_stream_classes), num_classes)
+    return np.asarray(rows)[slots]
+
+
+def _state(task: int, features: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> ModelState:
+    known = labels < len(vectors)
+    features, labels = features[known], labels[known]
+    kappa = theorem.concentration(features, labels, vectors)
+    shared = np.tile(theorem.shared_direction(vectors), (len(vectors), 1))
+    each = np.arange(len(vectors))
+    return ModelState(
+        task=task,
+        classes=len(vectors),
+        kappa=float(kappa.mean()),
+        shared=float(theorem.concentration(features, labels, shared).mean()),
+        caps_shared=float(np.mean(kappa * theorem.concentration(vectors, each, shared))),
+    )
+
+
+def by_kind(updates: Sequence[Update]) -> dict[str, list[theorem.Check]]:
+    """The checks of each kind of update that there is."""
+    found = {
+        kind: [update.check for update in updates if update.kind == kind]
+        for kind in (FINE_TUNED, REPLACED)
+    }
+    return {kind: checks for kind, checks in found.items() if checks}
+
+
+def summarize(updates: Sequence[Update]) -> dict[str, Any]:
+    """How often the inequalities hold, over all updates, their kinds and their classes.
+
+    Returns:
+      For "all" and, if there are several, each kind of update: `updates`; `kappa_grew`, the share
+      of classes whose concentration did not fall; and for "same", "other" and "pairs" as of
+      `theorem.Check`: `cases`, `theorem.shares` of them, and the means of their arrays.
+    """
+    kinds = by_kind(updates)
+    groups = {"all": [update.check for update in updates]} | (kinds if len(kinds) > 1 else {})
+    summary = {}
+    for group, checks in groups.items():
+        grew = np.concatenate([check.kappa_new >= check.kappa_old for check in checks])
+        summary[group] = {"updates": len(checks), "kappa_grew": float(grew.mean())}
+        for part in _PARTS:
+            pooled = _pooled([getattr(check, part) for check in checks])
+            means = {name: array.mean() for name, array in _arrays(pooled).items()}
+            del means["interval"]  # the mean of ends is the end of nothing
+            summary[group][part] = {
+                "cases": len(pooled.before),
+                **theorem.shares(pooled),
+                **{name: float(mean) for name, mean in means.items()},
+            }
+    return summary
+
+
+def _pooled(inequalities: Sequence[theorem.Inequality]) -> theorem.Inequality:
+    arrays = [_arrays(inequality) for inequality in inequalities]
+    joined = {
+        field.name: np.concatenate([found[field.name] for found in arrays])
+        for field in dataclasses.fields(theorem.Inequality)
+        if field.name != "sign"
+    }
+    return theorem.Inequality(inequalities[0].sign, **joined)
+
+
+def tables(checked: CheckedRun, summary: dict[str, Any], name: str) -> list[Table]:
+    """What is to be said of a run: the summary of `summarize`, its models and its updates."""
+    return [
+        _summary_table(summary, name),
+        _model_table(checked.models, name),
+        _update_table(checked.updates, name),
+    ]
+
+
+def _summary_table(summary: dict[str, Any], name: str) -> Table:
+    table = _table(
+        f"{name}: Theorem 1 on held-out images; beyond, violated: the {CONFIDENCE:.0%} interval "
+        "lies above, below zero; caps: what follows from κ alone",
+        *("updates", "inequality", "cases", "holds", "beyond", "violated", "caps: holds"),
+        *("before → after", "caps: before → after"),
+    )
+    for group, found in summary.items():
+        for part, title in _PARTS.items():
+            figures = found[part]
+            table.add_row(
+                f"{group} ({found['updates']})",
+                title,
+                str(figures["cases"]),
+                *(f"{100 * figures[share]:.1f} %" for share in _SHARES),
+                _arrow(figures["before"], figures["after"]),
+                _arrow(figures["caps_before"], figures["caps_after"]),
+            )
+    return table
+
+
+def _model_table(models: Sequence[ModelState], name: str) -> Table:
+    table = _table(
+        f"{name}: each model on the classes it knows; s is the direction that these share",
+        *("task", "classes", "κ", "E cos(z, s)", "of caps"),
+    )
+    for model in models:
+        figures = (model.kappa, model.shared, model.caps_shared)
+        table.add_row(str(model.task + 1), str(model.classes), *(f"{x:.3f}" for x in figures))
+    return table
+
+
+def _update_table(updates: Sequence[Update], name: str) -> Table:
+    measured = ["before → after", f"margin [{CONFIDENCE:.0%}]", "holds", "beyond", "violated"]
+    table = _table(
+        f"{name}: means over the classes of each update, and shares of them; * replaced between",
+        *("old → new", "classes", "κ old → new", "κ grew"),
+        *(f"({part}) {column}" for part in "ab" for column in measured),
+    )
+    for update in updates:
+        check = update.check
+        cells = [
+            f"{update.old + 1} → {update.new + 1}{'*' if update.kind == REPLACED else ''}",
+            str(len(update.classes)),
+            _arrow(check.kappa_old.mean(), check.kappa_new.mean()),
+            f"{np.mean(check.kappa_new >= check.kappa_old):.0%}",
+        ]
+        for mean, part in ((check.mean_same, check.same), (check.mean_other, check.other)):
+            low, high = mean.interval
+            stands = theorem.shares(part)
+            cells.append(_arrow(mean.before, mean.after))
+            cells.append(f"{mean.margin:+.4f} [{low:+.4f}, {high:+.4f}]")
+            cells += [f"{stands[share]:.0%}" for share in _SHARES[:3]]
+        table.add_row(*cells)
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(box=box.MARKDOWN, title=title, title_justify="left", title_style="")
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=True)
+    return table
+
+
+def _arrow(old: float, new: float) -> str:
+    return f"{old:.4f} → {new:.4f}"
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table whole: a narrow console breaks its lines, but cuts nothing off."""
+    console.print(_markdown([table]), markup=False, soft_wrap=True)
+
+
+def write_markdown(path: str, tables: Sequence[Table]) -> None:
+    """Writes tables one below the other."""
+    epath.Path(path).write_text(_markdown(tables))
+
+
+def _markdown(tables: Sequence[Table]) -> str:
+    text = io.StringIO()
+    console = Console(file=text, width=500)
+    for table in tables:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"
