@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from iamcl2r_jax import compatibility, theorem
 
@@ -156,6 +156,9 @@ def curve_panels(
         _draw_curves(axes, values, (), (deviations or {}).get(name))
         if min(map(min, values.values())) > 0:  # a loss that falls to a hundredth
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(xlabel)
         axes.set_title(name, fontsize=9)
     figure.suptitle(title, fontsize=10)
