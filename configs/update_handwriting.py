@@ -12,8 +12,8 @@ on two cores. The schedules are ours: how the paper trained here is not known to
 it has not been run at full size. Evaluated on the same ten digits, held-out images against others.
 
 The first task starts from the first external model of configs/glyphs.py, made if it is missing.
-`:start=scratch` starts from random variables: a model that has seen five classes alone leaves five
-directions to everything, and the contrast to it then keeps the new classes from being learned.
+`:start=scratch` starts from random variables; the contrast then kept the new classes from being
+learned (docs/figures.md).
 """
 
 from ml_collections import ConfigDict
