@@ -18,6 +18,8 @@ from iamcl2r_jax.evaluation import Evaluation
 
 _QUERIES, _NEAREST, _GALLERY = 8, 8, 1024  # of a retrieval strip
 _IMAGES_PER_CLASS = 40  # in the view of the features
+# Of an epoch's metrics, see `training`; the others are the method's loss terms.
+_NO_LOSS_TERMS = frozenset({"loss", "accuracy", "grad_norm", "learning_rate"})
 
 Embed = Callable[[np.ndarray], np.ndarray]  # a model: images [N, H, W, 3] to features [N, D]
 
@@ -85,7 +87,7 @@ def training(
     }
     history = [metrics for record in records for metrics in record["history"]]
     accuracy = [100 * metrics["accuracy"] for metrics in history]
-    terms = [name for name in history[0] if name not in ("accuracy", "learning_rate", "loss")]
+    terms = [name for name in history[0] if name not in _NO_LOSS_TERMS]
     lines = {name: [metrics[name] for metrics in history] for name in terms}
     total = [metrics["loss"] for metrics in history]
     if list(lines.values()) != [total]:  # a single term is the loss

@@ -99,7 +99,7 @@ def made_up_results(c, num_tasks):
 def record(c, model, number, results):
     terms = {"ce": 1.0 / (number + 1), "hoc": -2.0} if c.method == "hoc" else {"ce": 2.5}
     history = [
-        {"loss": 2.5 - epoch, "accuracy": epoch / 2, "learning_rate": 0.1} | terms
+        {"loss": 2.5 - epoch, "accuracy": epoch / 2, "learning_rate": 0.1, "grad_norm": 1.0} | terms
         for epoch in range(2)
     ]
     return {
@@ -241,6 +241,8 @@ def test_pictures_are_embedded_described_and_on_disk(small, page):
     embedded = {base64.b64decode(image["src"].removeprefix(prefix)) for image in page.images}
     assert embedded == {(directory / f"{stem}.svg").read_bytes() for stem in stems}
     assert all(len(image["alt"]) > 40 for image in page.images)
+    (loss,) = (i["alt"] for i in page.images if i["alt"].startswith("Loss over"))
+    assert "at the end loss 1.500, ce 0.500, hoc -2.000." in loss
 
 
 @pytest.mark.parametrize("measure", ["identification", "recall_at_1", "mean_average_precision"])
