@@ -1,5 +1,6 @@
 """How the programs in launch/ start, and how they tell a person what is wrong."""
 
+import shlex
 import sys
 from collections.abc import Callable
 
@@ -56,6 +57,11 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             return _fail(_message(error), 2)
 
     app.run(guarded, flags_parser=parse)
+
+
+def command() -> str:
+    """How this program was started, to be pasted into a shell in the same directory."""
+    return shlex.join(["python", *sys.argv])
 
 
 def _message(error: Exception) -> str:

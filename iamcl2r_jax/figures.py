@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import files, lifelong, plots, updates
+from iamcl2r_jax import files, plots, runs, updates
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.progress import Reporter
 
@@ -104,7 +104,7 @@ def load_runs(workdirs: Sequence[str], labels: Sequence[str] | None = None) -> l
     found = []
     for workdir in workdirs:
         written = files.read_json(os.path.join(workdir, "config.json"))
-        records = lifelong.task_records(workdir)
+        records = runs.task_records(workdir)
         if written is None or not records:
             raise ConfigError(f"workdir={workdir}: holds no run (config.json) with a finished task")
         found.append((workdir, ConfigDict(written), records))

@@ -22,15 +22,17 @@ class LockedError(RuntimeError):
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
-    """Writes a dictionary as JSON with its checksum.
+    """Writes a dictionary as JSON with its checksum."""
+    write_text(path, _encode(value | {_CHECKSUM: _digest(value)}))
 
-    To a neighbouring file first, which takes the name once it is on disk.
-    """
+
+def write_text(path: str, text: str) -> None:
+    """Writes a text to a neighbouring file first, which takes the name once it is on disk."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.{os.getpid()}"
-    with draft.open("w") as file:
-        file.write(_encode(value | {_CHECKSUM: _digest(value)}))
+    with draft.open("wb") as file:
+        file.write(text.encode())
         sync(file)
     draft.replace(path)
 

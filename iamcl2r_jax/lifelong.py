@@ -6,6 +6,7 @@ A workdir holds:
   progress/<t>   where the training of task t stands, while it is under way
   tasks/<t>      the model after task t: its variables and a record (memory, accuracy, history)
   results.json   the finished run, see `results`
+  report.html    the same for a person, see `html_report`; its plots are in figures/
 """
 
 import os
@@ -13,12 +14,10 @@ import time
 from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, files, inputs, methods, runtime
+from iamcl2r_jax import checkpoints, files, html_report, inputs, methods, runtime
 from iamcl2r_jax.centres import ClassCentres
-from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.data.stream import Stream, remember
@@ -27,13 +26,13 @@ from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel, image_spec
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.resume import ProgressStore
+from iamcl2r_jax.runs import intact_task_records, load_task, task_path
 from iamcl2r_jax.runtime import Clock
 from iamcl2r_jax.task import (
     Model,
     ProgramsBySpec,
     Setting,
     first_model,
-    load_model,
     start_variables,
     stream_dataset,
     task_accuracy,
@@ -48,6 +47,8 @@ def run(
     workdir: str,
     reporter: Reporter | None = None,
     preemption: Preemption | None = None,
+    *,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Trains on the whole stream, evaluates every pair of models and writes the results.
 
@@ -60,6 +61,7 @@ def run(
       workdir: directory of the run.
       reporter: shows the progress; by default on the terminal.
       preemption: saves and raises `PreemptedError` once requested.
+      command: how the program that calls this was started, for the results; by default this call.
 
     Returns:
       What stands in workdir/results.json.
@@ -75,6 +77,8 @@ def run(
     finished = _finished(workdir, reporter)
     if finished is not None:
         reporter.message(f"{workdir} holds this run, finished; nothing is run again")
+        if not os.path.exists(os.path.join(workdir, html_report.FILE)):
+            html_report.write_or_tell(config, workdir, finished, reporter)
         return finished
 
     programs = ProgramsBySpec(config)
@@ -116,9 +120,19 @@ def run(
                 # Of this start; tasks that an earlier one finished keep theirs in their records.
                 "seconds": clock.seconds
                 | {"compile": compilation.seconds, "total": sum(clock.seconds.values())},
+                "command": command or f"lifelong.run(config, {workdir!r})",
                 "environment": runtime.environment(),
             }
             files.write_json(os.path.join(workdir, "results.json"), results)
+            html_report.write_or_tell(
+                config,
+                workdir,
+                results,
+                reporter,
+                programs=programs,
+                stream=stream,
+                evaluations=evaluations,
+            )
     return results
 
 
@@ -311,54 +325,3 @@ def _own_accuracy(config, evaluation, model, programs) -> float:
     embedded = embed(programs.of(model.spec).features, model.variables, evaluation)
     measure = config.measures[0]
     return compatibility_matrices(evaluation, [embedded], [measure])[measure][0, 0]
-
-
-def task_path(workdir: str, task: int) -> str:
-    """Checkpoint of the model after a task."""
-    return os.path.join(workdir, "tasks", str(task))
-
-
-def task_records(workdir: str) -> list[dict[str, Any]]:
-    """Records of the finished tasks, from the first without a gap.
-
-    Raises:
-      CheckpointError: if one of them is damaged.
-    """
-    records = []
-    while checkpoints.exists(path := task_path(workdir, len(records))):
-        records.append(checkpoints.load_record(path))
-    return records
-
-
-def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]]:
-    """Records of the finished tasks up to the first that is damaged or missing.
-
-    What comes after was built on that one; it is set aside, so that the run goes on from the last
-    intact task.
-    """
-    records = []
-    while True:
-        path = task_path(workdir, len(records))
-        try:
-            if not checkpoints.exists(path) and not epath.Path(path).exists():
-                break
-            records.append(checkpoints.load_record(path))
-        except CheckpointError as error:
-            reporter.message(f"{error}; going back to the end of task {len(records)}")
-            break
-    tasks = epath.Path(workdir) / "tasks"
-    later = [
-        child
-        for child in (tasks.iterdir() if tasks.exists() else ())
-        if child.name.isdigit() and int(child.name) >= len(records)
-    ]
-    for child in sorted(later):
-        aside = epath.Path(workdir) / "set_aside"
-        aside.mkdir(exist_ok=True)
-        child.rename(aside / f"{child.name}-{time.time_ns()}")
-    return records
-
-
-def load_task(config: ConfigDict, workdir: str, task: int) -> Model:
-    """The model after a task."""
-    return load_model(task_path(workdir, task), config.image.size)

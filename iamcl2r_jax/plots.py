@@ -1,11 +1,13 @@
 """The figures of reports, comparisons and papers, as matplotlib figures without global state."""
 
-import pathlib
 from collections.abc import Mapping, Sequence
 
+import matplotlib
 import numpy as np
+from etils import epath
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from iamcl2r_jax import compatibility, theorem
@@ -13,8 +15,28 @@ from iamcl2r_jax import compatibility, theorem
 # Okabe and Ito's colours, told apart with any colour vision; black is left to axes and marks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7F7F7F")
 _LINES = ("-", "--", "-.", ":")
-
+RIGHT, WRONG = "#009E73", "#D55E00"
+_BRIGHT = 0.6  # above this share of the colour map, black is read better than white
 _MOST_NUMBERED = 12  # tasks up to which a matrix has a number in each cell
+
+
+def heat_colours(
+    values: np.ndarray, limits: tuple[float, float] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Colours of the cells of a heat map and of the numbers on them, as #rrggbb, shaped as values.
+
+    The lower limit is darkest and the upper brightest, by default the extremes of the finite
+    values; what is not finite is white.
+    """
+    values = np.asarray(values, float)
+    finite = np.isfinite(values)
+    low, high = limits or (values[finite].min(), values[finite].max())
+    shares = Normalize(low, high)(np.where(finite, values, low))
+    shares = np.ma.filled(shares, 0.0)
+    cells = matplotlib.colormaps["viridis"](shares)
+    cells[~finite] = 1
+    colours = np.apply_along_axis(to_hex, -1, cells)
+    return colours, np.where(finite & (shares <= _BRIGHT), "#ffffff", "#000000")
 
 
 def heat_map(matrix, replacements: Sequence[int] = (), title: str = "") -> Figure:
@@ -78,24 +100,24 @@ def _draw_matrix(axes, matrix, replacements, title, low, high):
     incompatible &= ~compatibility.is_compatible(matrix)
     image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
     if size <= _MOST_NUMBERED:
-        for row in range(size):
-            for column in range(row + 1):
-                bright = image.norm(values[row, column]) > 0.6
-                axes.text(
-                    column,
-                    row,
-                    f"{values[row, column]:.1f}",
-                    ha="center",
-                    va="center",
-                    fontsize=8,
-                    color="black" if bright else "white",
-                )
-    for row, column in np.argwhere(incompatible):
-        axes.add_patch(_hatched(column, row))
+        cells, ink = heat_colours(values, (low, high))
+        for row, column in zip(*np.tril_indices(size), strict=True):
+            plate = {"facecolor": cells[row, column], "edgecolor": "none", "pad": 1.0}
+            axes.text(
+                column,
+                row,
+                f"{values[row, column]:.1f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=ink[row, column],
+                bbox=plate if incompatible[row, column] else None,  # on top of the hatching
+            )
+    axes.add_collection(_hatched(np.argwhere(incompatible)))
     _task_ticks(axes, size, replacements)
     axes.set_xlabel("gallery of model")
     axes.set_ylabel("queries of model")
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=10, parse_math=False)
     return image
 
 
@@ -105,6 +127,7 @@ def curves(
     xlabel: str,
     ylabel: str,
     replacements: Sequence[int] = (),
+    boundaries: Sequence[int] = (),
     deviations: Mapping[str, Sequence[float]] | None = None,
     title: str = "",
     labels: Sequence[str] | None = None,
@@ -116,22 +139,27 @@ def curves(
       xlabel: what is counted from 1.
       ylabel: quantity and unit.
       replacements: 0-based positions to mark.
+      boundaries: 0-based positions of faint verticals, where a task begins among epochs.
       deviations: half width of the band around a line, by label.
       title: of the figure.
       labels: of the positions, where these are not numbers to count.
     """
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
+    for position in boundaries:
+        axes.axvline(position + 1, color="0.92", linewidth=1, zorder=0)
     _draw_curves(axes, values, replacements, deviations)
     if labels is not None:
         axes.set_xticks(np.arange(1, len(labels) + 1), labels)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    if len(values) > 1:
+    if len(values) > 4:
         axes.legend(
             fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3
         )
+    elif len(values) > 1:
+        axes.legend(fontsize=8, framealpha=0.6, loc="best", handlelength=3)
     return figure
 
 
@@ -240,7 +268,7 @@ def _square_limits(axes) -> tuple[float, float]:
 def _draw_curves(axes, values, replacements, deviations) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for position in replacements:
-        axes.axvline(position + 1, color="0.7", linestyle=":", linewidth=1, zorder=0)
+        axes.axvline(position + 1, color="0.5", linestyle=":", linewidth=1.2, zorder=0)
     for number, (label, line) in enumerate(values.items()):
         line, at = np.asarray(line, float), np.arange(1, len(line) + 1)
         colour = COLOURS[number % len(COLOURS)]
@@ -280,16 +308,24 @@ def bars(
 
 def save(figure: Figure, stem: str) -> None:
     """Writes STEM.png and STEM.svg; the same figure gives the same SVG."""
-    path = pathlib.Path(stem)
+    path = epath.Path(stem)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_name(f"{path.name}.png"), dpi=160)
-    figure.savefig(path.with_name(f"{path.name}.svg"), metadata={"Date": None})
+    with path.with_name(f"{path.name}.png").open("wb") as file:
+        figure.savefig(file, format="png", dpi=160)
+    figure.set_layout_engine("none")  # it is laid out now
+    # Without a salt of their own, identifiers in the file would be random.
+    with (
+        matplotlib.rc_context({"svg.hashsalt": path.name}),
+        path.with_name(f"{path.name}.svg").open("wb") as file,
+    ):
+        figure.savefig(file, format="svg", metadata={"Date": None})
 
 
-def _hatched(column: int, row: int):
-    return Rectangle(
-        (column - 0.5, row - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#D55E00", linewidth=0
-    )
+def _hatched(cells: np.ndarray) -> PolyCollection:
+    """Hatching of cells (row, column), [N, 2]; one artist, as hundreds would take seconds."""
+    corners = np.asarray([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+    squares = cells[:, np.newaxis, ::-1] + corners
+    return PolyCollection(squares, facecolor="none", edgecolor=WRONG, linewidth=0, hatch="////")
 
 
 def _task_ticks(axes, size: int, replacements: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from iamcl2r_jax import compatibility
+from iamcl2r_jax import compatibility, html_report
 
 
 def print_results(results: dict, workdir: str, console: Console | None = None) -> None:
@@ -32,6 +32,9 @@ def print_results(results: dict, workdir: str, console: Console | None = None) -
         soft_wrap=True,
     )
     console.print(f"results: {os.path.join(workdir, 'results.json')}", soft_wrap=True)
+    page = os.path.join(workdir, html_report.FILE)
+    if os.path.exists(page):
+        console.print(f"report: {page}", soft_wrap=True)
 
 
 def print_evaluations(

@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from iamcl2r_jax import checkpoints, heads, inputs, lifelong, simplex, theorem
+from iamcl2r_jax import checkpoints, heads, inputs, runs, simplex, theorem
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.evaluation import FeatureExtractor
 from iamcl2r_jax.pretraining import image_options
@@ -149,7 +149,7 @@ def check_run(
     extractors: dict[str, FeatureExtractor] = {}
     with reporter.stage("features", len(known)) as stage:
         for task, record in enumerate(records):
-            model = lifelong.load_task(config, workdir, task)
+            model = runs.load_task(config, workdir, task)
             key = str(model.spec)
             if key not in extractors:  # models of one architecture share a compiled program
                 module = checkpoints.create_model(model.spec)

@@ -18,10 +18,11 @@ from iamcl2r_jax import (
     checkpoints,
     compatibility,
     files,
+    html_report,
     inputs,
-    lifelong,
     report,
     retrieval,
+    runs,
     runtime,
 )
 from iamcl2r_jax.checkpoints import CheckpointError
@@ -83,6 +84,7 @@ def main(
       measure, seed: see `compare`.
       data_dir: TFDS directory; None for TFDS's default, for a run its own.
       output: file to write; by default evaluation.json, in the workdir if there is one.
+        The report of a finished run is made anew from its results.json besides.
       reporter: shows the progress; by default on the terminal.
 
     Returns:
@@ -114,7 +116,18 @@ def main(
     except OSError as error:
         raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from None
     reporter.message(f"results: {output}")
+    if workdir:
+        _write_report(workdir, data_dir, reporter)
     return COMPATIBLE if results.get("compatible", True) else INCOMPATIBLE
+
+
+def _write_report(workdir: str, data_dir: str | None, reporter: Reporter) -> None:
+    """The report of a run, if it is finished."""
+    results = files.read_json(os.path.join(workdir, "results.json"))
+    if results is not None:
+        config = ConfigDict(files.read_json(os.path.join(workdir, "config.json")))
+        config.data_dir = data_dir or config.data_dir
+        html_report.write_or_tell(config, workdir, results, reporter)
 
 
 def compare(
@@ -221,7 +234,7 @@ def reevaluate(
       DataError, CheckpointError: for bad input; the message is one line.
     """
     written = files.read_json(os.path.join(workdir, "config.json"))
-    tasks = lifelong.task_records(workdir)
+    tasks = runs.task_records(workdir)
     if written is None or not tasks:
         raise CheckpointError(f"workdir={workdir} holds no run (config.json) with a finished task")
     config = ConfigDict(written)
@@ -231,7 +244,7 @@ def reevaluate(
     else:
         loaded = load_evaluation(gallery, query, config.image.size, config.data_dir or None)
         evaluations = {query.dataset: loaded}
-    paths = [lifelong.task_path(workdir, task) for task in range(len(tasks))]
+    paths = [runs.task_path(workdir, task) for task in range(len(tasks))]
     records = _comparable_records(paths)
     figures = {}
     for name, evaluation in evaluations.items():

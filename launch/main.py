@@ -16,7 +16,7 @@ def main(_):
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
     with on_sigterm() as preemption:
-        results = lifelong.run(config, workdir, preemption=preemption)
+        results = lifelong.run(config, workdir, preemption=preemption, command=cli.command())
     print_results(results, workdir)
 
 

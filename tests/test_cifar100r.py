@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import checkpoints, config_args, lifelong, pretraining
+from iamcl2r_jax import checkpoints, config_args, lifelong, pretraining, runs
 from iamcl2r_jax.config import check_stream, validate, validate_pretrain
 from iamcl2r_jax.data.stream import split_tasks
 
@@ -162,7 +162,7 @@ def test_a_whole_run_from_archives(place, tmp_path):
         record = checkpoints.load_record(external[task])
         assert record["slots"] == [0, classes]
         assert len(record["class_names"]) == classes
-    records = lifelong.task_records(str(workdir))
+    records = runs.task_records(str(workdir))
     replaced_by = [external.get(str(task)) for task in range(7)]
     assert [record["replaced_by"] for record in records] == replaced_by
     sizes = [2 * (10 + 15 * task) for task in range(7)]

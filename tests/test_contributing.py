@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iamcl2r_jax import config, lifelong, losses, methods, models, retrieval
+from iamcl2r_jax import config, lifelong, losses, methods, models, retrieval, runs
 
 PAGE = pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md"
 SIZE, CLASSES = 8, 4
@@ -89,7 +89,7 @@ def test_the_examples_run_together(tmp_path):
     figures = results["evaluations"]["images"]
     assert figures["measure"] == "recall_at_2"
     assert 0.5 < figures["matrix"][1][1] <= 1
-    first, second = lifelong.task_records(str(tmp_path / "run"))
+    first, second = runs.task_records(str(tmp_path / "run"))
     assert all(epoch["l2"] == 0 for epoch in first["history"])  # there is nothing old yet
     assert any(epoch["l2"] > 0 for epoch in second["history"])
     assert second["model"]["options"] == {"width": 16}

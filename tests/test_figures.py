@@ -19,8 +19,8 @@ from iamcl2r_jax import (
     files,
     heads,
     inputs,
-    lifelong,
     plots,
+    runs,
     simplex,
     theorem,
     training,
@@ -91,7 +91,7 @@ def write_run(tmp_path, variables):
                 "replaced_by": "external" if task in replaced else None,
                 "history": [{"ce": v + 3 * (1 - task), "loss": 0.1 * v - task} for v in ce],
             }
-            checkpoints.save(lifelong.task_path(workdir, task), stored, record)
+            checkpoints.save(runs.task_path(workdir, task), stored, record)
         matrix = np.array([[0.5, np.nan], [0.4, c22]])
         files.write_json(f"{workdir}/results.json", {"evaluations": {"digits": summarize(matrix)}})
         return workdir

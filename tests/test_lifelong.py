@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import checkpoints, config, files, lifelong, pretraining, training
+from iamcl2r_jax import checkpoints, config, files, lifelong, pretraining, runs, training
 from iamcl2r_jax import task as task_module
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
@@ -57,6 +57,7 @@ def test_results_are_complete_and_on_disk(finished):
     assert len(results["task_accuracy"]) == 3
     assert {"pretrain", "train", "evaluate", "compile", "total"} <= results["seconds"].keys()
     assert {"versions", "device"} <= results["environment"].keys()
+    assert results["command"] == f"lifelong.run(config, {str(workdir)!r})"
 
 
 def test_one_trace_and_one_pass_per_model_and_evaluation(finished):
@@ -111,14 +112,14 @@ def test_external_models_say_what_they_are(finished):
 def test_each_task_starts_from_the_right_model(finished, tiny):
     """A replaced task trains from the external model; its record names it."""
     workdir, results = finished
-    replaced_by = [record["replaced_by"] for record in lifelong.task_records(str(workdir))]
+    replaced_by = [record["replaced_by"] for record in runs.task_records(str(workdir))]
     assert replaced_by == [results["external_models"]["0"], results["external_models"]["1"], None]
 
 
 def test_memory_holds_the_right_images(finished, tiny):
     workdir, _ = finished
     stream = lifelong.inputs.load_stream(tiny)
-    for task, record in enumerate(lifelong.task_records(str(workdir))):
+    for task, record in enumerate(runs.task_records(str(workdir))):
         labels = stream.train.labels[record["memory"]]
         assert len(set(record["memory"])) == len(record["memory"])
         counts = np.bincount(labels, minlength=52)
@@ -152,7 +153,7 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
 
     right = [
         *(load_external(results["external_models"][task], tiny) for task in ("0", "1")),
-        lifelong.load_task(tiny, str(workdir), 1).variables,
+        runs.load_task(tiny, str(workdir), 1).variables,
     ][kept:]
     assert len(taught_by) == len(right)
     for taught, started, expected in zip(taught_by, started_from, right, strict=True):
@@ -160,7 +161,7 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
         chex.assert_trees_all_equal(started, expected)
     for task in range(3):
         first, again = (
-            lifelong.load_task(tiny, str(where), task).variables for where in (workdir, tmp_path)
+            runs.load_task(tiny, str(where), task).variables for where in (workdir, tmp_path)
         )
         chex.assert_trees_all_equal(first, again)
 
@@ -174,6 +175,16 @@ def test_finished_run_is_returned_and_not_run_again(finished, tiny):
     before = {f: f.stat().st_mtime_ns for f in workdir.rglob("*")}
     assert lifelong.run(tiny, str(workdir)) == results
     assert {f: f.stat().st_mtime_ns for f in workdir.rglob("*")} == before
+
+
+def test_report_is_written_and_made_again_if_missing(finished, tiny):
+    workdir, results = finished
+    report = workdir / "report.html"
+    written = report.read_bytes()
+    assert f"{results['evaluations']['digits']['aa']:.2f}".encode() in written
+    report.unlink()
+    lifelong.run(tiny, str(workdir))
+    assert report.read_bytes() == written
 
 
 def test_other_configuration_is_refused(finished, tiny):

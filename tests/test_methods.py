@@ -24,6 +24,7 @@ from iamcl2r_jax import (
     methods,
     models,
     retrieval,
+    runs,
     simplex,
     training,
     upgrade,
@@ -495,7 +496,7 @@ def test_whole_run_in_one_trace(run_of, name):
     assert files.read_json(str(workdir / "results.json")) == results
     for path in results["external_models"].values():
         assert checkpoints.load_record(path)["head"] == method.external_head
-    for task, record in enumerate(lifelong.task_records(str(workdir))):
+    for task, record in enumerate(runs.task_records(str(workdir))):
         assert record["head"] == method.head
         assert len(record["memory"]) == (4 * (task + 1) if method.uses_memory else 0)
         assert all(np.isfinite(list(epoch.values())).all() for epoch in record["history"])
@@ -506,7 +507,7 @@ def test_head_grows_and_restarts(run_of, name):
     """Random rows until their class arrives; all of them anew where the model is replaced."""
     c, workdir, results = run_of(name)
     first, second, replaced = (
-        heads.rows_of(lifelong.load_task(c, str(workdir), task).variables) for task in range(3)
+        heads.rows_of(runs.load_task(c, str(workdir), task).variables) for task in range(3)
     )
     slots = np.arange(12)
     np.testing.assert_array_equal(first[slots < 8], second[slots < 8])  # classes 4, 5 and no one's
@@ -523,7 +524,7 @@ def test_head_grows_and_restarts(run_of, name):
 def test_accuracy_is_among_the_classes_seen_so_far(run_of):
     c, workdir, results = run_of("er")
     stream = lifelong.inputs.load_stream(c)
-    model = lifelong.load_task(c, str(workdir), 0)
+    model = runs.load_task(c, str(workdir), 0)
     setting = setting_of(c, stream)
     extract = setting.programs.of(model.spec).features
     images = stream.test.images[stream.seen_test_indices(0)]
@@ -558,7 +559,7 @@ def test_resumed_run_equals_the_uninterrupted_one(run_of, tmp_path, name):
     assert resumed["task_accuracy"] == results["task_accuracy"]
     assert resumed["evaluations"] == results["evaluations"]
     whole, again = (
-        lifelong.load_task(c, str(directory), 2).variables for directory in (workdir, tmp_path)
+        runs.load_task(c, str(directory), 2).variables for directory in (workdir, tmp_path)
     )
     chex.assert_trees_all_equal(whole, again)
 
@@ -566,7 +567,7 @@ def test_resumed_run_equals_the_uninterrupted_one(run_of, tmp_path, name):
 def test_fan_carries_every_gallery_through_all_later_adapters(run_of):
     c, workdir, results = run_of("fan")
     evaluation = lifelong.inputs.load_evaluations(c)["open"]
-    models = [lifelong.load_task(c, str(workdir), task) for task in range(3)]
+    models = [runs.load_task(c, str(workdir), task) for task in range(3)]
     programs = task_module.ProgramsBySpec(c)
     matrix = results["evaluations"]["open"]["matrix"]
     for t, model in enumerate(models):
@@ -587,7 +588,7 @@ def test_fan_carries_every_gallery_through_all_later_adapters(run_of):
 def test_fan_adapts_from_the_model_of_the_task_before(run_of):
     """Also where the model is replaced: from the stored galleries' model, not the external one."""
     c, workdir, _ = run_of("fan")
-    records = lifelong.task_records(str(workdir))
+    records = runs.task_records(str(workdir))
     assert [record["adapter"] is None for record in records] == [True, False, False]
     stream = lifelong.inputs.load_stream(c)
     programs = task_module.ProgramsBySpec(c)
@@ -595,9 +596,9 @@ def test_fan_adapts_from_the_model_of_the_task_before(run_of):
         images = stream.train.images[stream.train_indices(task)]
         before, after = (
             programs.of(m.spec).features(m.variables, images)
-            for m in (lifelong.load_task(c, str(workdir), t) for t in (task - 1, task))
+            for m in (runs.load_task(c, str(workdir), t) for t in (task - 1, task))
         )
-        carried = lifelong.load_task(c, str(workdir), task).carry()(before)
+        carried = runs.load_task(c, str(workdir), task).carry()(before)
         for name, features in (("before", before), ("after", carried)):
             mean_cosine = mean(cos(o, f) for o, f in zip(features, after, strict=True))
             written = records[task]["adapter"][f"cosine_{name}"]
@@ -613,7 +614,7 @@ def test_tasks_with_a_learnable_head_can_be_evaluated_again(run_of):
 def test_cores_trains_a_fresh_network_on_all_images_so_far(run_of):
     c, workdir, _ = run_of("cores")
     stream = lifelong.inputs.load_stream(c)
-    previous = lifelong.load_task(c, str(workdir), 0)
+    previous = runs.load_task(c, str(workdir), 0)
     fresh = task_module.start_variables(c, 1, previous, replaced=False)
     kernels = [v["params"]["projection"]["kernel"] for v in (fresh, previous.variables)]
     assert np.abs(np.corrcoef(np.ravel(kernels[0]), np.ravel(kernels[1]))[0, 1]) < 0.3
@@ -642,7 +643,7 @@ def test_centres_are_mean_unit_features():
 def test_earlier_classes_have_centres_and_the_old_head_knows_the_right_rows(run_of):
     c, workdir, results = run_of("cvs")
     stream = lifelong.inputs.load_stream(c)
-    model = lifelong.load_task(c, str(workdir), 0)
+    model = runs.load_task(c, str(workdir), 0)
     none = ClassCentres.none(12, 11)
     centres = task_module.with_task_centres(setting_of(c, stream), 0, model, none)
     slots = np.arange(12)
@@ -671,7 +672,7 @@ def test_from_scratch_without_external_models(folders, small_network, tmp_path, 
     results = lifelong.run(c, str(tmp_path / "run"))
     assert results["train_traces"] == 1
     assert results["external_models"] == {}
-    first = lifelong.task_records(str(tmp_path / "run"))[0]
+    first = runs.task_records(str(tmp_path / "run"))[0]
     for term in {"influence", "triplet", "centre"} & first["history"][0].keys():
         assert all(epoch[term] == 0 for epoch in first["history"])  # there is nothing old yet
 

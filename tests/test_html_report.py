@@ -1,0 +1,445 @@
+"""The report of a small run whose figures are made up, read as text and opened in a browser."""
+
+import base64
+import html.parser
+import json
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from iamcl2r_jax import (
+    checkpoints,
+    config,
+    evaluation,
+    files,
+    html_report,
+    inputs,
+    methods,
+    plots,
+    progress,
+    report_pictures,
+    runs,
+    runtime,
+    simplex,
+    task,
+)
+
+CLASSES = ("a", "b<i>&amp;", "$c_d$", "e")  # a folder's name may hold what HTML and TeX read
+REPLACEMENTS = (0, 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images of four classes, two of each in both splits."""
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in CLASSES:
+            directory = root / split / name
+            directory.mkdir(parents=True)
+            for number in range(2):
+                pixels = rng.integers(0, 256, (8, 8, 3), np.uint8)
+                Image.fromarray(pixels).save(directory / f"{number}.png")
+    return root
+
+
+def small_config(folder, method="hoc"):
+    c = config.default()
+    c.name = "small"
+    c.method = method
+    c.num_classes = 16
+    c.image.size = 8
+    c.image.crop_padding = 1
+    c.model.options.width = 4
+    c.stream.dataset = f"folder:{folder}"
+    c.stream.initial_classes = 3
+    c.stream.increment = 1
+    c.replacements.tasks = REPLACEMENTS
+    c.evaluations = {name: config.evaluation(f"folder:{folder}") for name in ("near", "far/off")}
+    return c
+
+
+def matrix(seed, size):
+    """A lower triangle with ties, losses and wins below the diagonal."""
+    values = np.round(np.random.default_rng(seed).uniform(0.2, 0.9, (size, size)), 2)
+    if size > 1:
+        values[1, 0] = values[0, 0]
+    return np.where(np.tri(size, dtype=bool), values, np.nan)
+
+
+def made_up_results(c, num_tasks):
+    figures = {}
+    for number, name in enumerate(c.evaluations):
+        main, *others = c.measures
+        figures[name] = {"measure": main, **evaluation.summarize(matrix(number, num_tasks))}
+        figures[name]["measures"] = {
+            other: evaluation.summarize(matrix(10 + number, num_tasks)) for other in others
+        }
+    return {
+        "name": c.name,
+        "method": c.method,
+        "seed": c.seed,
+        "num_tasks": num_tasks,
+        "classes_per_task": [3] + [1] * (num_tasks - 1),
+        "replacements": [t for t in REPLACEMENTS if t < num_tasks],
+        "task_accuracy": [0.5 / (t + 1) for t in range(num_tasks)],
+        "evaluations": figures,
+        "references": {name: {"untrained": 12.345, "first_external": 45.6} for name in figures},
+        "feature_passes": 2 * num_tasks,
+        "train_traces": 1,
+        "seconds": {"data": 1.23, "train": 45.67, "compile": 8.9, "total": 46.9},
+        "command": "python launch/main.py --config=configs/small.py '--config.name=a b'",
+        "environment": runtime.environment(),
+    }
+
+
+def record(c, model, number, results):
+    terms = {"ce": 1.0 / (number + 1), "hoc": -2.0} if c.method == "hoc" else {"ce": 2.5}
+    history = [
+        {"loss": 2.5 - epoch, "accuracy": epoch / 2, "learning_rate": 0.1, "grad_norm": 1.0} | terms
+        for epoch in range(2)
+    ]
+    return {
+        "model": model.spec,
+        "head": methods.get(c.method).head,
+        "num_classes": c.num_classes,
+        "slots": [12, 16],
+        "replaced_by": "external/nowhere" if number in results["replacements"] else None,
+        "history": history,
+        "seconds": 1.5,
+    }
+
+
+def make_run(c, workdir, num_tasks):
+    """What a run leaves behind: results, and its tasks' records with untrained models."""
+    results = made_up_results(c, num_tasks)
+    files.write_json(str(workdir / "config.json"), c.to_dict())
+    files.write_json(str(workdir / "results.json"), results)
+    for number in range(num_tasks):
+        c.seed = number
+        model = task.first_model(c)
+        path = runs.task_path(str(workdir), number)
+        checkpoints.save(path, model.variables, record(c, model, number, results))
+    c.seed = results["seed"]
+    return results
+
+
+@pytest.fixture(scope="module")
+def small(folder, tmp_path_factory):
+    """Config, workdir, results and the report of a run of two tasks."""
+    c, workdir = small_config(folder), tmp_path_factory.mktemp("runs") / "small"
+    results = make_run(c, workdir, 2)
+    return c, workdir, results, pathlib.Path(html_report.write(c, str(workdir), results))
+
+
+@pytest.fixture(scope="module")
+def long(small, tmp_path_factory):
+    """The report of 31 tasks, whose models are those of the small run."""
+    c, small_workdir, *_ = small
+    model = runs.load_task(c, str(small_workdir), 0)
+    c = c.copy_and_resolve_references()
+    del c.evaluations["far/off"]
+    results = made_up_results(c, 31)
+    with pytest.MonkeyPatch.context() as patch:
+        records = [record(c, model, number, results) for number in range(31)]
+        patch.setattr(runs, "task_records", lambda workdir: records)
+        patch.setattr(runs, "load_task", lambda *_: model)
+        return pathlib.Path(html_report.write(c, str(tmp_path_factory.mktemp("long")), results))
+
+
+class Page(html.parser.HTMLParser):
+    """The page as lists of what the tests look at."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.sections, self.images, self.references, self.tables = [], [], [], []
+        self.captions, self._open = [], None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.references += [attrs[key] for key in ("src", "href", "srcset", "data") if key in attrs]
+        if tag == "section":
+            self.sections.append(attrs["id"])
+        elif tag == "img":
+            self.images.append(attrs)
+        elif tag == "table":
+            self.tables.append((attrs, []))
+        elif tag == "tr":
+            self.tables[-1][1].append((attrs, []))
+        elif tag in ("td", "th"):
+            self.tables[-1][1][-1][1].append((attrs, []))
+            self._open = tag
+        elif tag == "figcaption":
+            self.captions.append("")
+            self._open = tag
+
+    def handle_endtag(self, tag):
+        if tag == self._open:
+            self._open = None
+
+    def handle_data(self, data):
+        if self._open in ("td", "th"):
+            self.tables[-1][1][-1][1][-1][1].append(data)
+        elif self._open == "figcaption":
+            self.captions[-1] += data
+
+    def table(self, cls, **wanted):
+        """Rows of (attributes, [(attributes, text) of each cell]) of one table."""
+        (rows,) = (
+            rows
+            for attrs, rows in self.tables
+            if attrs["class"] == cls
+            and all(attrs[f"data-{key}"] == value for key, value in wanted.items())
+        )
+        return [(a, [(cell, " ".join("".join(t).split())) for cell, t in r]) for a, r in rows]
+
+
+@pytest.fixture(scope="module")
+def page(small):
+    return Page(small[3].read_text(encoding="utf-8"))
+
+
+def test_all_sections_are_there(page):
+    wanted = "result run matrices tasks retrieval features training time again"
+    assert page.sections == wanted.split()
+
+
+@pytest.mark.parametrize("which", ["small", "long"])
+def test_page_refers_to_nothing_outside_itself(which, request):
+    fixture = request.getfixturevalue(which)
+    text = (fixture if which == "long" else fixture[3]).read_text(encoding="utf-8")
+    assert all(r.startswith(("data:", "#")) for r in Page(text).references)
+    for outside in ("http:", "https:", "//www", "@import", "url(", "<script"):
+        assert outside not in text
+
+
+def test_pictures_are_embedded_described_and_on_disk(small, page):
+    directory = small[1] / "figures"
+    stems = {
+        "aa_per_task",
+        "ac_per_task",
+        "retrieval_near",
+        "retrieval_far_off",
+        "features",
+        "training_loss",
+        "training_accuracy",
+    }
+    on_disk = stems | {"matrix_near", "matrix_far_off"}
+    assert {p.name for p in directory.iterdir()} == {
+        f"{stem}.{suffix}" for stem in on_disk for suffix in ("png", "svg")
+    }
+    for stem in on_disk:
+        with Image.open(directory / f"{stem}.png") as image:
+            assert min(image.size) > 200
+            assert np.asarray(image.convert("L")).std() > 5
+    prefix = "data:image/svg+xml;base64,"
+    embedded = {base64.b64decode(image["src"].removeprefix(prefix)) for image in page.images}
+    assert embedded == {(directory / f"{stem}.svg").read_bytes() for stem in stems}
+    assert all(len(image["alt"]) > 40 for image in page.images)
+    (loss,) = (i["alt"] for i in page.images if i["alt"].startswith("Loss over"))
+    assert "at the end loss 1.500, ce 0.500, hoc -2.000." in loss
+
+
+@pytest.mark.parametrize("measure", ["identification", "recall_at_1", "mean_average_precision"])
+@pytest.mark.parametrize("name", ["near", "far/off"])
+def test_matrix_has_the_values_of_the_results(small, page, name, measure):
+    figures = small[2]["evaluations"][name]
+    figures = figures if measure == "identification" else figures["measures"][measure]
+    values = figures["matrix"]
+    head, *rows = page.table("matrix", evaluation=name, measure=measure)
+    marked = [(cell.get("class"), text) for cell, text in head[1][1:]]
+    assert marked == [("replaced", "1*"), (None, "2")]
+    incompatible = 0
+    for t, (_, cells) in enumerate(rows):
+        shown = [(cell.get("class"), text) for cell, text in cells[1 : t + 2]]
+        for k, (cls, text) in enumerate(shown):
+            lost = k < t and not values[t][k] > values[k][k]
+            incompatible += lost
+            assert cls == ("incompatible" if lost else None)
+            assert text == ("✗ " if lost else "") + f"{100 * values[t][k]:.1f}"
+        assert all(not text for _, text in cells[t + 2 :])
+    assert incompatible == 1  # the tie
+
+
+def test_headline_has_the_figures_of_the_results(small, page):
+    rows = page.table("figures")[1:]
+    assert len(rows) == 6
+    for attrs, cells in rows:
+        figures = small[2]["evaluations"][attrs["data-evaluation"]]
+        references = ["12.35", "45.60"]  # 12.345 is above, as a binary number
+        if attrs["data-measure"] != "identification":
+            figures, references = figures["measures"][attrs["data-measure"]], ["", ""]
+        shown = [text for _, text in cells[1:]]
+        assert shown == [f"{figures['ac']:.3f}", f"{figures['aa']:.2f}", *references]
+
+
+def test_page_tells_how_it_came_about(small, page):
+    c, _, results, path = small
+    text = path.read_text(encoding="utf-8")
+    rows = {cells[0][1]: cells[1][1] for _, cells in page.table("versions")}
+    for package, version in results["environment"]["versions"].items():
+        assert rows[package] == version
+    seconds = {cells[0][1]: cells[1][1] for _, cells in page.table("seconds")[1:]}
+    assert seconds == {"data": "1.2", "train": "45.7", "compile": "8.9", "total": "46.9"}
+    tasks = [[text for _, text in cells] for _, cells in page.table("tasks")[1:]]
+    assert tasks == [
+        ["1", "3", "50.0", "1.500", "1.5", "external/nowhere"],
+        ["2", "1", "25.0", "1.500", "1.5", "–"],
+    ]
+    assert "&#39;--config.name=a</span> <span>b&#39;" in text  # the command, as a shell takes it
+    _, _, configuration = text.partition("Whole configuration")
+    configuration = html.unescape(configuration.partition("<code>")[2].partition("</code>")[0])
+    assert json.loads(configuration) == files.as_json(c.to_dict())
+
+
+def test_names_of_classes_are_text(small, page):
+    """Neither markup in the page nor mathematics in the plots."""
+    text = small[3].read_text(encoding="utf-8")
+    assert "<i>" not in text
+    assert "b&lt;i&gt;&amp;amp;" in text
+    (caption,) = (c for c in page.captions if "held-out" in c)
+    assert "three classes ($c_d$, a, b<i>&amp;; drawn" in caption  # in the folder's order
+
+
+def test_the_same_plot_gives_the_same_svg(tmp_path):
+    for number in range(2):
+        figure = plots.curves({"a": [1, 2], "b": [2, 1]}, xlabel="x", ylabel="y")
+        plots.save(figure, str(tmp_path / str(number) / "curves"))
+    first, again = ((tmp_path / n / "curves.svg").read_bytes() for n in ("0", "1"))
+    assert first == again
+
+
+def test_features_of_a_learnable_classifier(small, tmp_path):
+    """The vectors are the newest model's own, since the models do not share them."""
+    c = small[0]
+    rows = np.random.default_rng(0).normal(size=(c.num_classes, 5))
+    stream = inputs.load_stream(c)
+    shown = simplex.downstream_slot(np.asarray([0, 1, 2]), c.num_classes)
+
+    def embed(images):  # six images of three classes, two of each
+        return 7 * rows[shown].repeat(2, axis=0)
+
+    picture = report_pictures.features(
+        str(tmp_path), stream, {"model 1": embed, "model 4": embed}, rows, fixed=False, seed=0
+    )
+    assert "the classifier rows of model 4" in picture.caption
+    assert "κ: model 1 1.00, model 4 1.00" in picture.caption
+
+
+def test_one_task_of_two_classes(folder, tmp_path):
+    """AC of one model, one model only, and no three classes for a plane."""
+    few = tmp_path / "few"
+    for split in ("train", "test"):
+        for name in CLASSES[:2]:
+            shutil.copytree(folder / split / name, few / split / name)
+    c = small_config(few)
+    c.stream.initial_classes = 2
+    results = make_run(c, tmp_path / "run", 1)
+    page = Page(
+        pathlib.Path(html_report.write(c, str(tmp_path / "run"), results)).read_text("utf-8")
+    )
+    assert page.table("figures")[1][1][1][1] == "1.000"
+    assert len(page.table("tasks")) == 2
+    assert not (tmp_path / "run" / "figures" / "features.svg").exists()
+    assert len(page.images) == 6
+
+
+def test_failure_is_told_and_nothing_else(small, tmp_path, capsys):
+    c, workdir, results, _ = small
+    shutil.copy(workdir / "results.json", tmp_path)  # but no task's model
+    html_report.write_or_tell(c, str(tmp_path), results, progress.Reporter())
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/report.html was not written (CheckpointError: " in said
+    assert "results.json is complete" in said
+    assert files.read_json(str(tmp_path / "results.json")) == results
+
+
+# In a browser.
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    webdriver = pytest.importorskip("selenium.webdriver")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("needs chromium and chromedriver (apt-get install chromium chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (
+        "headless",
+        "no-sandbox",
+        "disable-gpu",
+        "disable-background-networking",
+        "disable-component-update",
+        "disable-sync",
+        "no-first-run",
+        "disable-quic",
+        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
+    ):
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    service = webdriver.chrome.service.Service(driver)
+    chrome = webdriver.Chrome(options=options, service=service)
+    yield chrome
+    chrome.quit()
+
+
+def open_page(browser, path, width, scheme):
+    """Opens a page anew; returns what the console said and what was requested."""
+    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    browser.get_log("performance")
+    browser.get(path.as_uri())
+    events = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
+    requested = [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+    return browser.get_log("browser"), requested
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("which", ["small", "long"])
+def test_opens_without_errors_requests_or_overflow(browser, request, which, width, scheme):
+    fixture = request.getfixturevalue(which)
+    path = fixture if which == "long" else fixture[3]
+    console, requested = open_page(browser, path, width, scheme)
+    assert console == []
+    assert path.as_uri() in requested
+    assert [url for url in requested if not url.startswith("data:")] == [path.as_uri()]
+
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    images = browser.execute_script(
+        "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight,"
+        " i.getBoundingClientRect().width])"
+    )
+    assert len(images) == (7 if which == "small" else 6)
+    assert all(complete and min(sizes) > 0 for complete, *sizes in images)
+    content, window = browser.execute_script(
+        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert content <= window <= width
+    background, ink = browser.execute_script(
+        "const s = getComputedStyle(document.body);"
+        "return [s.backgroundColor, s.color].map(c => Math.max(...c.match(/\\d+/g)))"
+    )
+    assert (background < 60 and ink > 200) if scheme == "dark" else (background > 200 and ink < 60)
+
+
+def test_a_wide_matrix_scrolls_within_itself(browser, long):
+    open_page(browser, long, 390, "light")
+    inner, outer = browser.execute_script(
+        "const m = document.querySelector('table.matrix').parentElement;"
+        "return [m.scrollWidth, m.clientWidth]"
+    )
+    assert inner > 2 * outer
