@@ -151,7 +151,7 @@ def test_given_labels_are_taken(write_run, tmp_path):
 
 def test_what_cannot_be_drawn_is_refused_in_one_line(write_run, tmp_path):
     run = write_run("a")
-    for figure, runs, options, message in (
+    for figure, workdirs, options, message in (
         ("losses", [], {}, "workdir: name one or more runs"),
         ("losses", [str(tmp_path)], {}, "holds no run"),
         ("losses", [run], {"labels": ["a", "b"]}, "there are 2 for 1 runs"),
@@ -161,7 +161,7 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(write_run, tmp_path):
         ("matrix", [run], {}, "must be one of losses, accuracy"),
     ):
         with pytest.raises(ConfigError, match=message):
-            draw(figure, runs, tmp_path / "out", **options)
+            draw(figure, workdirs, tmp_path / "out", **options)
     pathlib.Path(run, "results.json").unlink()
     with pytest.raises(ConfigError, match="is not finished"):
         draw("accuracy", [run], tmp_path / "out")
@@ -186,7 +186,7 @@ def test_matrices_of_one_figure_share_their_colours():
     )
     images = [axes.images[0] for axes in figure.axes if axes.images]
     assert [image.get_clim() for image in images[:2]] == [(10, 90), (10, 90)]
-    hatched = [sum(p.get_hatch() is not None for p in axes.patches) for axes in figure.axes[:2]]
+    hatched = [len(axes.collections[0].get_paths()) for axes in figure.axes[:2]]
     assert hatched == [1, 0]  # 0.4 is below 0.5, 0.2 is not below 0.1
 
 
