@@ -5,17 +5,22 @@ from functools import partial
 
 import flax.linen as nn
 
+from iamcl2r_jax.models.cifar_resnet import CifarResNet, PaddedBlock
 from iamcl2r_jax.models.regnet import RegNet
 from iamcl2r_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from iamcl2r_jax.models.senet import SENet
+from iamcl2r_jax.models.vit import ViT
 
 # A backbone maps images [B, H, W, 3] to unnormalised features [B, num_features].
 BACKBONES: dict[str, partial[nn.Module]] = {
     "resnet18": partial(ResNet, block=BasicBlock, stage_sizes=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, block=BasicBlock, stage_sizes=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, block=BottleneckBlock, stage_sizes=(3, 4, 6, 3)),
+    "resnet20": partial(CifarResNet, block=PaddedBlock, stage_sizes=(3, 3, 3)),
+    "resnet32": partial(CifarResNet, block=PaddedBlock, stage_sizes=(5, 5, 5)),
     "senet18": partial(SENet, stage_sizes=(2, 2, 2, 2)),
     "regnety_400mf": partial(RegNet, stage_sizes=(1, 2, 7, 12), stage_widths=(32, 64, 160, 384)),
+    "vit_tiny": partial(ViT),
 }
 
 
