@@ -3,6 +3,7 @@
 A workdir holds:
   config.json    the configuration; another one is refused
   data.json      digests of the images; others are refused
+  arrivals/      what was taken up from the watched directory, see `arrivals`
   progress/<t>   where the training of task t stands, while it is under way
   tasks/<t>      the model after task t: its variables and a record (memory, accuracy, history)
   results.json   the finished run, see `results`
@@ -16,7 +17,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, files, inputs, methods, runtime
+from iamcl2r_jax import arrivals, checkpoints, files, inputs, methods, runtime
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
@@ -80,6 +81,7 @@ def run(
     programs = ProgramsBySpec(config)
     with runtime.measure_compilation() as compilation:
         clock = Clock()
+        arrivals.check_watched(config)
         check_stream(config, *inputs.stream_size(config))
         stream = inputs.load_stream(config)
         evaluations = inputs.load_evaluations(config)
@@ -94,7 +96,7 @@ def run(
         with files.one_writer(workdir):
             files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
             files.write_json(os.path.join(workdir, "data.json"), digests)
-            records = train_stream(setting, external, workdir)
+            records, external = train_stream(setting, external, workdir)
             clock.lap("train")
             figures, passes = evaluate(setting, workdir, evaluations)
             reference_figures = references(config, evaluations, external, programs)
@@ -105,8 +107,12 @@ def run(
                 "seed": config.seed,
                 "num_tasks": len(stream.tasks),
                 "classes_per_task": [len(classes) for classes in stream.tasks],
-                "replacements": list(config.replacements.tasks),
-                "external_models": {str(task): model.path for task, model in external.items()},
+                "replacements": sorted(external),
+                "retrained": list(config.replacements.retrain),
+                "external_models": {str(task): external[task].path for task in sorted(external)},
+                "fixed_schedule": (
+                    arrivals.fixed_schedule(external) if config.replacements.watch else None
+                ),
                 "task_accuracy": [record["task_accuracy"] for record in records],
                 "evaluations": figures,
                 "references": reference_figures,
@@ -186,11 +192,16 @@ def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
 
 def train_stream(
     setting: Setting, external: dict[int, ExternalModel], workdir: str
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[int, ExternalModel]]:
     """Trains task after task, from where an earlier start stopped, and saves each.
 
+    Args:
+      setting: of the run.
+      external: the external models of fixed tasks.
+      workdir: of the run.
+
     Returns:
-      The record of each task.
+      The record of each task, and the external models with those that arrived.
     """
     config, stream, reporter = setting.config, setting.stream, setting.reporter
     method = methods.get(config.method)
@@ -198,6 +209,8 @@ def train_stream(
     records = intact_task_records(workdir, reporter)
     memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
     model = first_model(config)
+    for task in range(len(records)):
+        external = external | arrivals.take(config, workdir, task, external, reporter)
     if records:
         reporter.message(f"continuing {workdir} after task {len(records)}/{len(stream.tasks)}")
         for task in range(len(records)) if method.uses_centres else ():
@@ -206,6 +219,7 @@ def train_stream(
 
     for task in range(len(records), len(stream.tasks)):
         started = time.monotonic()
+        external = external | arrivals.take(config, workdir, task, external, reporter)
         previous, adapter = model, None
         if task in external:
             model = Model.of(external[task])
@@ -227,6 +241,7 @@ def train_stream(
             "image": image_spec(config.image),
             "slots": list(model.slots),
             "replaced_by": external[task].path if task in external else None,
+            "retrained": task in config.replacements.retrain,
             "memory": memory.tolist(),
             "task_accuracy": task_accuracy(setting, task, model),
             "history": history,
@@ -238,14 +253,15 @@ def train_stream(
         store.clear()
         records.append(record)
         _report_task(record, stream, reporter)
-    return records
+    return records, external
 
 
 def _report_task(record: dict[str, Any], stream: Stream, reporter: Reporter) -> None:
     classes = stream.tasks[record["task"]]
     reporter.message(
         f"task {record['task'] + 1}/{len(stream.tasks)}, {len(classes)} new classes"
-        f"{', model replaced' if record['replaced_by'] else ''}: "
+        f"{', model replaced' if record['replaced_by'] else ''}"
+        f"{', retrained on all images so far' if record['retrained'] else ''}: "
         f"loss {record['history'][-1]['loss']:.3f}, accuracy {record['task_accuracy']:.1%} on "
         f"held-out images of the {classes.stop} classes so far, {record['seconds']:.0f} s"
     )

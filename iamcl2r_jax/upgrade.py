@@ -101,7 +101,12 @@ def main(
         raise ConfigError(f"output={output}: results.json is what a run writes; choose another")
     if workdir:
         results = reevaluate(workdir, gallery, query, data_dir=data_dir, reporter=reporter)
-        report.print_evaluations(results["evaluations"], results["replacements"], reporter.console)
+        report.print_evaluations(
+            results["evaluations"],
+            results["replacements"],
+            reporter.console,
+            retrained=results.get("retrained", []),
+        )
     else:
         if gallery is None:
             raise ConfigError("gallery: name a data set to compare the models on, e.g. folder:DIR")
