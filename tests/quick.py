@@ -16,6 +16,19 @@ def variables_of(model, image_size=32):
     return jax.tree.unflatten(tree, [rng.uniform(0.01, 0.2, x.shape).astype("f4") for x in leaves])
 
 
+def initial_variables(shapes, seed=0):
+    """Random variables of these shapes, of the size that initialisers draw."""
+    rng = np.random.default_rng(seed)
+    constants = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}
+
+    def initial(path, leaf):
+        constant = constants.get(path[-1].key)
+        values = rng.normal(size=leaf.shape) / 8 if constant is None else constant
+        return np.broadcast_to(np.asarray(values, np.float32), leaf.shape)
+
+    return jax.tree_util.tree_map_with_path(initial, shapes)
+
+
 def run(function, *args):
     """Calls a function compiled without optimisation, which takes a third of the time."""
     compiled = jax.jit(function).lower(*args)

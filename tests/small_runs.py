@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
+from quick import initial_variables
 
 from iamcl2r_jax import checkpoints, config, heads, methods, models
 from iamcl2r_jax.pretraining import image_spec
@@ -77,13 +78,6 @@ def save_external(
     )
     head = methods.get(c.method).external_head
     shapes = heads.attach_expected(shapes, head, num_classes, num_classes - 1)
-    rng = np.random.default_rng(seed)
-
-    def initial(path, leaf):
-        constant = {"scale": 1.0, "var": 1.0, "bias": 0.0, "mean": 0.0}.get(path[-1].key)
-        values = rng.normal(size=leaf.shape) / 8 if constant is None else constant
-        return np.broadcast_to(np.asarray(values, np.float32), leaf.shape)
-
     record = {
         "kind": "external",
         "model": spec,
@@ -93,5 +87,5 @@ def save_external(
         "image": image_spec(c.image),
         "accuracy": accuracy,
     }
-    checkpoints.save(str(path), jax.tree_util.tree_map_with_path(initial, shapes), record)
+    checkpoints.save(str(path), initial_variables(shapes, seed), record)
     return str(path)

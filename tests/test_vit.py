@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from quick import run
 
 from iamcl2r_jax import checkpoints, losses, methods, models, simplex, training
 from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.models.vit import TransformerBlock
 
 K, SIZE, BATCH = 8, 8, 4
 SMALL = {"width": 8, "depth": 2, "heads": 2}
@@ -53,9 +55,39 @@ def test_number_of_parameters_by_hand():
 
 @pytest.mark.parametrize(("width", "heads", "expected"), [(192, 0, 3), (8, 0, 1), (8, 4, 4)])
 def test_heads_share_the_width(width, heads, expected):
-    params = shapes(8, width=width, heads=heads, depth=1)["params"]
-    kernel = params["block0"]["attention"]["query"]["kernel"]
-    assert kernel.shape == (width, expected, width // expected)
+    assert models.create("vit_tiny", width=width, heads=heads).num_heads == expected
+
+
+def test_heads_attend_on_their_own(small):
+    """By hand: each head's weights are a softmax over the tokens of its part of the channels."""
+    _, variables, _ = small
+    params = jax.device_get(variables["params"]["block0"])
+    x = np.random.default_rng(1).normal(size=(2, 3, 8)).astype(np.float32)
+    block = TransformerBlock(heads=2, dtype=jnp.float32)
+    got = run(block.apply, {"params": params}, x)
+
+    def linear(name, x):
+        return x @ params[name]["kernel"] + params[name]["bias"]
+
+    def norm(name, x):
+        centred = x - x.mean(-1, keepdims=True)
+        scaled = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+        return scaled * params[name]["scale"] + params[name]["bias"]
+
+    def by_hand(x):
+        y = norm("ln1", x)
+        query, key, value = (linear(name, y) for name in ("query", "key", "value"))
+        parts = []
+        for part in (slice(0, 4), slice(4, 8)):
+            scores = np.einsum("btc,bsc->bts", query[..., part], key[..., part]) / np.sqrt(4)
+            weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
+            parts.append(np.einsum("bts,bsc->btc", weights, value[..., part]))
+        x = x + linear("output", np.concatenate(parts, -1))
+        hidden = linear("mlp1", norm("ln2", x))
+        hidden = hidden * (1 + scipy.special.erf(hidden / np.sqrt(2))) / 2
+        return x + linear("mlp2", hidden)
+
+    np.testing.assert_allclose(got, by_hand(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "patch_size", "grid"), [(32, 4, 8), (32, 5, 7), (3, 8, 1)])
@@ -113,7 +145,7 @@ def test_gradient_reaches_every_parameter(small):
     gradients = run(jax.grad(loss), variables["params"])
     # A shift of all keys alike leaves every attention as it is.
     for block in ("block0", "block1"):
-        key = gradients[block]["attention"]["key"].pop("bias")
+        key = gradients[block]["key"].pop("bias")
         np.testing.assert_allclose(key, 0, atol=1e-6)
     assert all(np.abs(leaf).max() > 1e-6 for leaf in jax.tree.leaves(gradients))
 

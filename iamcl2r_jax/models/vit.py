@@ -33,13 +33,13 @@ class TransformerBlock(nn.Module):
         """Maps tokens [B, N, C] to tokens."""
         norm = partial(nn.LayerNorm, epsilon=1e-6, dtype=self.dtype)
         linear = partial(nn.Dense, kernel_init=nn.initializers.xavier_uniform(), dtype=self.dtype)
-        attention = nn.MultiHeadDotProductAttention(
-            self.heads,
-            dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-            name="attention",
+        y = norm(name="ln1")(x)
+        split = (*x.shape[:2], self.heads, -1)
+        query, key, value = (
+            linear(x.shape[-1], name=name)(y).reshape(split) for name in ("query", "key", "value")
         )
-        x += attention(norm(name="ln1")(x))
+        y = jax.nn.dot_product_attention(query, key, value).reshape(x.shape)
+        x += linear(x.shape[-1], name="output")(y)
         y = linear(_EXPANSION * x.shape[-1], name="mlp1")(norm(name="ln2")(x))
         return x + linear(x.shape[-1], name="mlp2")(nn.gelu(y, approximate=False))
 
