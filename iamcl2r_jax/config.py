@@ -99,6 +99,26 @@ def evaluation(
     )
 
 
+def choose_backbone(model: ConfigDict, name: str) -> None:
+    """Makes `model` of a configuration that backbone, with all its options at their defaults.
+
+    Options that the one before has too keep their values; all can then be given as
+    --config.model.options.NAME=VALUE.
+
+    Raises:
+      ConfigError: if there is no backbone of that name.
+    """
+    try:
+        options = models.default_options(name)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
+    del options["dtype"]  # not JSON; a run computes in the default
+    kept = {option: value for option, value in model.options.items() if option in options}
+    model.backbone = name
+    with model.unlocked():
+        model.options = ConfigDict(options | kept)
+
+
 def _image() -> ConfigDict:
     c = ConfigDict()
     c.size = 32  # height and width in pixels

@@ -166,9 +166,10 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without the fields on which no result depends.
 
     Options of other methods are such, and those of adapters for a method that trains none: a new
-    method does not make finished runs unknown.
+    method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
-    kept = {name: value for name, value in config.items() if name != "saving"}
+    without = {"saving"} | {name for name in ("retrain", "watch") if not config.get(name)}
+    kept = {name: value for name, value in config.items() if name not in without}
     if "method_options" in kept:
         kept["method_options"] = {kept["method"]: kept["method_options"].get(kept["method"])}
         if not methods.get(kept["method"]).adapts:

@@ -105,7 +105,7 @@ def main(
             results["evaluations"],
             results["replacements"],
             reporter.console,
-            retrained=results.get("retrained", []),
+            retrained=results["retrained"],
         )
     else:
         if gallery is None:
@@ -251,6 +251,7 @@ def reevaluate(
         "workdir": workdir,
         "num_tasks": len(tasks),
         "replacements": [t for t, record in enumerate(tasks) if record["replaced_by"]],
+        "retrained": [t for t, record in enumerate(tasks) if record.get("retrained")],
         "evaluations": figures,
         "feature_passes": len(tasks) * len(evaluations),
         "environment": runtime.environment(),
