@@ -152,7 +152,9 @@ def test_the_default_backbone_chosen_is_the_default():
 
 
 def test_a_backbone_that_is_not_there_is_refused():
-    with pytest.raises(ConfigError, match=r"^model: backbone='resnet19' is unknown; there are resn"):
+    with pytest.raises(
+        ConfigError, match=r"^model: backbone='resnet19' is unknown; there are resn"
+    ):
         config.choose_backbone(config.default().model, "resnet19")
 
 

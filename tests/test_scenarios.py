@@ -17,6 +17,8 @@ import jax
 import numpy as np
 import pytest
 import small_runs
+from absl import flags
+from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from rich.console import Console
 from small_runs import STREAM, K, save_external, small_config
@@ -35,6 +37,7 @@ from iamcl2r_jax import (
 from iamcl2r_jax import task as task_module
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.pretraining import ExternalModel
 from iamcl2r_jax.progress import Reporter
 
 HEADS = {heads.SIMPLEX: "hoc", heads.LINEAR: "bct_er", heads.COSINE: "cvs"}
@@ -441,3 +444,20 @@ def test_cl2r_is_the_default_without_replacements(start, tasks):
         changed.name = ""
         changed.replacements.tasks = changed.replacements.classes = ()
     assert config.differences(c.to_dict(), default.to_dict()) == []
+
+
+@pytest.mark.parametrize("paths", [{}, {0: "runs/it's here/0", 3: "b"}])
+def test_the_fixed_schedule_is_flags_that_can_follow_those_of_the_run(monkeypatch, paths):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    path = pathlib.Path(__file__).parents[1] / "configs" / "glyphs.py"
+    external = {task: ExternalModel(path, {}, {}, {}) for task, path in paths.items()}
+    schedule = shlex.split(arrivals.fixed_schedule(external))
+    argv = ["main.py", f"--config={path}", "--config.replacements.watch=DIR", *schedule]
+    monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for fields
+    values(argv)
+    c = values.config
+    config.validate(c)
+    assert c.replacements.tasks == tuple(paths)
+    assert c.replacements.checkpoints == tuple(paths.values())
+    assert c.replacements.watch == ""

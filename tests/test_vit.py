@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import scipy.special
 from quick import run
+from rich.console import Console
 
-from iamcl2r_jax import checkpoints, losses, methods, models, simplex, training
+from iamcl2r_jax import checkpoints, config, losses, methods, models, simplex, training
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.models.vit import TransformerBlock
+from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.resume import ProgressStore
 
 K, SIZE, BATCH = 8, 8, 4
 SMALL = {"width": 8, "depth": 2, "heads": 2}
@@ -177,6 +180,22 @@ def test_trained_saved_and_restored_without_statistics(small, tmp_path):
     expected = training.expected_variables(checkpoints.create_model(SPEC), SIZE)
     restored = checkpoints.load(path, expected)
     jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state.variables))
+
+
+def test_training_under_way_is_saved_and_restored(small, tmp_path):
+    model, variables, _ = small
+    image = ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3, crop_padding=0, flip=False)
+    program = training.Program(model, None, methods.get("simplex").loss, image, BATCH)
+    state = program.init_state(variables)
+    reporter = Reporter(Console(quiet=True))
+    store = ProgressStore(str(tmp_path / "progress"), config.default().saving, reporter)
+    store.save(state, training.Position(step=3, sums={"loss": 1.5}))
+    store.wait()
+    other = program.init_state(jax.tree.map(lambda leaf: leaf + 1, variables))
+    restored, position = store.latest(other)
+    assert (position.step, position.sums) == (3, {"loss": 1.5})
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
 
 
 @pytest.mark.parametrize(
