@@ -3,10 +3,18 @@
 Mirrors the paper's CIFAR100R/10 protocol with 7 tasks at a size for two CPU cores (README).
 
     python launch/main.py --config=configs/glyphs.py
+    python launch/main.py --config=configs/glyphs.py:backbone=senet18    # also of external models
 """
 
-from iamcl2r_jax import config
+from iamcl2r_jax import config, config_args
 
 
-def get_config():
-    return config.default()
+def get_config(arg=None):
+    c = config.default()
+    choices = {"backbone": config_args.Free("NAME", default=c.model.backbone)}
+    backbone = config_args.parse(arg, choices)["backbone"]
+    if backbone != c.model.backbone:
+        c.name = f"glyphs-{backbone}"
+    for part in (c, c.replacements.recipe):
+        config.choose_backbone(part.model, backbone)
+    return c

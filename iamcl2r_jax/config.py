@@ -47,7 +47,9 @@ def default() -> ConfigDict:
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
     c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.image = _image()  # the network's input
-    c.model = _model()  # of the first task, if it does not start from an external model
+    # Of the networks that start from random variables: at the first task without an external model,
+    # and where the run retrains.
+    c.model = _model()
     # The schedule of each task.
     c.train = _train(epochs=14, learning_rate=0.06)
     c.saving = _saving()
@@ -72,6 +74,13 @@ def default() -> ConfigDict:
     c.replacements.recipe = default_pretrain()
     c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
     c.replacements.directory = "runs/external"  # where models made by `recipe` are kept and found
+    # 0-based tasks at which a new network is trained on the images of all tasks so far, without the
+    # memory; the old model is that of the task before.
+    c.replacements.retrain = ()
+    # Directory that is looked into before each task of neither kind: the best external model there
+    # that is better than the one in use is taken up. "Better" is more classes of pre-training, then
+    # a higher held-out accuracy. "" for none.
+    c.replacements.watch = ""
 
     c.evaluations = ConfigDict()  # open-set evaluations, by name
     c.evaluations.digits = evaluation("glyphs/digits")
@@ -88,6 +97,26 @@ def evaluation(
     return ConfigDict(
         {"dataset": dataset, "query_split": query_split, "gallery_split": gallery_split}
     )
+
+
+def choose_backbone(model: ConfigDict, name: str) -> None:
+    """Makes `model` of a configuration that backbone, with all its options at their defaults.
+
+    Options that the one before has too keep their values; all can then be given as
+    --config.model.options.NAME=VALUE.
+
+    Raises:
+      ConfigError: if there is no backbone of that name.
+    """
+    try:
+        options = models.default_options(name)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from None
+    del options["dtype"]  # not JSON; a run computes in the default
+    kept = {option: value for option, value in model.options.items() if option in options}
+    model.backbone = name
+    with model.unlocked():
+        model.options = ConfigDict(options | kept)
 
 
 def _image() -> ConfigDict:
@@ -201,12 +230,12 @@ def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) ->
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
-    late = [task for task in config.replacements.tasks if task >= num_tasks]
-    if late:
-        raise ConfigError(
-            f"replacements.tasks={config.replacements.tasks}: the stream has {num_tasks} tasks, "
-            f"0 to {num_tasks - 1}"
-        )
+    for field in ("tasks", "retrain"):
+        if max(tasks := config.replacements[field], default=0) >= num_tasks:
+            raise ConfigError(
+                f"replacements.{field}={tasks}: the stream has {num_tasks} tasks, "
+                f"0 to {num_tasks - 1}"
+            )
     made = () if config.replacements.checkpoints else config.replacements.classes
     external = max(made, default=0) if config.replacements.tasks else 0
     try:
@@ -320,13 +349,19 @@ def _check_adapter(config: ConfigDict) -> None:
 
 def _check_replacements(config: ConfigDict) -> None:
     r = config.replacements
-    for field, kind in (("tasks", int), ("classes", int), ("checkpoints", str)):
+    kinds = {"tasks": int, "retrain": int, "classes": int, "checkpoints": str}
+    for field, kind in kinds.items():
         _check_items(config, f"replacements.{field}", kind)
-    if any(task < 0 for task in r.tasks) or any(
-        a >= b for a, b in zip(r.tasks[:-1], r.tasks[1:], strict=True)
-    ):
+    for field, first in (("tasks", 0), ("retrain", 1)):
+        if list(r[field]) != sorted({task for task in r[field] if task >= first}):
+            raise ConfigError(
+                f"replacements.{field}={r[field]}: must be 0-based tasks in increasing order, "
+                f"{first} at least"
+            )
+    if both := sorted(set(r.tasks) & set(r.retrain)):
         raise ConfigError(
-            f"replacements.tasks={r.tasks}: must be 0-based tasks in increasing order"
+            f"replacements.retrain={r.retrain}: task {both[0]} is in replacements.tasks={r.tasks} "
+            "too; a task starts from an external model or from random variables"
         )
     field = "checkpoints" if r.checkpoints else "classes"
     if r.tasks and len(r[field]) != len(r.tasks):

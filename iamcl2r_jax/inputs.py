@@ -42,9 +42,8 @@ def external_models(
     They are made with the head that the method asks for, and those given must have it.
     """
     replacements = config.replacements
-    head = methods.get(config.method).external_head
     recipe = replacements.recipe.copy_and_resolve_references()
-    recipe.head = head
+    recipe.head = methods.get(config.method).external_head
     paths = tuple(replacements.checkpoints)
     missing = {}
     if replacements.tasks and not paths:
@@ -58,22 +57,30 @@ def external_models(
             if not checkpoints.exists(path)
         }
 
-    def load(path):
-        return pretraining.load_external(path, config.num_classes, config.image, head)
-
     # What is there is checked before what is missing is trained.
-    loaded = {path: load(path) for path in paths if path not in missing.values()}
+    loaded = {path: load_external(config, path) for path in paths if path not in missing.values()}
     if missing:
         recipe.data_dir = recipe.data_dir or config.data_dir
         pretraining.pretrain(recipe, missing, reporter, preemption)
-        loaded |= {path: load(path) for path in missing.values()}
-    num_stream_classes, _ = stream_size(config)
-    for path, model in loaded.items():
-        try:
-            simplex.check_slots(num_stream_classes, model.record["slots"][1], config.num_classes)
-        except ValueError as error:
-            raise ConfigError(f"num_classes: with {path}, {error}") from None
+        loaded |= {path: load_external(config, path) for path in missing.values()}
     return {task: loaded[path] for task, path in zip(replacements.tasks, paths, strict=bool(paths))}
+
+
+def load_external(config: ConfigDict, path: str) -> ExternalModel:
+    """An external model that this run can take up.
+
+    Raises:
+      CheckpointError: see `pretraining.load_external`.
+      ConfigError: if the stream's classes need slots that it was trained on.
+    """
+    head = methods.get(config.method).external_head
+    model = pretraining.load_external(path, config.num_classes, config.image, head)
+    num_stream_classes, _ = stream_size(config)
+    try:
+        simplex.check_slots(num_stream_classes, model.record["slots"][1], config.num_classes)
+    except ValueError as error:
+        raise ConfigError(f"num_classes: with {path}, {error}") from None
+    return model
 
 
 def load_stream(config: ConfigDict) -> Stream:

@@ -3,6 +3,7 @@
 A workdir holds:
   config.json    the configuration; another one is refused
   data.json      digests of the images; others are refused
+  arrivals/      what was taken up from the watched directory, see `arrivals`
   progress/<t>   where the training of task t stands, while it is under way
   tasks/<t>      the model after task t: its variables and a record (memory, accuracy, history)
   results.json   the finished run, see `results`
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, files, html_report, inputs, methods, runtime
+from iamcl2r_jax import arrivals, checkpoints, files, html_report, inputs, methods, runtime
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
 from iamcl2r_jax.data.sources import DataError
@@ -84,6 +85,7 @@ def run(
     programs = ProgramsBySpec(config)
     with runtime.measure_compilation() as compilation:
         clock = Clock()
+        arrivals.check_watched(config)
         check_stream(config, *inputs.stream_size(config))
         stream = inputs.load_stream(config)
         evaluations = inputs.load_evaluations(config)
@@ -98,7 +100,7 @@ def run(
         with files.one_writer(workdir):
             files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
             files.write_json(os.path.join(workdir, "data.json"), digests)
-            records = train_stream(setting, external, workdir)
+            records, external = train_stream(setting, external, workdir)
             clock.lap("train")
             figures, passes = evaluate(setting, workdir, evaluations)
             reference_figures = references(config, evaluations, external, programs)
@@ -109,8 +111,12 @@ def run(
                 "seed": config.seed,
                 "num_tasks": len(stream.tasks),
                 "classes_per_task": [len(classes) for classes in stream.tasks],
-                "replacements": list(config.replacements.tasks),
-                "external_models": {str(task): model.path for task, model in external.items()},
+                "replacements": sorted(external),
+                "retrained": list(config.replacements.retrain),
+                "external_models": {str(task): external[task].path for task in sorted(external)},
+                "fixed_schedule": (
+                    arrivals.fixed_schedule(external) if config.replacements.watch else None
+                ),
                 "task_accuracy": [record["task_accuracy"] for record in records],
                 "evaluations": figures,
                 "references": reference_figures,
@@ -174,9 +180,10 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without the fields on which no result depends.
 
     Options of other methods are such, and those of adapters for a method that trains none: a new
-    method does not make finished runs unknown.
+    method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
-    kept = {name: value for name, value in config.items() if name != "saving"}
+    without = {"saving"} | {name for name in ("retrain", "watch") if not config.get(name)}
+    kept = {name: value for name, value in config.items() if name not in without}
     if "method_options" in kept:
         kept["method_options"] = {kept["method"]: kept["method_options"].get(kept["method"])}
         if not methods.get(kept["method"]).adapts:
@@ -200,11 +207,16 @@ def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
 
 def train_stream(
     setting: Setting, external: dict[int, ExternalModel], workdir: str
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], dict[int, ExternalModel]]:
     """Trains task after task, from where an earlier start stopped, and saves each.
 
+    Args:
+      setting: of the run.
+      external: the external models of fixed tasks.
+      workdir: of the run.
+
     Returns:
-      The record of each task.
+      The record of each task, and the external models with those that arrived.
     """
     config, stream, reporter = setting.config, setting.stream, setting.reporter
     method = methods.get(config.method)
@@ -212,6 +224,8 @@ def train_stream(
     records = intact_task_records(workdir, reporter)
     memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
     model = first_model(config)
+    for task in range(len(records)):
+        external = external | arrivals.take(config, workdir, task, external, reporter)
     if records:
         reporter.message(f"continuing {workdir} after task {len(records)}/{len(stream.tasks)}")
         for task in range(len(records)) if method.uses_centres else ():
@@ -220,6 +234,7 @@ def train_stream(
 
     for task in range(len(records), len(stream.tasks)):
         started = time.monotonic()
+        external = external | arrivals.take(config, workdir, task, external, reporter)
         previous, adapter = model, None
         if task in external:
             model = Model.of(external[task])
@@ -241,6 +256,7 @@ def train_stream(
             "image": image_spec(config.image),
             "slots": list(model.slots),
             "replaced_by": external[task].path if task in external else None,
+            "retrained": task in config.replacements.retrain,
             "memory": memory.tolist(),
             "task_accuracy": task_accuracy(setting, task, model),
             "history": history,
@@ -252,14 +268,15 @@ def train_stream(
         store.clear()
         records.append(record)
         _report_task(record, stream, reporter)
-    return records
+    return records, external
 
 
 def _report_task(record: dict[str, Any], stream: Stream, reporter: Reporter) -> None:
     classes = stream.tasks[record["task"]]
     reporter.message(
         f"task {record['task'] + 1}/{len(stream.tasks)}, {len(classes)} new classes"
-        f"{', model replaced' if record['replaced_by'] else ''}: "
+        f"{', model replaced' if record['replaced_by'] else ''}"
+        f"{', retrained on all images so far' if record['retrained'] else ''}: "
         f"loss {record['history'][-1]['loss']:.3f}, accuracy {record['task_accuracy']:.1%} on "
         f"held-out images of the {classes.stop} classes so far, {record['seconds']:.0f} s"
     )

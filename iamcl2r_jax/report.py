@@ -1,6 +1,7 @@
 """The results of a run or of a comparison of models, for a person."""
 
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from rich.console import Console
@@ -14,8 +15,18 @@ def print_results(results: dict, workdir: str, console: Console | None = None) -
     """Prints the compatibility matrices, AC and AA, and where the results are."""
     console = console or Console(highlight=False)
     print_evaluations(
-        results["evaluations"], results["replacements"], console, results["references"]
+        results["evaluations"],
+        results["replacements"],
+        console,
+        results["references"],
+        results.get("retrained", []),
     )
+    if results.get("fixed_schedule"):
+        console.print(
+            f"the same run as a fixed schedule: {results['fixed_schedule']}",
+            markup=False,
+            soft_wrap=True,
+        )
     accuracies = "  ".join(f"{accuracy:.1%}" for accuracy in results["task_accuracy"])
     console.print(
         "accuracy on held-out images of the classes seen so far, among all that the classifier "
@@ -42,10 +53,11 @@ def print_evaluations(
     replacements: list[int],
     console: Console,
     references: dict[str, dict[str, float]] | None = None,
+    retrained: Sequence[int] = (),
 ) -> None:
     """Prints the compatibility matrices of a run, with AC, AA and what reference models reach."""
     for name, evaluation in evaluations.items():
-        _print_matrix(console, name, evaluation, replacements)
+        _print_matrix(console, name, evaluation, replacements, retrained)
         figures = [f"{name}: AC {evaluation['ac']:.3f}", f"AA {evaluation['aa']:.2f} %"] + [
             f"{reference.replace('_', ' ')} model alone {value:.2f} %"
             for reference, value in (references or {}).get(name, {}).items()
@@ -68,7 +80,7 @@ def print_upgrades(results: dict, console: Console) -> None:
             f"{results['queries_without_class']:,} queries are of classes that the gallery lacks; "
             "they count as wrong",
         )
-    _print_matrix(console, "matrix", results, [], header="model")
+    _print_matrix(console, "matrix", results, [], [], header="model")
     _print_line(console, f"AC {results['ac']:.3f}   AA {results['aa']:.2f} %")
     _print_line(
         console,
@@ -113,20 +125,21 @@ def _print_matrix(
     console: Console,
     name: str,
     evaluation: dict,
-    replacements: list[int],
+    replacements: Sequence[int],
+    retrained: Sequence[int],
     header: str = "task",
 ) -> None:
     matrix = np.asarray(evaluation["matrix"], float)
     compatible = compatibility.is_compatible(matrix)
     table = Table(header)
     for task in range(len(matrix)):
-        table.add_column(_task(task, replacements), justify="right")
+        table.add_column(_task(task, replacements, retrained), justify="right")
     for task, row in enumerate(matrix):
         cells = [
             _cell(value, incompatible=k < task and not compatible[task, k])
             for k, value in enumerate(row[: task + 1])
         ]
-        table.add_row(_task(task, replacements), *cells)
+        table.add_row(_task(task, replacements, retrained), *cells)
     # As a title, it would be broken to the width of a small table.
     _print_line(
         console,
@@ -134,12 +147,13 @@ def _print_matrix(
         "query model (row) against gallery of an earlier model (column)",
     )
     console.print(table)
-    replaced = "* model replaced at this task   " if replacements else ""
-    _print_line(console, f"{replaced}✗ not above the old model on its own gallery")
+    marks = "* model replaced at this task   " if replacements else ""
+    marks += "+ retrained at this task   " if retrained else ""
+    _print_line(console, f"{marks}✗ not above the old model on its own gallery")
 
 
-def _task(task: int, replacements: list[int]) -> str:
-    return f"{task + 1}{'*' if task in replacements else ''}"
+def _task(task: int, replacements: Sequence[int], retrained: Sequence[int]) -> str:
+    return f"{task + 1}{'*' if task in replacements else '+' if task in retrained else ''}"
 
 
 def _cell(value: float, incompatible: bool) -> Text:

@@ -78,7 +78,7 @@ def load_model(path: str, image_size: int) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The compiled programs of one architecture."""
+    """The compiled programs of one architecture, and of one teacher's."""
 
     epoch: training.CompiledEpoch
     features: FeatureExtractor
@@ -99,25 +99,32 @@ class ProgramsBySpec:
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
-    def of(self, spec: dict[str, Any]) -> Programs:
-        """The programs for models of this architecture."""
-        name = json.dumps(spec, sort_keys=True)
+    def of(self, spec: dict[str, Any], teacher: dict[str, Any] | None = None) -> Programs:
+        """The programs for models of this architecture.
+
+        Args:
+          spec: of the model.
+          teacher: of the old model that it is trained with; by default the same.
+        """
+        if teacher is None or not methods.get(self._config.method).uses_old_model:
+            teacher = spec
+        name = json.dumps([spec, teacher], sort_keys=True)
         if name not in self._made:
-            self._made[name] = self._make(spec)
+            self._made[name] = self._make(spec, teacher)
         return self._made[name]
 
     def traces(self) -> int:
         """How often a train program was traced."""
         return sum(programs.epoch.traces for programs in self._made.values())
 
-    def _make(self, spec: dict[str, Any]) -> Programs:
+    def _make(self, spec: dict[str, Any], teacher: dict[str, Any]) -> Programs:
         config = self._config
         model = checkpoints.create_model(spec)
         method = methods.get(config.method)
         options = image_options(config.image)
         program = training.Program(
             model=model,
-            old_model=model if method.uses_old_model else None,
+            old_model=checkpoints.create_model(teacher) if method.uses_old_model else None,
             loss=partial(method.loss, **config.method_options[config.method]),
             head=method.head,
             image_options=options,
@@ -158,13 +165,25 @@ def stream_dataset(config: ConfigDict, stream: Stream) -> training.Dataset:
 
 def first_model(config: ConfigDict) -> Model:
     """Random variables of the configured architecture, and a random head if it is learnable."""
-    spec = checkpoints.model_spec(
-        config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
-    )
+    spec = _configured_spec(config)
     variables = _random_variables(config, spec, _key(config, _FIRST))
     if heads.is_learnable(methods.get(config.method).head):
         variables = _with_random_head(config, spec, variables, 0)
     return Model(spec, variables, (0, 0), trained=False)
+
+
+def _configured_spec(config: ConfigDict) -> dict[str, Any]:
+    return checkpoints.model_spec(
+        config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
+    )
+
+
+def new_spec(config: ConfigDict, task: int, start: Model) -> dict[str, Any]:
+    """Architecture of the model that a task trains: that of the old model `start`.
+
+    Where the protocol retrains, it is the configured one: replacements may have brought others.
+    """
+    return _configured_spec(config) if task in config.replacements.retrain else start.spec
 
 
 # Task t trains with fold_in(key, t); of the same run's key these make others.
@@ -191,15 +210,18 @@ def start_variables(
     """From what a task trains: the old model `start`, but for what the method makes anew.
 
     A learnable head starts anew when the model is replaced, since the external model's is that of
-    other classes. A method that retrains starts anew at every task without replacement.
+    other classes. At a task where the protocol retrains, and with a method that retrains at every
+    task without replacement, everything does.
     """
     method = methods.get(config.method)
-    variables = start.variables
-    if method.retrains and start.trained and not replaced:
+    spec, variables = new_spec(config, task, start), start.variables
+    fresh = method.retrains and start.trained and not replaced
+    fresh = fresh or task in config.replacements.retrain
+    if fresh:
         key = jax.random.fold_in(_key(config, _FRESH), task)
-        variables = _random_variables(config, start.spec, key)
-    if replaced and heads.is_learnable(method.head):
-        variables = _with_random_head(config, start.spec, variables, task)
+        variables = _random_variables(config, spec, key)
+    if (fresh or replaced) and heads.is_learnable(method.head):
+        variables = _with_random_head(config, spec, variables, task)
     return variables
 
 
@@ -278,7 +300,7 @@ def seen_rows(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
 
 def task_indices(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
     """Positions in `stream.train` of what a task trains on, the memory aside."""
-    if methods.get(config.method).retrains:
+    if methods.get(config.method).retrains or task in config.replacements.retrain:
         return np.flatnonzero(stream.train.labels < stream.tasks[task].stop)
     return stream.train_indices(task)
 
@@ -299,7 +321,8 @@ def train_task(
       task: which.
       start: the frozen teacher.
       variables: from which the new model starts, see `start_variables`.
-      memory: positions in the stream's training images, integer [M].
+      memory: positions in the stream's training images, integer [M]; not used where the protocol
+        retrains, on all images so far.
       centres: of the classes of earlier tasks.
       store: keeps where the training stands.
 
@@ -312,13 +335,18 @@ def train_task(
     pools = [task_indices(config, stream, t) for t in range(num_tasks)]
     most_new = max(map(len, pools))
     most_memory = config.memory_per_class * len(stream.train.class_names)
+    if task in config.replacements.retrain:
+        memory = memory[:0]
+    spec = new_spec(config, task, start)
+    # Without a use for it, the old model's architecture is no part of the program.
+    old_variables = jax.device_put(start.variables) if method.uses_old_model else {}
     fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_classes)
     variables, history = fit_resumably(
         f"task {task + 1}/{num_tasks}",
-        setting.programs.of(start.spec).epoch,
+        setting.programs.of(spec, teacher=start.spec).epoch,
         variables,
         training.TaskData(
-            old=training.OldModel(jax.device_put(start.variables), jnp.asarray(start.trained)),
+            old=training.OldModel(old_variables, jnp.asarray(start.trained)),
             classifier=None if fixed is None else jnp.asarray(fixed),
             dataset=setting.dataset,
             new=make_pool(pools[task], max(most_new, train.batch_size)),
@@ -333,7 +361,7 @@ def train_task(
         preemption=setting.preemption,
     )
     seen = (config.num_classes - stream.tasks[task].stop, config.num_classes)
-    return Model(start.spec, variables, seen), history
+    return Model(spec, variables, seen), history
 
 
 def task_accuracy(setting: Setting, task: int, model: Model) -> float:

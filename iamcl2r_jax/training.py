@@ -16,7 +16,7 @@ from iamcl2r_jax.data.augment import ImageOptions, augmented_batch
 from iamcl2r_jax.data.sampling import Pool, sample_batch, shuffled, steps_per_epoch
 from iamcl2r_jax.methods import Classes, Loss, LossInputs
 
-Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}
+Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, the latter where there are any
 Metrics = dict[str, jax.Array]
 
 
@@ -26,7 +26,7 @@ class TrainState:
 
     Attributes:
       params: parameters of the model, a learnable head among them.
-      batch_stats: running statistics of its normalisation layers.
+      batch_stats: running statistics of its normalisation layers; {} for a model without any.
       opt_state: momentum.
     """
 

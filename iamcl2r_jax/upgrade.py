@@ -103,7 +103,12 @@ def main(
         raise ConfigError(f"output={output}: results.json is what a run writes; choose another")
     if workdir:
         results = reevaluate(workdir, gallery, query, data_dir=data_dir, reporter=reporter)
-        report.print_evaluations(results["evaluations"], results["replacements"], reporter.console)
+        report.print_evaluations(
+            results["evaluations"],
+            results["replacements"],
+            reporter.console,
+            retrained=results["retrained"],
+        )
     else:
         if gallery is None:
             raise ConfigError("gallery: name a data set to compare the models on, e.g. folder:DIR")
@@ -259,6 +264,7 @@ def reevaluate(
         "workdir": workdir,
         "num_tasks": len(tasks),
         "replacements": [t for t, record in enumerate(tasks) if record["replaced_by"]],
+        "retrained": [t for t, record in enumerate(tasks) if record.get("retrained")],
         "evaluations": figures,
         "feature_passes": len(tasks) * len(evaluations),
         "environment": runtime.environment(),

@@ -1,9 +1,12 @@
 """What the check of a configuration refuses, and that it says where and why."""
 
+import pathlib
+
 import numpy as np
 import pytest
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import config
+from iamcl2r_jax import config, models
 from iamcl2r_jax.config import ConfigError
 
 
@@ -127,3 +130,47 @@ def test_numpy_is_no_part_of_a_configuration():
 
     for leaf in leaves(config.default().to_dict()):
         assert not isinstance(leaf, np.ndarray | np.generic)
+
+
+@pytest.mark.parametrize("name", models.BACKBONES)
+def test_any_backbone_can_be_chosen_with_all_its_options(name):
+    c = config.default()
+    config.choose_backbone(c.model, name)
+    config.validate(c)
+    options = c.model.options.to_dict()
+    assert options.keys() == models.default_options(name).keys() - {"dtype"}
+    assert options["width"] == config.default().model.options.width  # what both have is kept
+    model = models.create(name, 7, **options)
+    assert all(getattr(model, option) == value for option, value in options.items())
+    c.model.options.width = 32  # as the command line sets it, on the locked configuration
+
+
+def test_the_default_backbone_chosen_is_the_default():
+    c = config.default()
+    config.choose_backbone(c.model, c.model.backbone)
+    assert c.to_dict() == config.default().to_dict()
+
+
+def test_a_backbone_that_is_not_there_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"^model: backbone='resnet19' is unknown; there are resn"
+    ):
+        config.choose_backbone(config.default().model, "resnet19")
+
+
+@pytest.mark.parametrize("name", ["glyphs", "pretrain_glyphs"])
+def test_a_config_takes_its_backbone_after_the_colon(name):
+    path = pathlib.Path(__file__).parents[1] / "configs" / f"{name}.py"
+    plain, chosen = (
+        ConfigFileFlagParser("config").parse(f"{path}{arg}") for arg in ("", ":backbone=vit_tiny")
+    )
+    default = config.default() if name == "glyphs" else config.default_pretrain()
+    assert plain.to_dict() == default.to_dict()
+    assert chosen.model.backbone == "vit_tiny"
+    assert chosen.model.options.patch_size == 4
+    if name == "glyphs":
+        config.validate(chosen)
+        assert chosen.replacements.recipe.model == chosen.model
+        assert chosen.name != plain.name  # nor does it take the plain run's directory
+    else:
+        config.validate_pretrain(chosen)

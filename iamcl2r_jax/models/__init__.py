@@ -2,20 +2,26 @@
 
 import inspect
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 
+from iamcl2r_jax.models.cifar_resnet import CifarResNet, PaddedBlock
 from iamcl2r_jax.models.regnet import RegNet
 from iamcl2r_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from iamcl2r_jax.models.senet import SENet
+from iamcl2r_jax.models.vit import ViT
 
 # A backbone maps images [B, H, W, 3] to unnormalised features [B, num_features].
 BACKBONES: dict[str, partial[nn.Module]] = {
     "resnet18": partial(ResNet, block=BasicBlock, stage_sizes=(2, 2, 2, 2)),
     "resnet34": partial(ResNet, block=BasicBlock, stage_sizes=(3, 4, 6, 3)),
     "resnet50": partial(ResNet, block=BottleneckBlock, stage_sizes=(3, 4, 6, 3)),
+    "resnet20": partial(CifarResNet, block=PaddedBlock, stage_sizes=(3, 3, 3)),
+    "resnet32": partial(CifarResNet, block=PaddedBlock, stage_sizes=(5, 5, 5)),
     "senet18": partial(SENet, stage_sizes=(2, 2, 2, 2)),
     "regnety_400mf": partial(RegNet, stage_sizes=(1, 2, 7, 12), stage_widths=(32, 64, 160, 384)),
+    "vit_tiny": partial(ViT),
 }
 
 
@@ -34,12 +40,7 @@ def create(name: str, num_features: int = 1023, **options) -> nn.Module:
       ValueError: if there is no backbone of that name, it has no such option, or the option has
         another value than it may have.
     """
-    if name not in BACKBONES:
-        raise ValueError(f"backbone={name!r} is unknown; there are {', '.join(BACKBONES)}")
-    backbone = BACKBONES[name]
-    # What defines the backbone is no option of it; nor is what Flax adds to every module.
-    reserved = {"num_features", "parent", "name", *backbone.keywords}
-    known = [field for field in inspect.signature(backbone).parameters if field not in reserved]
+    known = default_options(name)
     for option, value in options.items():
         if option not in known:
             raise ValueError(
@@ -47,6 +48,21 @@ def create(name: str, num_features: int = 1023, **options) -> nn.Module:
                 f"{', '.join(known)}"
             )
     try:
-        return backbone(num_features=num_features, **options)
+        return BACKBONES[name](num_features=num_features, **options)
     except ValueError as error:
         raise ValueError(f"backbone {name!r}: {error}") from None
+
+
+def default_options(name: str) -> dict[str, Any]:
+    """The options of the backbone called `name`, with their defaults.
+
+    Raises:
+      ValueError: if there is no backbone of that name.
+    """
+    if name not in BACKBONES:
+        raise ValueError(f"backbone={name!r} is unknown; there are {', '.join(BACKBONES)}")
+    backbone = BACKBONES[name]
+    # What defines the backbone is no option of it; nor is what Flax adds to every module.
+    reserved = {"num_features", "parent", "name", *backbone.keywords}
+    fields = inspect.signature(backbone).parameters.values()
+    return {field.name: field.default for field in fields if field.name not in reserved}

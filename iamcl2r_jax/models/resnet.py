@@ -35,10 +35,14 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="bn1")(y))
         y = self.conv(self.features, name="conv2")(y)
         y = self.norm(name="bn2")(y)
-        if x.shape != y.shape:
-            x = self.conv(self.features, kernel_size=1, stride=self.stride, name="shortcut_conv")(x)
-            x = self.norm(name="shortcut_bn")(x)
-        return nn.relu(x + y)
+        return nn.relu(self.shortcut(x) + y)
+
+    def shortcut(self, x: jax.Array) -> jax.Array:
+        """The block's input in the shape of its output: projected where they differ."""
+        if self.stride == 1 and x.shape[-1] == self.features:
+            return x
+        x = self.conv(self.features, kernel_size=1, stride=self.stride, name="shortcut_conv")(x)
+        return self.norm(name="shortcut_bn")(x)
 
 
 class BottleneckBlock(nn.Module):

@@ -1,0 +1,132 @@
+"""External models that appear in a watched directory while the stream runs.
+
+What was taken up is copied into the run's workdir, and that nothing was is written there too: a
+decision is made once, and holds whatever happens to the directory afterwards.
+  arrivals/<t>        the model that task t took up
+  arrivals/<t>.json   whether it took up one
+"""
+
+import os
+import shlex
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from iamcl2r_jax import checkpoints, files
+from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.inputs import load_external
+from iamcl2r_jax.pretraining import ExternalModel
+from iamcl2r_jax.progress import Reporter
+
+
+def check_watched(config: ConfigDict) -> None:
+    """Raises `ConfigError` if the directory to watch is not there."""
+    watch = config.replacements.watch
+    if watch and not epath.Path(watch).is_dir():
+        raise ConfigError(f"replacements.watch={watch!r}: there is no such directory")
+
+
+def take(
+    config: ConfigDict,
+    workdir: str,
+    task: int,
+    external: dict[int, ExternalModel],
+    reporter: Reporter,
+) -> dict[int, ExternalModel]:
+    """What a task takes up from the watched directory.
+
+    The best model there that is better than the one in use, which is the last external one. An
+    earlier start's decision is kept to.
+
+    Args:
+      config: of the run.
+      workdir: of the run.
+      task: about to be trained.
+      external: external models by task.
+      reporter: told what is taken up, and what cannot be.
+
+    Returns:
+      {task: the model, loaded from its copy}; {} if there is none, or nothing is watched for.
+
+    Raises:
+      CheckpointError: if an earlier start's decision or copy is damaged.
+    """
+    replacements = config.replacements
+    if not replacements.watch or task in (*replacements.tasks, *replacements.retrain):
+        return {}
+    copy = os.path.join(workdir, "arrivals", str(task))
+    try:
+        decision = files.read_json(f"{copy}.json")
+    except files.DamagedFileError as error:
+        raise CheckpointError(f"{error}; choose another workdir") from None
+    if decision is None:
+        if not checkpoints.exists(copy):  # else an earlier start came as far as the copy
+            before = [earlier for earlier in external if earlier < task]
+            best = _best(config, external[max(before)] if before else None, reporter)
+            if best is not None:
+                origin = {"taken_from": os.path.abspath(best.path)}
+                checkpoints.save(copy, best.variables, best.record | origin)
+                reporter.message(f"task {task + 1}: takes up {best.path}, {_describe(best)}")
+        decision = {"taken": checkpoints.exists(copy)}
+        files.write_json(f"{copy}.json", decision)
+    return {task: load_external(config, copy)} if decision["taken"] else {}
+
+
+def fixed_schedule(external: dict[int, ExternalModel]) -> str:
+    """The flags that give a run these external models at these tasks, whatever is watched."""
+    tasks = tuple(sorted(external))
+    values = {
+        "tasks": repr(tasks),
+        "checkpoints": repr(tuple(external[task].path for task in tasks)),
+        "watch": "",
+    }
+    return " ".join(
+        f"--config.replacements.{field}={shlex.quote(value)}" for field, value in values.items()
+    )
+
+
+def _best(
+    config: ConfigDict, in_use: ExternalModel | None, reporter: Reporter
+) -> ExternalModel | None:
+    best, highest = in_use, _rank(in_use) if in_use else (-1, -1.0)
+    for path in _finished_checkpoints(config.replacements.watch):
+        try:
+            candidate = load_external(config, path)
+            rank = _rank(candidate)
+        except (CheckpointError, ConfigError, OSError) as error:
+            reporter.message(f"{path} cannot be taken up and is left alone: {error}")
+            continue
+        # Whatever a record says must not end a run that can do without the model.
+        except (ValueError, TypeError, KeyError) as error:
+            reporter.message(f"{path} is left alone: its record makes no sense ({error!r})")
+            continue
+        if rank > highest:
+            best, highest = candidate, rank
+    return None if best is in_use else best
+
+
+def _finished_checkpoints(directory: str) -> list[str]:
+    """Those directly below a directory, in the order of their names."""
+    try:
+        names = sorted(child.name for child in epath.Path(directory).iterdir())
+    except FileNotFoundError:  # it was there when the run began
+        return []
+    paths = [os.path.join(directory, name) for name in names if not name.startswith(".")]
+    return [path for path in paths if checkpoints.exists(path)]
+
+
+def _rank(model: ExternalModel) -> tuple[int, float]:
+    """Number of classes of pre-training, then held-out accuracy; unknown is below any."""
+    classes, accuracy = model.record["slots"][1], model.record.get("accuracy")
+    if accuracy is None:
+        return classes, -1.0
+    if not 0 <= accuracy <= 1:
+        raise CheckpointError(f"checkpoint {model.path}: accuracy={accuracy}: must be in [0, 1]")
+    return classes, accuracy
+
+
+def _describe(model: ExternalModel) -> str:
+    classes, accuracy = _rank(model)
+    known = "" if accuracy < 0 else f", held-out accuracy {accuracy:.1%}"
+    return f"pre-trained on {classes} classes{known}"

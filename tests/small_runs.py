@@ -1,0 +1,91 @@
+"""Whole runs that take seconds: plain images, networks of two layers, external models at hand."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+from quick import initial_variables
+
+from iamcl2r_jax import checkpoints, config, heads, methods, models
+from iamcl2r_jax.pretraining import image_spec
+
+SIZE, K, STREAM = 8, 12, 6
+BACKBONES = {"small": 8, "wide": 16}  # channels of the layer between
+
+
+class Small(nn.Module):
+    """Two layers and a normalisation: all kinds of variables, next to no compile time."""
+
+    num_features: int
+    hidden: int = 8
+
+    @nn.compact
+    def __call__(self, images, *, train=False):
+        x = nn.Dense(self.hidden)(images.reshape(len(images), -1))
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        return nn.Dense(self.num_features, use_bias=False, name="projection")(x)
+
+
+def register(monkeypatch):
+    """Lends the small networks to the registry."""
+    for name, hidden in BACKBONES.items():
+        monkeypatch.setitem(models.BACKBONES, name, partial(Small, hidden=hidden))
+
+
+def write_images(root):
+    """Folders `stream` and `open` of plain, separable classes: a random pattern each, and noise."""
+    rng = np.random.default_rng(0)
+    for name, classes in (("stream", STREAM), ("open", 4)):
+        for label in range(classes):
+            pattern = rng.uniform(0, 255, (SIZE, SIZE, 3))
+            for split, count in (("train", 5), ("test", 3)):
+                directory = root / name / split / f"class{label}"
+                directory.mkdir(parents=True)
+                for n in range(count):
+                    pixels = np.clip(pattern + rng.normal(0, 30, pattern.shape), 0, 255)
+                    Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{n}.png")
+
+
+def small_config(images, method="hoc", backbone="small", **options):
+    """Three tasks of two classes without replacements."""
+    c = config.default()
+    c.name, c.method, c.num_classes = "small", method, K
+    c.image.size, c.image.crop_padding = SIZE, 1
+    c.model.backbone = backbone
+    c.train.epochs, c.train.batch_size = 2, 4
+    c.train.learning_rate, c.train.final_learning_rate = 0.05, 0.01
+    c.stream.dataset = f"folder:{images / 'stream'}"
+    c.stream.initial_classes = c.stream.increment = 2
+    c.memory_per_class = 2
+    c.replacements.tasks = c.replacements.classes = ()
+    with c.unlocked():
+        c.model.options = config.ConfigDict(options)
+        c.evaluations = config.ConfigDict({"open": config.evaluation(f"folder:{images / 'open'}")})
+    c.measures = ("identification",)
+    return c
+
+
+def save_external(
+    path, c, classes, *, accuracy=None, seed=0, backbone="small", num_classes=K, **options
+):
+    """Writes an external model that fits the run of `c`: random variables in place of training."""
+    spec = checkpoints.model_spec(backbone, num_classes - 1, options)
+    shapes = jax.eval_shape(
+        checkpoints.create_model(spec).init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3))
+    )
+    head = methods.get(c.method).external_head
+    shapes = heads.attach_expected(shapes, head, num_classes, num_classes - 1)
+    record = {
+        "kind": "external",
+        "model": spec,
+        "head": head,
+        "num_classes": num_classes,
+        "slots": [0, classes],
+        "image": image_spec(c.image),
+        "accuracy": accuracy,
+    }
+    checkpoints.save(str(path), initial_variables(shapes, seed), record)
+    return str(path)
