@@ -78,6 +78,10 @@ def default() -> ConfigDict:
     c.evaluations.handwriting = evaluation("handwriting")
     # Retrieval measures, keys of retrieval.MEASURES; the first gives matrix, AC and AA.
     c.measures = ("identification", "recall_at_1", "mean_average_precision")
+
+    c.tracking = ConfigDict()  # beside metrics.jsonl; no result depends on it
+    c.tracking.tensorboard = True  # event files in DIR/tensorboard
+    c.tracking.wandb = False  # Weights & Biases: log in first, or set WANDB_MODE=offline
     return c
 
 
