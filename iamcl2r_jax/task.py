@@ -141,7 +141,7 @@ class Setting:
       programs: compiled programs by architecture.
       reporter: shows the progress.
       preemption: tells when to save and stop.
-      tracker: is told of every epoch.
+      tracker: is told of every epoch; by default tells nobody.
     """
 
     config: ConfigDict
@@ -150,7 +150,7 @@ class Setting:
     programs: ProgramsBySpec
     reporter: Reporter
     preemption: Preemption
-    tracker: Tracker
+    tracker: Tracker = dataclasses.field(default_factory=Tracker)
 
 
 def stream_dataset(config: ConfigDict, stream: Stream) -> training.Dataset:

@@ -38,7 +38,7 @@ Writer = Callable[[int, Mapping[str, float], Mapping[str, np.ndarray]], None]
 class Tracker:
     """Tells writers what a run reached, each thing once."""
 
-    def __init__(self, epochs_per_task: int, writers: Sequence[Writer]):
+    def __init__(self, epochs_per_task: int = 0, writers: Sequence[Writer] = ()):
         self._epochs_per_task, self._writers = epochs_per_task, writers
         self._lines = 0
         self._told: dict[int, int] = {}  # epochs, by task
