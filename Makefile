@@ -7,7 +7,10 @@ CONFIG ?= configs/glyphs.py
 ARGS ?=
 EXTRAS ?= dev
 
-.PHONY: run test lint setup clean
+# pdoc cannot read these annotations, which are those of TFDS and chex.
+FOREIGN := utils.VersionOrStr list[utils.VersionOrStr] typing.Union[jax
+
+.PHONY: run test lint docs notebooks setup clean
 
 run: setup
 	$(BIN)/python launch/main.py --config=$(CONFIG) $(ARGS)
@@ -18,6 +21,14 @@ test: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+docs: setup  # the API reference, in build/docs
+	$(BIN)/python -W error::UserWarning \
+	    $(foreach type,$(FOREIGN),-W "ignore:Error parsing type annotation $(type)") \
+	    -m pdoc --docformat google --template-directory docs/pdoc --output-directory build/docs iamcl2r_jax
+
+notebooks: setup  # runs them at full size and keeps their outputs
+	$(BIN)/python notebooks/run.py $(ARGS)
 
 setup: $(VENV)/.installed-$(EXTRAS)
 

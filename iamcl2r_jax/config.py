@@ -5,6 +5,7 @@ and `validate_pretrain` then refuse what cannot work, in one line, before any wo
 """
 
 import math
+import runpy
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -87,6 +88,10 @@ def default() -> ConfigDict:
     c.evaluations.handwriting = evaluation("handwriting")
     # Retrieval measures, keys of retrieval.MEASURES; the first gives matrix, AC and AA.
     c.measures = ("identification", "recall_at_1", "mean_average_precision")
+
+    c.tracking = ConfigDict()  # beside metrics.jsonl; no result depends on it
+    c.tracking.tensorboard = True  # event files in DIR/tensorboard
+    c.tracking.wandb = False  # Weights & Biases: log in first, or set WANDB_MODE=offline
     return c
 
 
@@ -167,6 +172,20 @@ def _adapter() -> ConfigDict:
     c.learning_rate = 1e-3  # of Adam in the first step; it falls to zero
     c.similarity_weight = 100.0  # α, of the cosine distance beside the cross-entropy
     return c
+
+
+def load(file: str) -> ConfigDict:
+    """The configuration in a file, as the flag --config gives it to a program; for notebooks.
+
+    Args:
+      file: "configs/NAME.py", or "configs/NAME.py:option=value,...".
+
+    Returns:
+      The configuration, locked: a field that it has not got cannot be set.
+    """
+    path, _, options = file.partition(":")
+    get_config = runpy.run_path(path)["get_config"]
+    return (get_config(options) if options else get_config()).lock()
 
 
 def validate(config: ConfigDict) -> None:

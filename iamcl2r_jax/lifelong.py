@@ -6,6 +6,7 @@ A workdir holds:
   arrivals/      what was taken up from the watched directory, see `arrivals`
   progress/<t>   where the training of task t stands, while it is under way
   tasks/<t>      the model after task t: its variables and a record (memory, accuracy, history)
+  metrics.jsonl  the run's scalars, and tensorboard/ as well, see `tracking`
   results.json   the finished run, see `results`
   report.html    the same for a person, see `html_report`; its plots are in figures/
 """
@@ -17,7 +18,16 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import arrivals, checkpoints, files, html_report, inputs, methods, runtime
+from iamcl2r_jax import (
+    arrivals,
+    checkpoints,
+    files,
+    html_report,
+    inputs,
+    methods,
+    runtime,
+    tracking,
+)
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
 from iamcl2r_jax.data.sources import DataError
@@ -74,6 +84,7 @@ def run(
     """
     reporter, preemption = reporter or Reporter(), preemption or Preemption()
     validate(config)
+    tracking.check(config.tracking)
     refuse_other_config(config, workdir)
     finished = _finished(workdir, reporter)
     if finished is not None:
@@ -94,15 +105,15 @@ def run(
         clock.lap("data")
         external = inputs.external_models(config, reporter, preemption)
         clock.lap("pretrain")
-        setting = Setting(
-            config, stream, stream_dataset(config, stream), programs, reporter, preemption
-        )
-        with files.one_writer(workdir):
+        dataset = stream_dataset(config, stream)
+        with files.one_writer(workdir), tracking.open_tracker(config, workdir) as tracker:
             files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
             files.write_json(os.path.join(workdir, "data.json"), digests)
+            setting = Setting(config, stream, dataset, programs, reporter, preemption, tracker)
             records, external = train_stream(setting, external, workdir)
             clock.lap("train")
             figures, passes = evaluate(setting, workdir, evaluations)
+            tracker.evaluations(figures, sorted(external))
             reference_figures = references(config, evaluations, external, programs)
             clock.lap("evaluate")
             results = {
@@ -154,7 +165,8 @@ def _finished(workdir: str, reporter: Reporter) -> dict[str, Any] | None:
 def refuse_other_config(config: ConfigDict, workdir: str) -> None:
     """Raises `ConfigError` if the workdir holds a run with another configuration.
 
-    How often a run saves is no part of what it is, nor are the options of other methods.
+    How often a run saves and who is told of it is no part of what it is, nor are the options of
+    other methods.
     """
     try:
         there = files.read_json(os.path.join(workdir, "config.json"))
@@ -182,7 +194,8 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     Options of other methods are such, and those of adapters for a method that trains none: a new
     method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
-    without = {"saving"} | {name for name in ("retrain", "watch") if not config.get(name)}
+    without = {"saving", "tracking"}
+    without |= {name for name in ("retrain", "watch") if not config.get(name)}
     kept = {name: value for name, value in config.items() if name not in without}
     if "method_options" in kept:
         kept["method_options"] = {kept["method"]: kept["method_options"].get(kept["method"])}
@@ -222,6 +235,8 @@ def train_stream(
     method = methods.get(config.method)
     centres = ClassCentres.none(config.num_classes, config.num_classes - 1)
     records = intact_task_records(workdir, reporter)
+    for record in records:
+        setting.tracker.task(record)
     memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
     model = first_model(config)
     for task in range(len(records)):
@@ -267,6 +282,7 @@ def train_stream(
         checkpoints.save(task_path(workdir, task), model.stored, record)
         store.clear()
         records.append(record)
+        setting.tracker.task(record)
         _report_task(record, stream, reporter)
     return records, external
 

@@ -1,17 +1,37 @@
 """What a person sees while a run is under way.
 
-At a terminal one live line with a bar, the last figures and the time left; elsewhere plain lines,
-one now and then.
+At a terminal one live line with a bar, the rate, the time left and the last figures; elsewhere
+plain lines, one now and then.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
 _SECONDS_BETWEEN_LINES = 10.0
+
+
+class _Rate(ProgressColumn):
+    """Seconds for each epoch, or epochs in each second; the first one, which compiles, aside."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.speed
+        if not speed:
+            return Text("")
+        return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
 
 class Reporter:
@@ -32,11 +52,13 @@ class Reporter:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
+            _Rate(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[figures]}"),
             console=self.console,
             transient=True,
+            speed_estimate_period=math.inf,  # rich's 30 seconds may hold no whole epoch
             disable=not self.console.is_terminal,
         ) as bar:
             yield Stage(self, bar, title, epochs, done)

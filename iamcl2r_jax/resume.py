@@ -3,7 +3,7 @@
 import dataclasses
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -137,6 +137,7 @@ def fit_resumably(
     steps_per_call: int,
     reporter: Reporter,
     preemption: Preemption,
+    on_epoch: Callable[[Sequence[dict[str, float]]], None] = lambda history: None,
 ) -> tuple[Variables, list[dict[str, float]]]:
     """`training.fit` from where an earlier start of the same training stopped.
 
@@ -146,6 +147,8 @@ def fit_resumably(
       store: what earlier starts left, and where this one saves.
       reporter: shows the progress.
       preemption: saves and raises `PreemptedError` once requested.
+      on_epoch: is handed the metrics of all epochs so far, first those of an earlier start, then
+        again after every epoch.
       epoch, data, learning_rates, key, steps_per_call: see `training.fit`.
 
     Returns:
@@ -157,6 +160,7 @@ def fit_resumably(
             reporter.message(
                 f"{title}: continuing after epoch {position.epoch}, step {position.step}"
             )
+            on_epoch(position.history)
         calls = fit(
             epoch,
             state,
@@ -170,6 +174,7 @@ def fit_resumably(
             for state, position in calls:
                 if not position.step:
                     stage.epoch(position.history[-1])
+                    on_epoch(position.history)
                 if preemption.requested or store.due(position):
                     store.save(state, position)
                 if preemption.requested:

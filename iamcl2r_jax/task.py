@@ -22,6 +22,7 @@ from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel, image_options
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.resume import ProgressStore, fit_resumably
+from iamcl2r_jax.tracking import Tracker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +148,7 @@ class Setting:
       programs: compiled programs by architecture.
       reporter: shows the progress.
       preemption: tells when to save and stop.
+      tracker: is told of every epoch; by default tells nobody.
     """
 
     config: ConfigDict
@@ -155,6 +157,7 @@ class Setting:
     programs: ProgramsBySpec
     reporter: Reporter
     preemption: Preemption
+    tracker: Tracker = dataclasses.field(default_factory=Tracker)
 
 
 def stream_dataset(config: ConfigDict, stream: Stream) -> training.Dataset:
@@ -359,6 +362,7 @@ def train_task(
         steps_per_call=config.saving.steps_per_call,
         reporter=setting.reporter,
         preemption=setting.preemption,
+        on_epoch=partial(setting.tracker.epochs, task),
     )
     seen = (config.num_classes - stream.tasks[task].stop, config.num_classes)
     return Model(spec, variables, seen), history

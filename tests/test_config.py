@@ -9,6 +9,8 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from iamcl2r_jax import config, models
 from iamcl2r_jax.config import ConfigError
 
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
 
 def set_field(c, field, value):
     *parents, name = field.split(".")
@@ -16,6 +18,15 @@ def set_field(c, field, value):
         c = c[parent]
     with c.ignore_type():
         c[name] = value
+
+
+@pytest.mark.parametrize("file", ["tiny.py", "cifar100r.py", "cifar100r.py:tasks=31"])
+def test_a_file_is_loaded_as_by_the_flag(file):
+    path = str(CONFIGS / file)
+    loaded = config.load(path)
+    assert loaded == ConfigFileFlagParser("config").parse(path)
+    with pytest.raises(AttributeError, match="epochs"):
+        loaded.train.epoch = 3
 
 
 def test_defaults_are_valid():

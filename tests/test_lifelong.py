@@ -13,7 +13,9 @@ from iamcl2r_jax import checkpoints, config, files, lifelong, pretraining, runs,
 from iamcl2r_jax import task as task_module
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.preemption import PreemptedError, Preemption
 from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.tracking import Tracker
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -150,6 +152,7 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
     continued = lifelong.run(tiny, str(tmp_path))
     for part in ("task_accuracy", "evaluations", "references", "external_models"):
         assert continued[part] == results[part]
+    assert metric_lines(tmp_path) == metric_lines(workdir)
 
     right = [
         *(load_external(results["external_models"][task], tiny) for task in ("0", "1")),
@@ -164,6 +167,46 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
             runs.load_task(tiny, str(where), task).variables for where in (workdir, tmp_path)
         )
         chex.assert_trees_all_equal(first, again)
+
+
+def metric_lines(workdir):
+    """What metrics.jsonl says, but for the times."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name != "task/seconds"} for line in lines]
+
+
+def test_metrics_are_those_of_the_results(finished, tiny):
+    workdir, results = finished
+    lines = metric_lines(workdir)
+    kinds = ["epoch" in line for line in lines]
+    assert kinds == [*([True] * tiny.train.epochs + [False]) * 3, False, False, False]
+    accuracies = [line["task/accuracy"] for line in lines if "task/accuracy" in line]
+    assert accuracies == results["task_accuracy"]
+    for name, evaluation in results["evaluations"].items():
+        for figure in ("ac", "aa"):
+            told = [line[f"task/{name}/{figure}"] for line in lines[-3:]]
+            assert told == evaluation[f"{figure}_per_task"]
+    assert list((workdir / "tensorboard").iterdir())
+
+
+def test_metrics_after_a_stop_within_a_task(finished, tiny, tmp_path, monkeypatch):
+    workdir, _ = finished
+    shutil.copy(workdir / "config.json", tmp_path)
+    for task in ("0", "1"):
+        shutil.copytree(workdir / "tasks" / task, tmp_path / "tasks" / task)
+    preemption, epochs = Preemption(), Tracker.epochs
+
+    def stop_after_two(self, task, history):
+        epochs(self, task, history)
+        preemption.requested = (task, len(history)) == (2, 2)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tracker, "epochs", stop_after_two)
+        with pytest.raises(PreemptedError):
+            lifelong.run(tiny, str(tmp_path), preemption=preemption)
+    assert metric_lines(tmp_path) == metric_lines(workdir)[:12]
+    lifelong.run(tiny, str(tmp_path))
+    assert metric_lines(tmp_path) == metric_lines(workdir)
 
 
 def load_external(path, config):

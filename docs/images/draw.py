@@ -1,0 +1,40 @@
+"""Draws the README's pictures from finished runs, the first of which gives the matrix.
+
+python docs/images/draw.py runs/hoc/results.json [runs/simplex_fd/results.json ...]
+"""
+
+import pathlib
+import sys
+
+from iamcl2r_jax import files, plots
+
+EVALUATION = "digits"
+HERE = pathlib.Path(__file__).parent
+
+
+def main(paths: list[str]) -> None:
+    runs = {run["method"]: run for run in map(files.read_json, paths)}
+    shown = next(iter(runs.values()))
+    evaluation = shown["evaluations"][EVALUATION]
+    title = f"{shown['method']}: AC {evaluation['ac']:.2f}, AA {evaluation['aa']:.1f} %"
+    write(plots.heat_map(evaluation["matrix"], shown["replacements"], title), "matrix")
+    first_columns = {
+        method: [100 * row[0] for row in run["evaluations"][EVALUATION]["matrix"]]
+        for method, run in runs.items()
+    }
+    curves = plots.curves(
+        first_columns,
+        xlabel="queries of the model after task",
+        ylabel="found in the gallery of model 1, %",
+        replacements=shown["replacements"],
+    )
+    curves.axes[0].xaxis.get_major_locator().set_params(integer=True)
+    write(curves, "first_gallery")
+
+
+def write(figure, name: str) -> None:
+    figure.savefig(HERE / f"{name}.svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,203 @@
+"""What a run leaves while it goes on: metrics.jsonl, TensorBoard's event files, Weights & Biases.
+
+All three get the same lines in the same order, flat dicts of numbers:
+
+  {"task": 0, "epoch": 1, "global_epoch": 1, "train/loss": …, …}      after every epoch
+  {"task": 0, "task/accuracy": …, "task/seconds": …}                  after every task
+  {"task": 0, "task/NAME/ac": …, "task/NAME/aa": …, …}                for every task, at the end
+
+`task` counts from 0, as in results.json; `epoch` counts the finished epochs of the task and
+`global_epoch` those of the run. AC in [0, 1] and AA in percent are those of the models up to the
+task, on the evaluation NAME. The last kind of line comes with the picture task/NAME/matrix.
+
+The checkpoints say what happened, and the lines are only a view of them: a run that goes on after a
+stop writes all lines anew from what it finds there, so that none is there twice or contradicts.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from iamcl2r_jax import plots
+from iamcl2r_jax.config import ConfigError
+
+# Takes a line's number, the line, and pictures uint8 [H, W, 3] by name.
+Writer = Callable[[int, Mapping[str, float], Mapping[str, np.ndarray]], None]
+
+
+class Tracker:
+    """Tells writers what a run reached, each thing once."""
+
+    def __init__(self, epochs_per_task: int = 0, writers: Sequence[Writer] = ()):
+        self._epochs_per_task, self._writers = epochs_per_task, writers
+        self._lines = 0
+        self._told: dict[int, int] = {}  # epochs, by task
+
+    def epochs(self, task: int, history: Sequence[Mapping[str, float]]) -> None:
+        """Tells of the epochs of a task that were not told before.
+
+        Args:
+          task: counted from 0.
+          history: metrics of all epochs of the task so far.
+        """
+        for index in range(self._told.get(task, 0), len(history)):
+            at = {"task": task, "epoch": index + 1}
+            at["global_epoch"] = task * self._epochs_per_task + index + 1
+            self._write(at | {f"train/{name}": value for name, value in history[index].items()})
+        self._told[task] = len(history)
+
+    def task(self, record: Mapping[str, Any]) -> None:
+        """Tells of a finished task, by the record of its checkpoint."""
+        task = record["task"]
+        self.epochs(task, record["history"])
+        figures = {"task/accuracy": record["task_accuracy"], "task/seconds": record["seconds"]}
+        self._write({"task": task} | figures)
+
+    def evaluations(self, figures: Mapping[str, Any], replacements: Sequence[int]) -> None:
+        """Tells, task by task, what the models up to that task reach.
+
+        Args:
+          figures: of each evaluation by its name, as in results.json.
+          replacements: 0-based tasks at which the model was replaced.
+        """
+        num_tasks = len(next(iter(figures.values()))["matrix"])
+        for task in range(num_tasks):
+            line, pictures = {"task": task}, {}
+            replaced = [other for other in replacements if other <= task]
+            for name, evaluation in figures.items():
+                measures = {"": evaluation} | {
+                    f"{m}/": e for m, e in evaluation["measures"].items()
+                }
+                for prefix, figure in measures.items():
+                    line[f"task/{name}/{prefix}ac"] = figure["ac_per_task"][task]
+                    line[f"task/{name}/{prefix}aa"] = figure["aa_per_task"][task]
+                block = [row[: task + 1] for row in evaluation["matrix"][: task + 1]]
+                pictures[f"task/{name}/matrix"] = _pixels(plots.heat_map(block, replaced, name))
+            self._write(line, pictures)
+
+    def _write(
+        self, line: dict[str, float], pictures: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        for write in self._writers:
+            write(self._lines, line, pictures or {})
+        self._lines += 1
+
+
+def check(tracking: ConfigDict) -> None:
+    """Checks a run's `tracking` before anything starts.
+
+    Raises:
+      ConfigError: if Weights & Biases is asked for and not installed.
+    """
+    if tracking.wandb:
+        _import_wandb()
+
+
+@contextmanager
+def open_tracker(config: ConfigDict, workdir: str) -> Iterator[Tracker]:
+    """The tracker of a run, which begins without lines; closed when the block ends.
+
+    In a job of several processes only the first one writes.
+
+    Raises:
+      ConfigError: if Weights & Biases is asked for and cannot start.
+    """
+    with ExitStack() as stack:
+        writers = []
+        if jax.process_index() == 0:
+            writers.append(stack.enter_context(_json_lines(workdir)))
+            if config.tracking.tensorboard:
+                writers.append(stack.enter_context(_tensorboard(workdir)))
+            if config.tracking.wandb:
+                writers.append(stack.enter_context(_weights_and_biases(config, workdir)))
+        yield Tracker(config.train.epochs, writers)
+
+
+@contextmanager
+def _json_lines(workdir: str) -> Iterator[Writer]:
+    path = epath.Path(workdir) / "metrics.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+
+        def write(number, line, pictures):
+            print(json.dumps(line, allow_nan=False), file=file, flush=True)
+
+        yield write
+
+
+@contextmanager
+def _tensorboard(workdir: str) -> Iterator[Writer]:
+    directory = epath.Path(workdir) / "tensorboard"
+    for events in directory.glob("events.out.tfevents.*"):  # of the start before
+        events.unlink()
+    with SummaryWriter(os.fspath(directory)) as summary:
+
+        def write(number, line, pictures):
+            step = line.get("global_epoch", line["task"])
+            for name, value in line.items():
+                if "/" in name:
+                    summary.add_scalar(name, value, step)
+            for name, picture in pictures.items():
+                summary.add_image(name, picture, step, dataformats="HWC")
+            if "epoch" not in line:
+                summary.flush()
+
+        yield write
+
+
+@contextmanager
+def _weights_and_biases(config: ConfigDict, workdir: str) -> Iterator[Writer]:
+    wandb = _import_wandb()
+    try:
+        run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "iamcl2r_jax"),
+            name=f"{config.name}-{config.method}-seed{config.seed}",
+            config=config.to_dict(),
+            dir=os.fspath(workdir),
+            resume="auto",  # goes on with the run that this directory was stopped in
+        )
+    except wandb.Error as error:  # not logged in, say
+        raise ConfigError(f"tracking.wandb=True: {' '.join(str(error).split())}") from None
+    run.define_metric("train/*", step_metric="global_epoch")
+    run.define_metric("task/*", step_metric="task")
+    first = run.step  # earlier starts wrote the lines before this one, and the same
+
+    def write(number, line, pictures):
+        if number >= first:
+            images = {name: wandb.Image(picture) for name, picture in pictures.items()}
+            run.log({**line, **images}, step=number)
+
+    exit_code = 1
+    try:
+        yield write
+        exit_code = 0
+    finally:  # the run's own `with` would print a traceback
+        run.finish(exit_code=exit_code)
+
+
+def _import_wandb():
+    try:
+        import wandb  # an extra
+    except ImportError:
+        raise ConfigError(
+            "tracking.wandb=True: Weights & Biases is not installed; "
+            "pip install 'iamcl2r_jax[wandb]', or leave it False"
+        ) from None
+    return wandb
+
+
+def _pixels(figure: Figure) -> np.ndarray:
+    """A figure as uint8 [H, W, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
