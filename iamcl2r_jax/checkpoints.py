@@ -22,10 +22,19 @@ class CheckpointError(ValueError):
 
 
 def _checkpointer() -> ocp.Checkpointer:
+    # Variables are whole in every process of a job: the first saves and each loads by itself, where
+    # Orbax would have all wait for each other at every call.
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process_{me}"
+    )
     return ocp.Checkpointer(
         ocp.CompositeCheckpointHandler(
-            variables=ocp.StandardCheckpointHandler(), record=ocp.JsonCheckpointHandler()
-        )
+            variables=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+            record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
+            composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
+        ),
+        multiprocessing_options=alone,
     )
 
 

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from iamcl2r_jax import preemption, runtime
+from iamcl2r_jax import distributed, preemption, runtime
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import DataError
+from iamcl2r_jax.distributed import JobError
 from iamcl2r_jax.files import DamagedFileError, LockedError
 from iamcl2r_jax.preemption import PreemptedError
 from iamcl2r_jax.training import DivergenceError
@@ -21,20 +22,39 @@ _CACHE = flags.DEFINE_string(
 )
 
 
-def run(main: Callable[[list[str]], int | None]) -> None:
+_BAD_INPUT = (
+    CheckpointError,
+    ConfigError,
+    DamagedFileError,
+    DataError,
+    JobError,
+    LockedError,
+)
+
+
+def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> None:
     """Parses the flags and calls `main`; what it returns is the exit status, None being 0.
 
     What the user can mend is one line on standard error and exit status 2 for bad input, 1 for a
     run that failed; everything else keeps its traceback.
+
+    Args:
+      main: of the program.
+      joins_job: whether it may be one of several processes, see `distributed.join`.
     """
     logging.set_verbosity(logging.WARNING)
+    if joins_job:
+        _define_job_flags()
 
     def guarded(argv):
         if _CACHE.value:
             runtime.enable_compilation_cache(_CACHE.value)
         try:
+            if joins_job:
+                values = flags.FLAGS
+                distributed.join(values.coordinator, values.num_processes, values.process_id)
             return main(argv)
-        except (ConfigError, DataError, CheckpointError, DamagedFileError, LockedError) as error:
+        except _BAD_INPUT as error:
             return _fail(str(error), 2)
         except PreemptedError as error:
             return _fail(str(error), preemption.EXIT_STATUS)
@@ -64,6 +84,12 @@ def command() -> str:
     return shlex.join(["python", *sys.argv])
 
 
+def _define_job_flags() -> None:
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of the first process; not on TPU or SLURM.")
+    flags.DEFINE_integer("num_processes", None, "How many processes the job has.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+
+
 def _message(error: Exception) -> str:
     # An unknown field is an AttributeError around a KeyError, whose text would be a repr.
     while error.args and isinstance(error.args[0], Exception):
@@ -75,5 +101,6 @@ def _fail(message: str, status: int):
     # ml_collections puts a config file's traceback into its message; the end says what is wrong.
     if "Traceback" in message:
         message = message.partition("Traceback")[0] + message.strip().splitlines()[-1]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    distributed.leave(status)
     sys.exit(status)

@@ -10,6 +10,8 @@ from typing import Any
 import filelock
 from etils import epath
 
+from iamcl2r_jax import distributed
+
 _CHECKSUM = "sha256"  # of the other fields, as encoded here
 
 
@@ -27,7 +29,12 @@ def write_json(path: str, value: dict[str, Any]) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a text to a neighbouring file first, which takes the name once it is on disk."""
+    """Writes a text to a neighbouring file first, which takes the name once it is on disk.
+
+    Of a job of several processes the first alone writes.
+    """
+    if not distributed.is_first():
+        return
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.{os.getpid()}"
@@ -82,12 +89,13 @@ def one_writer(directory: str) -> Iterator[None]:
     """Keeps other processes of this machine from writing to a directory; it is made if missing.
 
     The lock is the operating system's: it goes when its process does, however that ends.
-    Directories in cloud storage are not locked.
+    Directories in cloud storage are not locked. Of a job of several processes the first holds the
+    lock.
 
     Raises:
       LockedError: naming the process that writes there.
     """
-    if "://" in directory:
+    if "://" in directory or not distributed.is_first():
         yield
         return
     os.makedirs(directory, exist_ok=True)

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import (
     arrivals,
     checkpoints,
+    distributed,
     files,
     html_report,
     inputs,
@@ -85,6 +86,7 @@ def run(
     reporter, preemption = reporter or Reporter(), preemption or Preemption()
     validate(config)
     tracking.check(config.tracking)
+    distributed.check_same("configuration", config.to_dict() | {"workdir": workdir})
     refuse_other_config(config, workdir)
     finished = _finished(workdir, reporter)
     if finished is not None:
@@ -101,11 +103,12 @@ def run(
         stream = inputs.load_stream(config)
         evaluations = inputs.load_evaluations(config)
         digests = inputs.digests(stream, evaluations)
+        distributed.check_same("data", digests)
         refuse_other_data(digests, workdir)
         clock.lap("data")
         external = inputs.external_models(config, reporter, preemption)
         clock.lap("pretrain")
-        dataset = stream_dataset(config, stream)
+        dataset = stream_dataset(config, stream, programs)
         with files.one_writer(workdir), tracking.open_tracker(config, workdir) as tracker:
             files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
             files.write_json(os.path.join(workdir, "data.json"), digests)
@@ -279,11 +282,13 @@ def train_stream(
             "seconds": time.monotonic() - started,
             "versions": runtime.versions(),
         }
-        checkpoints.save(task_path(workdir, task), model.stored, record)
+        if distributed.is_first():
+            checkpoints.save(task_path(workdir, task), model.stored, record)
         store.clear()
         records.append(record)
         setting.tracker.task(record)
         _report_task(record, stream, reporter)
+    distributed.wait_for_all(f"{workdir}: tasks saved")
     return records, external
 
 

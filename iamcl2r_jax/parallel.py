@@ -1,5 +1,7 @@
 """Data parallelism: the batch is split over all devices, everything else is on each."""
 
+from typing import Any
+
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -25,3 +27,22 @@ def batch_sharding(batch_size: int) -> NamedSharding | None:
         )
     mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
     return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def replicated(batch: NamedSharding) -> NamedSharding:
+    """Whole on each of the devices that share a batch."""
+    return NamedSharding(batch.mesh, PartitionSpec())
+
+
+def replicate(tree: Any, batch: NamedSharding | None) -> Any:
+    """Arrays that every process holds, put whole on each of the devices that share a batch.
+
+    Args:
+      tree: arrays, equal in all processes of the job.
+      batch: see `batch_sharding`; None leaves them where they are.
+    """
+    if batch is None:
+        return tree
+    # Not `device_put`: it takes no random keys to the devices of other processes.
+    whole = replicated(batch)
+    return jax.jit(lambda tree: tree, in_shardings=whole, out_shardings=whole)(tree)

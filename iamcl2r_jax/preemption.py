@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from iamcl2r_jax import distributed
+
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, continues
 _GRACE_SECONDS = 8.0  # to finish a call of the compiled program and save
 
@@ -14,21 +16,28 @@ _GRACE_SECONDS = 8.0  # to finish a call of the compiled program and save
 class PreemptedError(RuntimeError):
     """The run was asked to stop, has saved where it stands, and continues when started again."""
 
+    def __init__(self):
+        super().__init__("asked to stop; the same command continues")
+
 
 class Preemption:
-    """Whether this process was asked to stop.
+    """Whether the run was asked to stop.
 
     Attributes:
-      requested: true from then on.
+      requested: true once this process was asked.
     """
 
     def __init__(self):
         self.requested = False
 
+    def agreed(self) -> bool:
+        """Whether any process of the job was asked to stop; they must all call this together."""
+        return distributed.any_process(self.requested)
+
     def check(self) -> None:
         """Raises `PreemptedError` if asked to stop; for places where nothing needs to be saved."""
-        if self.requested:
-            raise PreemptedError("asked to stop; the same command continues")
+        if self.agreed():
+            raise PreemptedError
 
 
 @contextmanager

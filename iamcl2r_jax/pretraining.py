@@ -16,7 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, files, heads, methods, runtime, simplex
+from iamcl2r_jax import (
+    checkpoints,
+    distributed,
+    files,
+    heads,
+    methods,
+    parallel,
+    runtime,
+    simplex,
+)
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import validate_pretrain
 from iamcl2r_jax.data import sources
@@ -111,6 +120,7 @@ def pretrain(
         validate_pretrain(_with_classes(config, classes))
         if checkpoints.exists(path):
             raise CheckpointError(f"checkpoint {path} exists already; choose another directory")
+    distributed.check_same("configuration", config.to_dict() | {"paths": sorted(paths.items())})
     train, test = _load_images(config, max(paths))
     trainer = _Trainer(config, train, test)
     records = {}
@@ -133,13 +143,15 @@ def pretrain(
                 "history": history,
                 "versions": runtime.versions(),
             }
-            checkpoints.save(path, variables, records[classes])
+            if distributed.is_first():
+                checkpoints.save(path, variables, records[classes])
             store.clear()
         accuracy = records[classes]["accuracy"]
         reporter.message(
             f"external model on {classes} classes of {config.dataset}"
             f"{'' if accuracy is None else f', held-out accuracy {accuracy:.1%}'}: {path}"
         )
+    distributed.wait_for_all("external models saved")
     return records
 
 
@@ -192,7 +204,9 @@ class _Trainer:
         self._features = FeatureExtractor(model, options)
         self._simplex = None if self._learnable else simplex.dsimplex(config.num_classes)
         slots = simplex.external_slot(train.labels)
-        self._dataset = Dataset(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32))
+        self._dataset = parallel.replicate(
+            Dataset(train.images, slots.astype(np.int32)), self._epoch.program.batch_sharding
+        )
 
     def train(
         self, classes: int, store: ProgressStore, reporter: Reporter, preemption: Preemption

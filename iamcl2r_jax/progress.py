@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from iamcl2r_jax import distributed
+
 _SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -39,7 +41,7 @@ class Reporter:
 
     def __init__(self, console: Console | None = None):
         # `highlight` would colour every number of a plain sentence.
-        self.console = console or Console(highlight=False)
+        self.console = console or Console(highlight=False, quiet=not distributed.is_first())
 
     def message(self, text: str) -> None:
         """Prints one line."""

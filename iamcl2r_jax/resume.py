@@ -13,9 +13,9 @@ from etils import epath
 from flax import serialization
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, files, runtime
+from iamcl2r_jax import checkpoints, distributed, files, runtime
 from iamcl2r_jax.checkpoints import CheckpointError
-from iamcl2r_jax.preemption import Preemption
+from iamcl2r_jax.preemption import PreemptedError, Preemption
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.training import (
     CompiledEpoch,
@@ -55,6 +55,8 @@ class ProgressStore:
 
     def save(self, state: TrainState, position: Position) -> None:
         """Copies the state and begins to write it; waits for the write before."""
+        if not distributed.is_first():
+            return
         self.wait()
         # A copy: on CPU, NumPy's view would be of the buffers that the next call donates.
         arrays = jax.tree.map(lambda x: np.array(x), serialization.to_state_dict(state))
@@ -77,19 +79,23 @@ class ProgressStore:
     def latest(self, state: TrainState) -> tuple[TrainState, Position]:
         """The newest intact state and its position; `state` and the start if there is none."""
         expected = serialization.to_state_dict(state)
+        arrays, position, damaged = expected, Position(), []
         for number in sorted(self._numbers(), reverse=True):
             path = str(self._directory / f"{number:06d}")
             try:
                 record, arrays = checkpoints.load_record(path), checkpoints.load(path, expected)
             except CheckpointError as error:
                 self._reporter.message(f"{error}; going back to the one before")
-                checkpoints.remove(path)
+                damaged.append(path)
                 continue
             position = record["position"]
             position = Position(tuple(position["history"]), position["step"], position["sums"])
-            self._saved_epoch = position.epoch
-            return serialization.from_state_dict(state, arrays), position
-        return state, Position()
+            break
+        distributed.check_same(f"{self._directory}", dataclasses.asdict(position))
+        for path in damaged if distributed.is_first() else ():
+            checkpoints.remove(path)
+        self._saved_epoch = position.epoch
+        return serialization.from_state_dict(state, arrays), position
 
     def note_divergence(
         self, error: DivergenceError, title: str, learning_rates: Sequence[float]
@@ -115,7 +121,7 @@ class ProgressStore:
         """Removes the directory: what it led to is saved elsewhere."""
         self.wait()
         self._executor.shutdown()
-        if self._directory.exists():
+        if distributed.is_first() and self._directory.exists():
             self._directory.rmtree()
 
     def _numbers(self) -> list[int]:
@@ -175,11 +181,12 @@ def fit_resumably(
                 if not position.step:
                     stage.epoch(position.history[-1])
                     on_epoch(position.history)
-                if preemption.requested or store.due(position):
+                stop = preemption.agreed()
+                if stop or store.due(position):
                     store.save(state, position)
-                if preemption.requested:
+                if stop:
                     store.wait()
-                preemption.check()
+                    raise PreemptedError
         except DivergenceError as error:
             store.note_divergence(error, title, learning_rates)
             raise DivergenceError(error.epoch, error.step, title) from None

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints
+from iamcl2r_jax import checkpoints, distributed
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.task import Model, load_model
@@ -52,7 +52,8 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
         for child in (tasks.iterdir() if tasks.exists() else ())
         if child.name.isdigit() and int(child.name) >= len(records)
     ]
-    for child in sorted(later):
+    distributed.check_same(f"{tasks}", len(records))
+    for child in sorted(later) if distributed.is_first() else ():
         aside = epath.Path(workdir) / "set_aside"
         aside.mkdir(exist_ok=True)
         child.rename(aside / f"{child.name}-{time.time_ns()}")

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import adapters, checkpoints, heads, methods, simplex, training
+from iamcl2r_jax import adapters, checkpoints, heads, methods, parallel, simplex, training
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sampling import make_pool
@@ -88,6 +88,9 @@ class Programs:
 class ProgramsBySpec:
     """Compiled programs by architecture, made when first asked for.
 
+    Attributes:
+      batch_sharding: of all of them, see `parallel.batch_sharding`.
+
     Raises:
       ConfigError: if the devices cannot share a batch.
     """
@@ -96,7 +99,7 @@ class ProgramsBySpec:
         self._config = config
         self._made: dict[str, Programs] = {}
         try:
-            self._batch_sharding = batch_sharding(config.train.batch_size)
+            self.batch_sharding = batch_sharding(config.train.batch_size)
         except ValueError as error:
             raise ConfigError(str(error)) from None
 
@@ -132,7 +135,7 @@ class ProgramsBySpec:
             batch_size=config.train.batch_size,
             momentum=config.train.momentum,
             weight_decay=config.train.weight_decay,
-            batch_sharding=self._batch_sharding,
+            batch_sharding=self.batch_sharding,
         )
         return Programs(training.CompiledEpoch(program), FeatureExtractor(model, options))
 
@@ -160,10 +163,13 @@ class Setting:
     tracker: Tracker = dataclasses.field(default_factory=Tracker)
 
 
-def stream_dataset(config: ConfigDict, stream: Stream) -> training.Dataset:
-    """The stream's training images on the device, labelled by row of the classifier."""
+def stream_dataset(
+    config: ConfigDict, stream: Stream, programs: ProgramsBySpec
+) -> training.Dataset:
+    """The stream's training images on the devices, labelled by row of the classifier."""
     slots = simplex.downstream_slot(stream.train.labels, config.num_classes)
-    return training.Dataset(jnp.asarray(stream.train.images), jnp.asarray(slots, jnp.int32))
+    dataset = training.Dataset(stream.train.images, slots.astype(np.int32))
+    return parallel.replicate(dataset, programs.batch_sharding)
 
 
 def first_model(config: ConfigDict) -> Model:

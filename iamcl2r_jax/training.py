@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from iamcl2r_jax import heads
+from iamcl2r_jax import heads, parallel
 from iamcl2r_jax.data.augment import ImageOptions, augmented_batch
 from iamcl2r_jax.data.sampling import Pool, sample_batch, shuffled, steps_per_epoch
 from iamcl2r_jax.methods import Classes, Loss, LossInputs
@@ -277,7 +277,14 @@ class CompiledEpoch:
     def __init__(self, program: Program):
         self.program = program
         self.traces = 0
-        self._steps = jax.jit(self._traced, donate_argnames=("state",))
+        # Keys and scalars are everywhere too, as the devices may be other processes'.
+        everywhere = program.batch_sharding and parallel.replicated(program.batch_sharding)
+        self._steps = jax.jit(
+            self._traced,
+            donate_argnames=("state",),
+            in_shardings=everywhere,
+            out_shardings=everywhere,
+        )
 
     def _traced(self, state: TrainState, *args):
         self.traces += 1  # runs when JAX traces, not when the program runs
@@ -391,6 +398,7 @@ def fit(
       DivergenceError: if a loss or gradient is not finite.
     """
     num_steps = steps_per_epoch(int(data.new.size), int(data.memory.size), epoch.program.batch_size)
+    data = parallel.replicate(data, epoch.program.batch_sharding)
     while position.epoch < len(learning_rates):
         rate = learning_rates[position.epoch]
         stop = min(position.step + steps_per_call, num_steps)

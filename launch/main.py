@@ -3,7 +3,7 @@
 from absl import flags
 from ml_collections import config_flags
 
-from iamcl2r_jax import cli, lifelong
+from iamcl2r_jax import cli, distributed, lifelong
 from iamcl2r_jax.preemption import on_sigterm
 from iamcl2r_jax.report import print_results
 
@@ -17,8 +17,9 @@ def main(_):
     workdir = _WORKDIR.value or f"runs/{config.name}"
     with on_sigterm() as preemption:
         results = lifelong.run(config, workdir, preemption=preemption, command=cli.command())
-    print_results(results, workdir)
+    if distributed.is_first():
+        print_results(results, workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, joins_job=True)

@@ -23,6 +23,7 @@ from PIL import Image, ImageOps
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import py_utils
 
+from iamcl2r_jax import distributed
 from iamcl2r_jax.data import catalogue
 
 FOLDER_PREFIX = "folder:"
@@ -187,8 +188,9 @@ def _load_tfds(name, split, image_size, data_dir, num_classes, min_per_class) ->
     del min_per_class
     builder = _builder(name, data_dir)
     image_key, label_key = _keys(name, builder)
-    if not _is_prepared(builder):
-        _prepare(name, data_dir)
+    with distributed.first_alone_first(f"{name} prepared"):
+        if not _is_prepared(builder):
+            _prepare(name, data_dir)
         builder = _builder(name, data_dir)
     try:
         count = builder.info.splits[split].num_examples
