@@ -1,0 +1,50 @@
+"""A run that compiles in seconds, for tests that start processes.
+
+As a program it is launch/main.py with this file as its config: the arguments are further flags.
+"""
+
+import pathlib
+import runpy
+import sys
+from functools import partial
+
+from iamcl2r_jax import config, models
+from iamcl2r_jax.models.resnet import BasicBlock, ResNet
+
+ROOT = pathlib.Path(__file__).parents[1]
+# One residual block instead of eight.
+models.BACKBONES["smallest"] = partial(ResNet, block=BasicBlock, stage_sizes=(1,))
+
+
+def get_config():
+    c = config.default()
+    c.name = "smallest"
+    c.num_classes = 64
+    c.stream.initial_classes = 20
+    c.stream.increment = 16
+    c.stream.limit_per_class = 8
+    c.stream.test_split = "test[:10%]"
+    c.memory_per_class = 4
+    c.replacements.tasks = (1,)
+    c.replacements.classes = (4,)
+    c.evaluations.digits.query_split = "train[:10%]"
+    del c.evaluations.handwriting
+    c.measures = ("identification",)
+    for part in (c, c.replacements.recipe):
+        part.image.size = 16
+        part.image.crop_padding = 2
+        part.model.backbone = "smallest"
+        part.model.options.width = 4
+        part.train.epochs = 2
+        part.train.batch_size = 16
+        part.train.learning_rate = 1e-3
+        part.saving.every_epochs = 1
+    c.replacements.recipe.train_split = "train[:25%]"
+    return c
+
+
+if __name__ == "__main__":
+    program = str(ROOT / "launch" / "main.py")
+    cache = f"--compilation_cache={ROOT}/.cache/jax"
+    sys.argv = [program, f"--config={__file__}", cache, *sys.argv[1:]]
+    runpy.run_path(program, run_name="__main__")
