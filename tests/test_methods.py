@@ -536,8 +536,8 @@ def test_accuracy_is_among_the_classes_seen_so_far(run_of):
 
 
 def setting_of(c, stream):
-    dataset = task_module.stream_dataset(c, stream)
     programs = task_module.ProgramsBySpec(c)
+    dataset = task_module.stream_dataset(c, stream, programs)
     return task_module.Setting(c, stream, dataset, programs, Reporter(), Preemption())
 
 
