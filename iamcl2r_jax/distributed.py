@@ -121,7 +121,8 @@ def _connect_devices() -> None:
 
 def is_first() -> bool:
     """Whether this process writes and prints: always, unless it is a later one of a job."""
-    return jax.process_index() == 0
+    # Alone it touches no device: programs that only read and write files need none.
+    return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
 def wait_for_all(place: str) -> None:
