@@ -53,7 +53,10 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             if joins_job:
                 values = flags.FLAGS
                 distributed.join(values.coordinator, values.num_processes, values.process_id)
-            return main(argv)
+            status = main(argv)
+            if joins_job:
+                distributed.wait_for_all("end")  # the first may still be writing
+            return status
         except _BAD_INPUT as error:
             return _fail(str(error), 2)
         except PreemptedError as error:

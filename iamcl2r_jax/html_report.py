@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import (
     checkpoints,
     compatibility,
+    distributed,
     files,
     heads,
     inputs,
@@ -135,8 +136,11 @@ def write_or_tell(
     """`write`, or one line that says why there is no report.
 
     What was measured is in results.json by then, so that nothing is lost with a page that can be
-    made again; hence whatever goes wrong here does not end the run.
+    made again; hence whatever goes wrong here does not end the run. Of a job of several processes
+    the first alone writes it.
     """
+    if not distributed.is_first():
+        return
     try:
         write(config, workdir, results, **loaded)
     except Exception as error:

@@ -10,7 +10,7 @@ from functools import partial
 
 import flax.linen as nn
 
-from iamcl2r_jax import config, models
+from iamcl2r_jax import config, html_report, models
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -60,6 +60,8 @@ def get_config():
 
 
 if __name__ == "__main__":
+    # The page and its pictures would take longer than the run.
+    html_report.write_or_tell = lambda *args, **kwargs: None
     program = str(ROOT / "launch" / "main.py")
     cache = f"--compilation_cache={ROOT}/.cache/jax"
     sys.argv = [program, f"--config={__file__}", cache, *sys.argv[1:]]

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import smallest_run
 
-from iamcl2r_jax import distributed, lifelong
+from iamcl2r_jax import distributed, runs
 from iamcl2r_jax.distributed import JobError
 
 PATIENCE = 900  # seconds until something counts as hanging; this machine may be busy
@@ -66,7 +66,7 @@ def output_of(process, status=0):
 
 
 def histories(workdir):
-    return [record["history"] for record in lifelong.task_records(str(workdir))]
+    return [record["history"] for record in runs.task_records(str(workdir))]
 
 
 def losses(workdir):
@@ -88,7 +88,7 @@ def assert_same_but_for_rounding(workdir, other):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def jobs(tmp_path_factory):
     """Workdirs of the run in one process of four devices, and in two of two; and what each said."""
     directory = tmp_path_factory.mktemp("runs")
     one, two = directory / "one", directory / "two"
@@ -96,8 +96,8 @@ def runs(tmp_path_factory):
     return one, two, [output_of(process) for process in processes]
 
 
-def test_two_processes_obtain_what_one_does(runs):
-    one, two, _ = runs
+def test_two_processes_obtain_what_one_does(jobs):
+    one, two, _ = jobs
     assert losses(one).shape == (3, 2)
     assert_same_but_for_rounding(two, one)
     results = json.loads((two / "results.json").read_text())
@@ -106,17 +106,17 @@ def test_two_processes_obtain_what_one_does(runs):
     assert results["train_traces"] == 1
 
 
-def test_only_the_first_process_speaks(runs):
-    *_, (alone, first, second) = runs
+def test_only_the_first_process_speaks(jobs):
+    *_, (alone, first, second) = jobs
     for output in (alone, first):
         assert "task 3/3" in output
         assert "results:" in output
     assert not [line for line in second.splitlines() if not line.startswith("[Gloo]")]
 
 
-def test_death_of_a_process_ends_the_other_and_the_job_continues(runs, tmp_path):
+def test_death_of_a_process_ends_the_other_and_the_job_continues(jobs, tmp_path):
     """And what the four devices have left, one and eight can continue."""
-    _, two, _ = runs
+    _, two, _ = jobs
     workdir = tmp_path / "killed"
     shutil.copytree(f"{two}-external", f"{workdir}-external")
     first, second = start_two(workdir, "--config.saving.every_seconds=0.01")

@@ -32,7 +32,8 @@ class Gauge(Reporter):
 
 
 @pytest.mark.parametrize("tasks", [8, pytest.param(31, marks=pytest.mark.slow)])
-def test_tasks_leave_nothing_behind(tasks, tmp_path):
+def test_tasks_leave_nothing_behind(tasks, tmp_path, monkeypatch):
+    monkeypatch.setattr(lifelong.html_report, "write_or_tell", lambda *args, **kwargs: None)
     c = smallest_run.get_config()
     c.stream.initial_classes = 52 - (tasks - 1)
     c.stream.increment = 1
