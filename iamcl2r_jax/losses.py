@@ -96,6 +96,16 @@ def cross_entropy(logits, labels, *, mask=None, weight=None):
     return _weighted_mean(losses, weight)
 
 
+def _diagonal(scores: jax.Array) -> jax.Array:
+    """Of [B, B]: [B], also where the rows are split over devices.
+
+    `jnp.diagonal` gathers them inside a branch. There the devices may communicate in another order
+    than elsewhere, and on CPU then wait for each other without end.
+    """
+    own = jnp.eye(len(scores), dtype=bool)
+    return jnp.sum(scores, axis=1, where=own)
+
+
 def hoc_loss(new, old, labels, *, mu=10.0, exclude_same_class=False):
     """Higher-order compatibility: contrasts each old feature with all new features of the batch.
 
@@ -127,11 +137,11 @@ def hoc_loss(new, old, labels, *, mu=10.0, exclude_same_class=False):
     same_class = labels[:, jnp.newaxis] == labels[jnp.newaxis, :]
     if not exclude_same_class:
         candidates = jax.nn.logsumexp(jnp.where(same_class, 0.0, scores), axis=1)
-        return jnp.mean(candidates - jnp.diagonal(scores))
+        return jnp.mean(candidates - _diagonal(scores))
     candidates = jax.nn.logsumexp(scores, axis=1, where=~same_class)
     # The logarithm of an empty sum is -∞; weight 0 drops it together with its gradient.
     has_negative = jnp.any(~same_class, axis=1)
-    return _weighted_mean(candidates - jnp.diagonal(scores), has_negative)
+    return _weighted_mean(candidates - _diagonal(scores), has_negative)
 
 
 def feature_distillation(new, old, *, weight=None):

@@ -246,6 +246,14 @@ def train_steps(
     def one_step(index, state):
         key_sample, key_augment = jax.random.split(jax.random.fold_in(key_steps, index))
         indices, from_memory = sample_batch(key_sample, index, new, data.memory, program.batch_size)
+        if program.batch_sharding is not None:
+            # Every device draws the whole batch. XLA would rather split the drawing, with
+            # communication inside its branches, where it may come in another order on each device:
+            # on CPU the devices then wait for each other without end.
+            everywhere = parallel.replicated(program.batch_sharding)
+            indices, from_memory = jax.lax.with_sharding_constraint(
+                (indices, from_memory), everywhere
+            )
         images = augmented_batch(key_augment, data.dataset.images, indices, program.image_options)
         batch = images, data.dataset.labels[indices], from_memory
         if program.batch_sharding is not None:
