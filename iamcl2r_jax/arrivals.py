@@ -12,7 +12,7 @@ import shlex
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, files
+from iamcl2r_jax import checkpoints, distributed, files
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.inputs import load_external
@@ -56,6 +56,19 @@ def take(
     if not replacements.watch or task in (*replacements.tasks, *replacements.retrain):
         return {}
     copy = os.path.join(workdir, "arrivals", str(task))
+    # Of a job of several processes the first decides, and the others read what it has written.
+    with distributed.first_alone_first(copy):
+        taken = _decide(config, copy, task, external, reporter)
+    return {task: load_external(config, copy)} if taken else {}
+
+
+def _decide(
+    config: ConfigDict,
+    copy: str,
+    task: int,
+    external: dict[int, ExternalModel],
+    reporter: Reporter,
+) -> bool:
     try:
         decision = files.read_json(f"{copy}.json")
     except files.DamagedFileError as error:
@@ -70,7 +83,7 @@ def take(
                 reporter.message(f"task {task + 1}: takes up {best.path}, {_describe(best)}")
         decision = {"taken": checkpoints.exists(copy)}
         files.write_json(f"{copy}.json", decision)
-    return {task: load_external(config, copy)} if decision["taken"] else {}
+    return decision["taken"]
 
 
 def fixed_schedule(external: dict[int, ExternalModel]) -> str:
