@@ -39,10 +39,10 @@ def replicate(tree: Any, batch: NamedSharding | None) -> Any:
 
     Args:
       tree: arrays, equal in all processes of the job.
-      batch: see `batch_sharding`; None leaves them where they are.
+      batch: see `batch_sharding`; None for the one device.
     """
     if batch is None:
-        return tree
+        return jax.device_put(tree)
     # Not `device_put`: it takes no random keys to the devices of other processes.
     whole = replicated(batch)
     return jax.jit(lambda tree: tree, in_shardings=whole, out_shardings=whole)(tree)

@@ -407,6 +407,9 @@ def fit(
     """
     num_steps = steps_per_epoch(int(data.new.size), int(data.memory.size), epoch.program.batch_size)
     data = parallel.replicate(data, epoch.program.batch_sharding)
+    if epoch.program.batch_sharding is not None:
+        # As it comes out of a call, or the next one would be traced and compiled again.
+        state = parallel.replicate(state, epoch.program.batch_sharding)
     while position.epoch < len(learning_rates):
         rate = learning_rates[position.epoch]
         stop = min(position.step + steps_per_call, num_steps)
