@@ -113,6 +113,9 @@ def verify(path: str) -> None:
 def remove(path: str) -> None:
     """Removes a checkpoint, finished or damaged; what is half removed no longer counts as one."""
     directory = epath.Path(path)
+    if not directory.is_dir():  # something took its place
+        directory.unlink(missing_ok=True)
+        return
     (directory / _MANIFEST).unlink(missing_ok=True)
     directory.rmtree()
 

@@ -61,6 +61,8 @@ def on_sigterm() -> Iterator[Preemption]:
             if data[0] == signal.SIGTERM:
                 preemption.requested = True
                 if not done.wait(_GRACE_SECONDS):
+                    # print would want a lock that the main thread may hold.
+                    os.write(2, f"error: {PreemptedError()}\n".encode())
                     os._exit(EXIT_STATUS)
                 return
 
