@@ -1,0 +1,167 @@
+"""Starts programs of launch/ again and again, and kills them where it is told to.
+
+A process that has imported the package once, and forks a child for each start: that spares the
+seconds of importing. In the child it is as if `python launch/NAME.py ARGS` had been typed, but for
+the network of `smallworld`. JAX has not begun to work when the child is forked.
+
+Requests come as JSON lines and are answered by JSON lines, see `serve`. `Starter` is the other end.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import pathlib
+import runpy
+import subprocess
+import sys
+import threading
+import time
+import traceback
+
+import jax
+import smallworld
+
+# All that a program imports, so that its child need not.
+from iamcl2r_jax import cli, evaluation, lifelong, report, runtime, training, upgrade  # noqa: F401
+
+ROOT = pathlib.Path(__file__).parents[1]
+_WRITES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.link")
+_WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
+
+
+class Starter:
+    """The end of the tests: a context that starts programs."""
+
+    def __enter__(self):
+        self._process = subprocess.Popen(
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        return self
+
+    def __exit__(self, *_):
+        self._process.stdin.close()
+        self._process.stdout.close()
+        self._process.wait(timeout=60)
+
+    def __call__(self, program: str, *args: str, **request):
+        """Starts launch/PROGRAM.py and waits for its end.
+
+        Args:
+          program: name of the program.
+          *args: its arguments.
+          **request: `below`, a directory; `signal`, to be sent `at` the so-manieth event (a step
+            of training, a pass of a model, a change of a file below the directory), or `after` so
+            many seconds.
+
+        Returns:
+          {"status": exit status, the signal's number negated, "events", "seconds", "after_signal":
+          seconds from the signal to the end, "errors": what stood on standard error}.
+        """
+        request = {"program": program, "args": args} | request
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+def serve(requests, answers) -> None:
+    """Forks a child for each request and answers how it ended."""
+    for line in requests:
+        request = json.loads(line)
+        errors, notes = os.memfd_create("errors"), os.memfd_create("notes")
+        started = time.monotonic()
+        pid = os.fork()
+        if not pid:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(errors, 2)
+            os._exit(be_program(request, notes))
+        if "after" in request:
+            time.sleep(request["after"])
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, request["signal"])
+        _, status = os.waitpid(pid, 0)
+        ended, at = time.monotonic(), request.get("at", 0)
+        noted = _content(notes).split()
+        answer = {
+            "status": os.waitstatus_to_exitcode(status),
+            "events": len(noted),
+            "seconds": ended - started,
+            "after_signal": ended - float(noted[at - 1]) if 0 < at <= len(noted) else None,
+            "errors": _content(errors),
+        }
+        os.close(errors)
+        os.close(notes)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def be_program(request, notes) -> int:
+    """What the child does; returns its exit status."""
+    count_events(request, notes)
+    sys.argv = [f"launch/{request['program']}.py", *request["args"]]
+    try:
+        runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(bool(end.code))
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    finally:
+        sys.stderr.flush()
+    return 0
+
+
+def count_events(request, notes) -> None:
+    """Notes the time of each event from now on, and sends the signal at the one asked for."""
+    below = request.get("below", "/nowhere")
+    lock, count = threading.Lock(), itertools.count(1)
+
+    def event():
+        with lock:
+            number = next(count)
+            os.write(notes, b"%.3f " % time.monotonic())
+        if number == request.get("at"):
+            os.kill(os.getpid(), request["signal"])
+
+    def audit(name, args):
+        if name == "open":
+            happened = isinstance(args[2], int) and args[2] & _WRITE_FLAGS
+        else:
+            happened = name in _WRITES
+        if happened and str(args[0]).startswith(below):
+            event()
+
+    def counted(function):
+        def call(*args):
+            event()
+            return function(*args)
+
+        return call
+
+    training.CompiledEpoch.__call__ = counted(training.CompiledEpoch.__call__)
+    evaluation.FeatureExtractor.__call__ = counted(evaluation.FeatureExtractor.__call__)
+    sys.addaudithook(audit)
+
+
+def _content(file) -> str:
+    return os.pread(file, 2**20, 0).decode()
+
+
+def cache_everything(enable=runtime.enable_compilation_cache):
+    """The small world's programs compile too fast to be kept otherwise."""
+
+    def enable_all(directory):
+        enable(directory)
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+    runtime.enable_compilation_cache = enable_all
+
+
+if __name__ == "__main__":
+    smallworld.register()
+    cache_everything()
+    serve(sys.stdin, os.fdopen(os.dup(1), "w"))

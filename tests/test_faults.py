@@ -1,0 +1,168 @@
+"""A run that is killed at any moment and started again ends as if nothing had happened.
+
+The programs are those of launch/ in processes of their own, on the small world of `smallworld`.
+Figures for RELIABILITY.md: `python -m pytest tests/test_faults.py -n 0 -s`.
+"""
+
+import itertools
+import json
+import pathlib
+import signal
+
+import jax
+import numpy as np
+import pytest
+import smallworld
+from starter import Starter
+
+from iamcl2r_jax import checkpoints, files, lifelong
+from iamcl2r_jax.preemption import EXIT_STATUS
+
+CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax-small"
+OF_THIS_START = {"seconds", "environment", "train_traces"}  # what a results file says of itself
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("world")
+    smallworld.write_images(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def start(images):
+    """Starts the run that lives in a directory: start(directory, ...), see `Starter`."""
+    with Starter() as starter:
+
+        def run(directory, **request):
+            return starter(
+                "main",
+                f"--config=tests/smallworld.py:{images}",
+                f"--config.replacements.directory={directory}/models",
+                f"--workdir={directory}/run",
+                f"--compilation_cache={CACHE}",
+                below=str(directory),
+                **request,
+            )
+
+        yield run
+
+
+@pytest.fixture(scope="module")
+def whole(start, tmp_path_factory):
+    """The uninterrupted run: its outcome, and how its process ended."""
+    directory = tmp_path_factory.mktemp("whole")
+    start(tmp_path_factory.mktemp("before"))  # compiles
+    ended = start(directory)
+    assert ended["status"] == 0, ended["errors"]
+    return outcome(directory), ended
+
+
+def outcome(directory):
+    """All that a run is to be remembered for: figures, memories, losses and parameters."""
+    results = files.read_json(directory / "run" / "results.json")
+    records = lifelong.task_records(str(directory / "run"))
+    told = json.dumps(
+        [
+            {name: value for name, value in part.items() if name not in OF_THIS_START}
+            for part in (results, *records)
+        ]
+    )
+    places = [directory / "run" / "tasks" / str(t) for t in range(smallworld.NUM_TASKS)]
+    places += sorted(p for p in (directory / "models").iterdir() if p.name[0] != ".")
+    return json.loads(told.replace(str(directory), "")), list(map(arrays, places))
+
+
+def arrays(place):
+    """The variables of a checkpoint as bytes, by name."""
+    with checkpoints._checkpointer() as checkpointer:
+        stored = checkpointer.restore(
+            place, checkpoints.ocp.args.Composite(variables=checkpoints.ocp.args.StandardRestore())
+        )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(stored["variables"])
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
+
+
+def leftovers(directory):
+    """What is in a finished run's directories that does not belong there."""
+    run = {p.name for p in (directory / "run").iterdir()}
+    run -= {"config.json", "data.json", "results.json", "tasks", ".lock", ".lock-holder"}
+    models = {p.name for p in (directory / "models").iterdir() if p.name[0] == "."}
+    tasks = {p.name for p in (directory / "run" / "tasks").iterdir()} - {"0", "1", "2"}
+    return run | models | tasks
+
+
+def stage(directory):
+    """How far a run has come, by what is on disk."""
+    tasks = list((directory / "run" / "tasks").glob("[0-9]"))
+    if not (directory / "run" / "config.json").exists():
+        return "pre-training"
+    if len(tasks) == smallworld.NUM_TASKS:
+        return "evaluation"
+    return f"task {len(tasks) + 1}"
+
+
+def run_with_interruptions(start, directory, rng, whole, signal_number, *, timed=0.25):
+    """Interrupts each start at a random event or moment until one gets through.
+
+    Returns:
+      How each interrupted process ended, with the stage it was in and whether it was writing.
+    """
+    interrupted = []
+    while True:
+        if rng.random() < timed:
+            moment = {"after": float(rng.uniform(0, whole["seconds"] / 2))}
+        else:
+            # A start needs some events to come as far as the one before.
+            moment = {"at": int(rng.integers(1, max(2, whole["events"] // 12)))}
+        ended = start(directory, signal=signal_number, **moment)
+        if ended["status"] == 0:
+            return interrupted
+        writing = any(".draft" in p.name for p in directory.rglob(".*"))
+        interrupted.append(ended | moment | {"stage": stage(directory), "writing": writing})
+
+
+def kill_again_and_again(start, whole, directory, *, seed, least):
+    """Runs killed at `least` or more moments in all; their outcomes must be that of `whole`."""
+    rng, kills, places = np.random.default_rng(seed), [], itertools.count()
+    while len(kills) < least:
+        place = directory / str(next(places))
+        place.mkdir()
+        kills += run_with_interruptions(start, place, rng, whole[1], signal.SIGKILL)
+        assert outcome(place) == whole[0]
+        assert not leftovers(place)
+    assert {kill["status"] for kill in kills} == {-signal.SIGKILL}
+    stages = [kill["stage"] for kill in kills]
+    print(f"\nkilled {len(kills)} times, {sum('after' in kill for kill in kills)} of them by the")
+    print(f"clock: {dict(sorted((s, stages.count(s)) for s in set(stages)))}, ", end="")
+    print(f"{sum(kill['writing'] for kill in kills)} while a checkpoint was being written")
+    return kills
+
+
+def test_killed_anywhere_a_run_ends_with_the_same_bits(start, whole, tmp_path):
+    kills = kill_again_and_again(start, whole, tmp_path, seed=0, least=20)
+    assert {"pre-training", "task 1", "task 2", "task 3"} <= {kill["stage"] for kill in kills}
+    assert any(kill["writing"] for kill in kills)
+
+
+@pytest.mark.slow
+def test_killed_at_many_more_moments(start, whole, tmp_path):
+    kills = kill_again_and_again(start, whole, tmp_path, seed=1, least=200)
+    assert {"pre-training", "task 1", "task 2", "task 3", "evaluation"} == {
+        kill["stage"] for kill in kills
+    }
+
+
+def test_sigterm_saves_and_the_next_start_continues(start, whole, tmp_path):
+    rng = np.random.default_rng(2)
+    stops = run_with_interruptions(start, tmp_path, rng, whole[1], signal.SIGTERM, timed=0)
+    assert len(stops) >= 3
+    assert {stop["status"] for stop in stops} == {EXIT_STATUS}
+    assert max(stop["after_signal"] for stop in stops) < 10
+    assert all(
+        stop["errors"] == "error: asked to stop; the same command continues\n" for stop in stops
+    )
+    assert outcome(tmp_path) == whole[0]
+    assert not leftovers(tmp_path)
+    slowest = max(stop["after_signal"] for stop in stops)
+    print(f"\nasked to stop {len(stops)} times, ended within {slowest:.1f} s")
