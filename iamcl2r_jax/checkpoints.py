@@ -5,6 +5,8 @@ every file must be as it was written, and the stored arrays what the record says
 by leaf.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -48,25 +50,41 @@ def save(path: str, variables: Variables, record: dict[str, Any]) -> None:
 
     Raises:
       CheckpointError: if `path` exists.
+      WriteError: if the disk is full or the place cannot be written; nothing is left of it.
     """
+    check_free(path)
     directory = epath.Path(path).absolute()
-    if directory.exists():
-        raise CheckpointError(f"checkpoint {path} exists already; remove it or choose another name")
+    variables = jax.device_get(variables)
     draft = directory.parent / f".{directory.name}.draft"
-    if draft.exists():  # of a process that did not live to finish it
-        draft.rmtree()
-    with _checkpointer() as checkpointer:
-        checkpointer.save(
-            draft,
-            ocp.args.Composite(
-                variables=ocp.args.StandardSave(jax.device_get(variables)),
-                record=ocp.args.JsonSave(record),
-            ),
-        )
-    files.write_json(draft / _MANIFEST, {"files": _digests(draft)})
-    draft.rename(directory)
+    with files.writing(path):
+        for left in _drafts(draft):  # of a process that did not live to finish it
+            left.rmtree()
+        files.require_space(path, _ROOM + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
+        try:
+            with _checkpointer() as checkpointer:
+                checkpointer.save(
+                    draft,
+                    ocp.args.Composite(
+                        variables=ocp.args.StandardSave(variables),
+                        record=ocp.args.JsonSave(record),
+                    ),
+                )
+            files.write_json(draft / _MANIFEST, {"files": _digests(draft)})
+            draft.rename(directory)
+        except (OSError, ValueError, files.WriteError):
+            for left in _drafts(draft):
+                left.rmtree()
+            raise
 
 
+def _drafts(draft: epath.Path) -> list[epath.Path]:
+    """What there is of an unfinished checkpoint: itself, and what Orbax makes it from."""
+    if not draft.parent.exists():
+        return []
+    return [child for child in draft.parent.iterdir() if child.name.startswith(draft.name)]
+
+
+_ROOM = 2**16  # bytes of a checkpoint beside its arrays
 _MANIFEST = "manifest.json"
 
 
@@ -85,6 +103,17 @@ def exists(path: str) -> bool:
     return (epath.Path(path) / _MANIFEST).exists()
 
 
+def check_free(path: str) -> None:
+    """Raises `CheckpointError` if there is anything in the place where a checkpoint is to be."""
+    if exists(path):
+        raise CheckpointError(f"checkpoint {path} exists already; remove it or choose another name")
+    if epath.Path(path).exists():
+        raise CheckpointError(
+            f"checkpoint {path} is damaged: its {_MANIFEST} is missing; remove it to have it made "
+            "again, or choose another name"
+        )
+
+
 def verify(path: str) -> None:
     """Compares every file of a checkpoint with its checksum.
 
@@ -94,9 +123,11 @@ def verify(path: str) -> None:
     """
     directory = _existing(path)
     try:
-        written = files.read_json(directory / _MANIFEST)["files"]
+        written = files.read_json(directory / _MANIFEST).get("files")
     except files.DamagedFileError as error:
         raise CheckpointError(f"checkpoint {path} is damaged: {error}") from None
+    if not isinstance(written, dict):
+        raise CheckpointError(f"checkpoint {path} is damaged: its {_MANIFEST} lists no files")
     there = _digests(directory)
     for name in sorted(written.keys() | there.keys()):
         if written.get(name) != there.get(name):
@@ -128,11 +159,13 @@ def load_record(path: str) -> dict[str, Any]:
     """
     verify(path)
     directory = _existing(path)
-    with _checkpointer() as checkpointer:
+    with _reading(path), _checkpointer() as checkpointer:
         restored = checkpointer.restore(
             directory, ocp.args.Composite(record=ocp.args.JsonRestore())
         )
-    return restored["record"]
+    if not isinstance(record := restored["record"], dict):
+        raise CheckpointError(f"checkpoint {path}: its record is no JSON object")
+    return record
 
 
 def load(path: str, expected: Any) -> Variables:
@@ -151,7 +184,7 @@ def load(path: str, expected: Any) -> Variables:
     """
     verify(path)
     directory = _existing(path)
-    with _checkpointer() as checkpointer:
+    with _reading(path), _checkpointer() as checkpointer:
         stored = checkpointer.metadata(directory).item_metadata["variables"]
         differences = _differences(_leaves(stored), _leaves(expected))
         if differences:
@@ -166,14 +199,34 @@ def load(path: str, expected: Any) -> Variables:
     return restored["variables"]
 
 
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Makes one line of whatever Orbax says of a directory that is no checkpoint of ours."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"checkpoint {path} cannot be read ({why})") from error
+
+
 def model_spec(name: str, num_features: int, options: dict[str, Any]) -> dict[str, Any]:
     """What a record says of the architecture, enough for `create_model`."""
     return {"backbone": name, "num_features": num_features, "options": options}
 
 
 def create_model(spec: dict[str, Any]):
-    """The module that `model_spec` describes."""
-    return models.create(spec["backbone"], spec["num_features"], **spec["options"])
+    """The module that `model_spec` describes.
+
+    Raises:
+      ValueError: if it describes none.
+    """
+    match spec:
+        case {"backbone": name, "num_features": num_features, "options": dict(options)}:
+            if all(isinstance(option, str) for option in options):
+                return models.create(name, num_features, **options)
+    raise ValueError("its model must be given as backbone, num_features and options")
 
 
 def _existing(path: str) -> epath.Path:

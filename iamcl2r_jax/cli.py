@@ -11,7 +11,7 @@ from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.distributed import JobError
-from iamcl2r_jax.files import DamagedFileError, LockedError
+from iamcl2r_jax.files import DamagedFileError, LockedError, WriteError
 from iamcl2r_jax.preemption import PreemptedError
 from iamcl2r_jax.training import DivergenceError
 
@@ -61,14 +61,14 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             return _fail(str(error), 2)
         except PreemptedError as error:
             return _fail(str(error), preemption.EXIT_STATUS)
-        except DivergenceError as error:
+        except (DivergenceError, WriteError) as error:
             return _fail(str(error), 1)
         except KeyboardInterrupt:
             return _fail("interrupted; a run continues when the same command is given again", 130)
-        except OSError as error:  # a full disk, a directory that cannot be written
-            if error.filename is None:
+        except OSError as error:  # a full disk, a directory that cannot be read
+            if error.errno is None:
                 raise
-            return _fail(f"{error.filename}: {error.strerror}", 1)
+            return _fail(": ".join(filter(None, (error.filename, error.strerror))), 1)
 
     def parse(argv):
         try:

@@ -4,6 +4,7 @@ A file in `configs/` starts from `default()` or `default_pretrain()` and changes
 and `validate_pretrain` then refuse what cannot work, in one line, before any work starts.
 """
 
+import difflib
 import math
 import runpy
 from typing import Any
@@ -194,6 +195,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
+    _check_kinds(config, default())
     try:
         methods.get(config.method)
     except ValueError as error:
@@ -215,6 +217,7 @@ def validate(config: ConfigDict) -> None:
     _check_replacements(config)
     if not config.evaluations:
         raise ConfigError("evaluations: there is none; a run needs at least one")
+    _check_items(config, "measures", str)
     if not config.measures or set(config.measures) - retrieval.MEASURES.keys():
         known = ", ".join(retrieval.MEASURES)
         raise ConfigError(f"measures={config.measures}: must be one or more of {known}")
@@ -226,6 +229,7 @@ def validate_pretrain(config: ConfigDict) -> None:
     Raises:
       ConfigError: naming the field, its value and what would be right.
     """
+    _check_kinds(config, default_pretrain())
     _check_model(config)
     _check_train(config.train)
     _check_saving(config)
@@ -288,6 +292,71 @@ def _at_least(config: ConfigDict, field: str, least: int) -> None:
         raise ConfigError(f"{field}={value}: must be at least {least}")
 
 
+def _check_kinds(config: Any, expected: ConfigDict, prefix: str = "") -> None:
+    """Checks that the fields are those expected, and each of the same kind as there.
+
+    A Python config can put anything anywhere. What tuples and a model's options hold is checked
+    where their meaning is known.
+    """
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"{prefix.removesuffix('.') or 'config'}={config!r}: must be a ConfigDict with the "
+            f"fields {', '.join(expected)}"
+        )
+    if prefix == "model.options." or prefix.endswith(".model.options."):
+        return
+    if prefix == "evaluations.":
+        expected = ConfigDict({name: evaluation("") for name in config})
+    for name in sorted(set(expected) - set(config)):
+        raise ConfigError(f"{prefix}{name}: is missing; start from config.default()")
+    for name in sorted(set(config) - set(expected), key=str):
+        near = difflib.get_close_matches(str(name), expected)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(expected)}"
+        raise ConfigError(f"{prefix}{name}: is no field; {hint}")
+    for name, example in expected.items():
+        value, field = config[name], f"{prefix}{name}"
+        if isinstance(example, ConfigDict):
+            _check_kinds(value, example, f"{field}.")
+        elif not isinstance(example, tuple):
+            _check_kind(field, value, type(example))
+
+
+def _check_kind(field: str, value: Any, kind: type) -> None:
+    allowed, what = {
+        bool: ((bool,), "True or False"),
+        int: ((int,), "a whole number"),
+        float: ((float, int), "a number"),
+        str: ((str,), "a text"),
+    }[kind]
+    if type(value) not in allowed:
+        raise ConfigError(f"{field}={_shown(value)}: must be {what}")
+    if kind is str and not (value.isprintable() and len(value) <= _LONGEST):
+        raise ConfigError(
+            f"{field}={_shown(value)}: must be printable, up to {_LONGEST} characters"
+        )
+    if kind in (int, float) and _LARGEST < abs(value) != math.inf:
+        raise ConfigError(f"{field}={_shown(value)}: must not be beyond {_LARGEST}")
+
+
+# Beyond these a value is a slip of the hand, and would end in an error of the memory's.
+_LARGEST = 2**53
+_LONGEST = 1000
+_LARGEST_RATE = 1e6
+_LARGEST_BATCH = 2**16
+_LARGEST_SIMPLEX = 2**15  # takes 4 GiB
+_LARGEST_IMAGE = 2**12
+_LARGEST_ADAPTER = 2**20
+_MOST_EPOCHS = 10**6
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # of a foreign object, or of a number with more digits than Python prints
+        text = f"a {type(value).__name__}"
+    return ascii(text)[1:-1] if len(text) <= 100 and not text.isprintable() else text[:100]
+
+
 def _check_seed_and_name(config: ConfigDict) -> None:
     if not 0 <= config.seed < 2**32:  # JAX's keys would drop the higher bits
         raise ConfigError(f"seed={config.seed}: must be in 0..{2**32 - 1}")
@@ -300,13 +369,19 @@ def _check_items(config: ConfigDict, field: str, kind: type) -> None:
     value = _lookup(config, field)
     allowed = (int, float) if kind is float else (kind,)
     good = isinstance(value, tuple) and all(type(item) in allowed for item in value)
-    if not good or (kind is float and not all(map(math.isfinite, value))):
-        raise ConfigError(f"{field}={value!r}: must be a tuple of {kind.__name__} values, or ()")
+    if not good or (kind is not str and not all(abs(item) <= _LARGEST for item in value)):
+        raise ConfigError(
+            f"{field}={_shown(value)}: must be a tuple of {kind.__name__} values, or ()"
+        )
+    for item in value if kind is str else ():
+        _check_kind(field, item, str)
 
 
 def _check_model(config: ConfigDict) -> None:
     if config.num_classes < 2:
         raise ConfigError(f"num_classes={config.num_classes}: a simplex needs at least 2 classes")
+    if config.num_classes > _LARGEST_SIMPLEX:
+        raise ConfigError(f"num_classes={config.num_classes}: must be at most {_LARGEST_SIMPLEX}")
     try:
         models.create(config.model.backbone, config.num_classes - 1, **config.model.options)
     except ValueError as error:
@@ -314,16 +389,22 @@ def _check_model(config: ConfigDict) -> None:
 
 
 def _check_train(train: ConfigDict) -> None:
-    for field in ("epochs", "batch_size"):
+    for field, most in (("epochs", _MOST_EPOCHS), ("batch_size", _LARGEST_BATCH)):
         if train[field] < 1:
             raise ConfigError(f"train.{field}={train[field]}: must be at least 1")
+        if train[field] > most:
+            raise ConfigError(f"train.{field}={train[field]}: must be at most {most}")
     for field in ("learning_rate", "final_learning_rate"):
-        if not 0 < train[field] < math.inf:
-            raise ConfigError(f"train.{field}={train[field]}: must be a positive number")
+        if not 0 < train[field] <= _LARGEST_RATE:
+            raise ConfigError(
+                f"train.{field}={train[field]}: must be a positive number, up to {_LARGEST_RATE:g}"
+            )
     if not 0 <= train.momentum < 1:
         raise ConfigError(f"train.momentum={train.momentum}: must be in [0, 1)")
-    if not 0 <= train.weight_decay < math.inf:
-        raise ConfigError(f"train.weight_decay={train.weight_decay}: must be at least 0")
+    if not 0 <= train.weight_decay <= _LARGEST_RATE:
+        raise ConfigError(
+            f"train.weight_decay={train.weight_decay}: must be in 0..{_LARGEST_RATE:g}"
+        )
 
 
 def _check_saving(config: ConfigDict) -> None:
@@ -338,6 +419,8 @@ def _check_saving(config: ConfigDict) -> None:
 def _check_image(image: ConfigDict) -> None:
     if image.size < 8:
         raise ConfigError(f"image.size={image.size}: must be at least 8 pixels")
+    if image.size > _LARGEST_IMAGE:
+        raise ConfigError(f"image.size={image.size}: must be at most {_LARGEST_IMAGE} pixels")
     if not 0 <= image.crop_padding <= image.size:
         raise ConfigError(
             f"image.crop_padding={image.crop_padding}: must be in 0..{image.size}, the image's size"
@@ -359,11 +442,17 @@ def _check_method_options(config: ConfigDict) -> None:
 def _check_adapter(config: ConfigDict) -> None:
     for field in ("hidden", "steps", "batch_size"):
         _at_least(config, f"adapter.{field}", 1)
+        if config.adapter[field] > _LARGEST_ADAPTER:
+            raise ConfigError(
+                f"adapter.{field}={config.adapter[field]}: must be at most {_LARGEST_ADAPTER}"
+            )
     rate, weight = config.adapter.learning_rate, config.adapter.similarity_weight
-    if not 0 < rate < math.inf:
-        raise ConfigError(f"adapter.learning_rate={rate}: must be a positive number")
-    if not 0 <= weight < math.inf:
-        raise ConfigError(f"adapter.similarity_weight={weight}: must be at least 0")
+    if not 0 < rate <= _LARGEST_RATE:
+        raise ConfigError(
+            f"adapter.learning_rate={rate}: must be a positive number, up to {_LARGEST_RATE:g}"
+        )
+    if not 0 <= weight <= _LARGEST_RATE:
+        raise ConfigError(f"adapter.similarity_weight={weight}: must be in 0..{_LARGEST_RATE:g}")
 
 
 def _check_replacements(config: ConfigDict) -> None:

@@ -1,8 +1,11 @@
 """Files that appear whole or not at all, tell damage by a checksum, and have one writer."""
 
+import errno
 import hashlib
 import json
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +20,10 @@ _CHECKSUM = "sha256"  # of the other fields, as encoded here
 
 class DamagedFileError(ValueError):
     """A file is not as it was written; the message is one line."""
+
+
+class WriteError(RuntimeError):
+    """Something cannot be written; the message is one line."""
 
 
 class LockedError(RuntimeError):
@@ -36,12 +43,57 @@ def write_text(path: str, text: str) -> None:
     if not distributed.is_first():
         return
     path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.parent / f".{path.name}.{os.getpid()}"
-    with draft.open("wb") as file:
-        file.write(text.encode())
-        sync(file)
-    draft.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with draft.open("wb") as file:
+                file.write(text.encode())
+                sync(file)
+            draft.replace(path)
+        except OSError:
+            draft.unlink(missing_ok=True)  # on a full disk even this much may matter
+            raise
+
+
+@contextmanager
+def writing(path: str) -> Iterator[None]:
+    """Turns what goes wrong with writing inside the block into a `WriteError` that names `path`.
+
+    Other errors than those of the operating system pass as they are.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        code = error.errno if isinstance(error, OSError) else _code_from_tensorstore(error)
+        if code is None:
+            raise
+        raise WriteError(
+            f"{path} cannot be written ({os.strerror(code)}); what was saved before is whole, and "
+            "once there is room or permission the same command continues"
+        ) from error
+
+
+def _code_from_tensorstore(error: ValueError) -> int | None:
+    # Orbax writes arrays through TensorStore, whose errors tell the system's in their text.
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(found[1]) if found else None
+
+
+def require_space(path: str, size: int) -> None:
+    """Raises `WriteError` if the disk of `path` lacks room for `size` bytes.
+
+    Orbax, on a disk that is full, prints pages from its threads; so it is not asked to.
+    """
+    if "://" in str(path):
+        return
+    place = os.path.abspath(path)
+    while not os.path.exists(place):
+        place = os.path.dirname(place)
+    free = shutil.disk_usage(place).free
+    if free < size:
+        with writing(path):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def read_json(path: str) -> dict[str, Any] | None:
@@ -54,10 +106,10 @@ def read_json(path: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text())  # damaged bytes are a ValueError, too
         written = value.pop(_CHECKSUM)
         intact = written == _digest(value)
-    except (ValueError, KeyError, AttributeError, TypeError):
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
         raise DamagedFileError(f"{path} is damaged or was edited: its checksum does not fit")
@@ -98,24 +150,32 @@ def one_writer(directory: str) -> Iterator[None]:
     if "://" in directory or not distributed.is_first():
         yield
         return
-    os.makedirs(directory, exist_ok=True)
     path = os.path.join(directory, ".lock")
     holder = os.path.join(directory, ".lock-holder")
     lock = filelock.FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        with writing(path):
+            os.makedirs(directory, exist_ok=True)
+            lock.acquire(timeout=0)
     except filelock.Timeout:
-        with open(holder) as file:
-            raise LockedError(
-                f"{directory} is being written by process {file.read()}; wait for it, end it, or "
-                "choose another directory"
-            ) from None
+        raise LockedError(
+            f"{directory} is being written by process {_content(holder)}; wait for it, end it, or "
+            "choose another directory"
+        ) from None
     try:
-        with open(holder, "w") as file:
+        with writing(holder), open(holder, "w") as file:
             file.write(f"{os.getpid()} on {os.uname().nodename}")
         yield
     finally:
         lock.release()
+
+
+def _content(holder: str) -> str:
+    try:
+        with open(holder) as file:
+            return file.read() or "?"
+    except FileNotFoundError:  # it has the lock, but has not written its number yet
+        return "?"
 
 
 def _digest(value: Any) -> str:

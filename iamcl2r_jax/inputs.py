@@ -1,14 +1,10 @@
 """What a run needs before it starts: its stream, evaluations and external models, all checked."""
 
-import hashlib
-
-import numpy as np
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import checkpoints, methods, pretraining, simplex
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
-from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
 from iamcl2r_jax.evaluation import Evaluation
 from iamcl2r_jax.preemption import Preemption
@@ -59,6 +55,9 @@ def external_models(
 
     # What is there is checked before what is missing is trained.
     loaded = {path: load_external(config, path) for path in paths if path not in missing.values()}
+    if not replacements.checkpoints:
+        for path in loaded:
+            pretraining.tidy(path)
     if missing:
         recipe.data_dir = recipe.data_dir or config.data_dir
         pretraining.pretrain(recipe, missing, reporter, preemption)
@@ -123,10 +122,4 @@ def digests(stream: Stream, evaluations: dict[str, Evaluation]) -> dict[str, str
     for name, evaluation in evaluations.items():
         sets[f"evaluations.{name}.query_split"] = evaluation.query
         sets[f"evaluations.{name}.gallery_split"] = evaluation.gallery
-    return {name: _digest(images) for name, images in sets.items()}
-
-
-def _digest(images: ImageSet) -> str:
-    sha256 = hashlib.sha256(np.ascontiguousarray(images.images))
-    sha256.update(np.ascontiguousarray(images.labels))
-    return sha256.hexdigest()
+    return {name: images.digest() for name, images in sets.items()}

@@ -53,6 +53,8 @@ from iamcl2r_jax.task import (
     with_task_centres,
 )
 
+_OF_A_RUN = ("progress", "tasks", "results.json")
+
 
 def run(
     config: ConfigDict,
@@ -110,6 +112,9 @@ def run(
         clock.lap("pretrain")
         dataset = stream_dataset(config, stream, programs)
         with files.one_writer(workdir), tracking.open_tracker(config, workdir) as tracker:
+            # Again: until the lock was had, another process may have begun a run here.
+            refuse_other_config(config, workdir)
+            refuse_other_data(digests, workdir)
             files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
             files.write_json(os.path.join(workdir, "data.json"), digests)
             setting = Setting(config, stream, dataset, programs, reporter, preemption, tracker)
@@ -176,10 +181,9 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
     except files.DamagedFileError as error:
         raise ConfigError(f"workdir={workdir}: {error}; choose another workdir") from None
     if there is None:
-        results = os.path.join(workdir, "results.json")
-        if os.path.exists(results) or checkpoints.exists(task_path(workdir, 0)):
+        if _has_begun(workdir):
             raise ConfigError(
-                f"workdir={workdir} holds a run without the config.json that tells whose they are; "
+                f"workdir={workdir} holds a run without the config.json that tells which it is; "
                 "choose another workdir"
             )
         return
@@ -189,6 +193,11 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
             f"workdir={workdir} holds a run with another configuration ({'; '.join(differing)}); "
             "choose another workdir, or remove this one"
         )
+
+
+def _has_begun(workdir: str) -> bool:
+    """Whether a workdir holds anything that depends on configuration and data."""
+    return any((epath.Path(workdir) / name).exists() for name in _OF_A_RUN)
 
 
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
@@ -213,6 +222,11 @@ def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
         there = files.read_json(os.path.join(workdir, "data.json"))
     except files.DamagedFileError as error:
         raise DataError(f"workdir={workdir}: {error}; choose another workdir") from None
+    if there is None and _has_begun(workdir):
+        raise DataError(
+            f"workdir={workdir} holds a run without the data.json that tells its images from "
+            "others; choose another workdir"
+        )
     for name, digest in digests.items() if there else ():
         if there.get(name) != digest:
             raise DataError(
@@ -289,6 +303,9 @@ def train_stream(
         setting.tracker.task(record)
         _report_task(record, stream, reporter)
     distributed.wait_for_all(f"{workdir}: tasks saved")
+    progress = epath.Path(workdir) / "progress"
+    if distributed.is_first() and progress.exists():
+        progress.rmtree()
     return records, external
 
 

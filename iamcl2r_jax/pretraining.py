@@ -4,6 +4,7 @@ An external model is a checkpoint (`checkpoints.py`) whose record says what is n
 safely: architecture, head, K, slots used, data set, classes, configuration and versions.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import (
@@ -118,15 +120,16 @@ def pretrain(
     preemption = preemption or Preemption()
     for classes, path in paths.items():
         validate_pretrain(_with_classes(config, classes))
-        if checkpoints.exists(path):
-            raise CheckpointError(f"checkpoint {path} exists already; choose another directory")
+        checkpoints.check_free(path)
     distributed.check_same("configuration", config.to_dict() | {"paths": sorted(paths.items())})
     train, test = _load_images(config, max(paths))
     trainer = _Trainer(config, train, test)
     records = {}
     for classes, path in sorted(paths.items()):
-        place = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.progress")
+        place = _progress_place(path)
         with files.one_writer(place):
+            if distributed.is_first():
+                _refuse_other_images(train, place)
             store = ProgressStore(place, config.saving, reporter)
             variables, history = trainer.train(classes, store, reporter, preemption)
             records[classes] = {
@@ -175,6 +178,40 @@ def _load_images(config: ConfigDict, classes: int) -> tuple[ImageSet, ImageSet |
     if not config.test_split:
         return train, None
     return train, sources.load(config.dataset, config.test_split, **options)
+
+
+def tidy(path: str) -> None:
+    """Removes what a process left that was killed when it had just finished this model."""
+    place = _progress_place(path)
+    if distributed.is_first() and epath.Path(place).exists():
+        # Locked: that process is alive, and about to do so itself.
+        with contextlib.suppress(files.LockedError), files.one_writer(place):
+            epath.Path(place).rmtree()
+
+
+def _progress_place(path: str) -> str:
+    """Where the training of the model at `path` keeps where it stands; the path says the recipe."""
+    return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.progress")
+
+
+def _refuse_other_images(train: ImageSet, place: str) -> None:
+    """Raises `DataError` if a training left here began with other images or labels."""
+    noted, digest = os.path.join(place, "data.json"), train.digest()
+    try:
+        there = files.read_json(noted)
+    except files.DamagedFileError as error:
+        raise sources.DataError(f"{error}; remove {place}") from None
+    if there is None and any(child.name.isdigit() for child in epath.Path(place).iterdir()):
+        raise sources.DataError(
+            f"{noted}, which tells from what images the training there comes, is missing; "
+            f"remove {place}"
+        )
+    if there is not None and there["train"] != digest:
+        raise sources.DataError(
+            f"the images or labels are not those that the pre-training in {place} began with; "
+            "restore the data set, or remove that directory"
+        )
+    files.write_json(noted, {"train": digest})
 
 
 class _Trainer:
@@ -309,16 +346,23 @@ def load_external(
             f"checkpoint {path} was trained on images with {record['image']}, the run has "
             f"image={image_spec(image)}; they must be equal"
         )
-    spec, (first, stop) = record["model"], record["slots"]
-    if spec["num_features"] != num_classes - 1 or first != 0 or not 0 <= stop <= num_classes:
-        raise CheckpointError(
-            f"checkpoint {path}: its record contradicts itself: K={num_classes}, "
-            f"{spec['num_features']} features (must be K - 1), slots {first} to {stop}"
-        )
+    spec = record["model"]
     try:
         model = checkpoints.create_model(spec)
     except ValueError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
+    match record["slots"]:
+        case [0, int(stop)] if spec["num_features"] == num_classes - 1 and 0 <= stop <= num_classes:
+            pass
+        case slots:
+            raise CheckpointError(
+                f"checkpoint {path}: its record contradicts itself: K={num_classes}, "
+                f"{spec['num_features']} features (must be K - 1), slots {slots} (must be 0 and "
+                "one past the last)"
+            )
     expected = expected_variables(model, image.size)
     expected = heads.attach_expected(expected, head, num_classes, spec["num_features"])
-    return ExternalModel(path, spec, checkpoints.load(path, expected), record)
+    variables = checkpoints.load(path, expected)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+        raise CheckpointError(f"checkpoint {path}: it holds values that are not finite")
+    return ExternalModel(path, spec, variables, record)

@@ -7,7 +7,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, distributed
+from iamcl2r_jax import checkpoints, distributed, heads
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.task import Model, load_model
@@ -26,8 +26,37 @@ def task_records(workdir: str) -> list[dict[str, Any]]:
     """
     records = []
     while checkpoints.exists(path := task_path(workdir, len(records))):
-        records.append(checkpoints.load_record(path))
+        records.append(load_task_record(path, len(records)))
     return records
+
+
+def load_task_record(path: str, task: int) -> dict[str, Any]:
+    """The record of a task's checkpoint.
+
+    Raises:
+      CheckpointError: if it is damaged, or is not what a run writes after this task.
+    """
+    record = checkpoints.load_record(path)
+    match record:
+        case {
+            "kind": "task",
+            "task": number,
+            "model": {"num_features": int()},
+            "head": heads.SIMPLEX | heads.LINEAR | heads.COSINE,
+            "num_classes": int(num_classes),
+            "slots": [int(), int()],
+            "memory": list(memory),
+            "task_accuracy": float(),
+            "history": [*epochs],
+        } if (
+            number == task
+            and num_classes >= 2
+            and all(type(index) is int and 0 <= index < 2**31 for index in memory)
+            and epochs
+            and all(isinstance(epoch, dict) and "loss" in epoch for epoch in epochs)
+        ):
+            return record
+    raise CheckpointError(f"checkpoint {path}: its record is not that of task {task + 1} of a run")
 
 
 def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]]:
@@ -42,7 +71,7 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
         try:
             if not checkpoints.exists(path) and not epath.Path(path).exists():
                 break
-            records.append(checkpoints.load_record(path))
+            records.append(load_task_record(path, len(records)))
         except CheckpointError as error:
             reporter.message(f"{error}; going back to the end of task {len(records)}")
             break

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import adapters, checkpoints, heads, methods, parallel, simplex, training
 from iamcl2r_jax.centres import ClassCentres
+from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
@@ -66,15 +67,33 @@ def load_model(path: str, image_size: int) -> Model:
       CheckpointError: if there is no finished checkpoint, or its arrays are not what it says.
     """
     record = checkpoints.load_record(path)
-    spec, described = record["model"], record.get("adapter")
-    num_features = spec["num_features"]
-    expected = training.expected_variables(checkpoints.create_model(spec), image_size)
-    expected = heads.attach_expected(expected, record["head"], record["num_classes"], num_features)
-    if described is not None:
-        expected |= {"adapter": adapters.expected(num_features, described["hidden"])}
+    match record:
+        case {
+            "model": spec,
+            "head": heads.SIMPLEX | heads.LINEAR | heads.COSINE as head,
+            "num_classes": int(num_classes),
+            "slots": [int(first), int(stop)],
+        }:
+            pass
+        case _:
+            raise CheckpointError(
+                f"checkpoint {path}: its record does not say model, head, num_classes and slots"
+            )
+    try:
+        expected = training.expected_variables(checkpoints.create_model(spec), image_size)
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    expected = heads.attach_expected(expected, head, num_classes, spec["num_features"])
+    match record.get("adapter"):
+        case None:
+            pass
+        case {"hidden": int(hidden)} if hidden > 0:
+            expected |= {"adapter": adapters.expected(spec["num_features"], hidden)}
+        case adapter:
+            raise CheckpointError(f"checkpoint {path}: its adapter is {adapter!r}")
     variables = checkpoints.load(path, expected)
     adapter = variables.pop("adapter", None)
-    return Model(spec, variables, tuple(record["slots"]), adapter=adapter)
+    return Model(spec, variables, (first, stop), adapter=adapter)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +362,7 @@ def train_task(
     method = methods.get(config.method)
     pools = [task_indices(config, stream, t) for t in range(num_tasks)]
     most_new = max(map(len, pools))
-    most_memory = config.memory_per_class * len(stream.train.class_names)
+    most_memory = int(np.minimum(np.bincount(stream.train.labels), config.memory_per_class).sum())
     if task in config.replacements.retrain:
         memory = memory[:0]
     spec = new_spec(config, task, start)

@@ -238,7 +238,7 @@ def train_steps(
 
     Returns:
       The new state, each metric's sum over the steps, and the first step whose loss or gradient
-      is not finite, -1 if there is none.
+      is not finite (the last one, if only the parameters are not), -1 if there is none.
     """
     key_shuffle, key_steps = jax.random.split(key)
     new = shuffled(key_shuffle, data.new)
@@ -272,7 +272,11 @@ def train_steps(
     shapes = jax.eval_shape(one_step, 0, state)[1]
     sums = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
     none = jnp.asarray(-1, jnp.int32)
-    return jax.lax.fori_loop(first, stop, accumulate, (state, sums, none))
+    state, sums, diverged = jax.lax.fori_loop(first, stop, accumulate, (state, sums, none))
+    # A finite gradient, too, can lead out of the finite numbers; the next step's loss would tell,
+    # but there may be none.
+    lost = (diverged < 0) & ~jnp.isfinite(optax.tree.norm(state.params))
+    return state, sums, jnp.where(lost, stop - 1, diverged)
 
 
 class CompiledEpoch:

@@ -116,10 +116,7 @@ def main(
             models, gallery, query, measure=measure, data_dir=data_dir, seed=seed, reporter=reporter
         )
         report.print_upgrades(results, reporter.console)
-    try:
-        files.write_json(output, results)
-    except OSError as error:
-        raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from None
+    files.write_json(output, results)
     reporter.message(f"results: {output}")
     if workdir:
         _write_report(workdir, data_dir, reporter)

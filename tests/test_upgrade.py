@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from iamcl2r_jax import checkpoints, compatibility, retrieval, simplex, training, upgrade
+from iamcl2r_jax import checkpoints, compatibility, files, retrieval, simplex, training, upgrade
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError, validate
 from iamcl2r_jax.data.augment import ImageOptions
@@ -297,7 +297,7 @@ def test_bad_input_is_refused(place, models, tmp_path):
         upgrade.main("run", None, None, None, output="elsewhere/results.json")
     with pytest.raises(CheckpointError, match="holds no run"):
         upgrade.main(str(tmp_path), None, None, None)
-    with pytest.raises(ConfigError, match="cannot be written"):
+    with pytest.raises(files.WriteError, match="cannot be written"):
         upgrade.main(None, both, gallery, query, output=str(place / "models/old/record/metadata/x"))
 
 

@@ -9,16 +9,19 @@ there once, in TFDS's ArrayRecord format; reading never imports TensorFlow.
 import contextlib
 import dataclasses
 import difflib
+import hashlib
 import importlib
 import io
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import requests
 import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image, ImageOps
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import py_utils
@@ -48,14 +51,37 @@ class ImageSet:
         images: uint8 [N, H, W, 3].
         labels: int32 [N], indices into `class_names`.
         class_names: one name per class; a class may have no image in this split.
+
+    Raises:
+        DataError: there are not as many labels as images, or a label names no class.
     """
 
     images: np.ndarray
     labels: np.ndarray
     class_names: tuple[str, ...]
 
+    def __post_init__(self):
+        if len(self.images) != len(self.labels):
+            raise DataError(
+                f"{len(self.images)} images with {len(self.labels)} labels; each needs one"
+            )
+        known = len(self.class_names)
+        # Below zero they would count from the end.
+        wrong = np.flatnonzero((self.labels < 0) | (self.labels >= known))
+        if wrong.size:
+            raise DataError(
+                f"image {wrong[0]} has label {self.labels[wrong[0]]}: must be in 0..{known - 1}, "
+                f"since there are {known} classes"
+            )
+
     def __len__(self) -> int:
         return len(self.labels)
+
+    def digest(self) -> str:
+        """SHA-256 of images and labels, in hexadecimal."""
+        sha256 = hashlib.sha256(np.ascontiguousarray(self.images))
+        sha256.update(np.ascontiguousarray(self.labels))
+        return sha256.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +134,8 @@ def load(
 
     Images are brought to three channels (greyscale is repeated, transparency is laid over white)
     and to `image_size` squared: the largest centred square is cut out and resized (bicubic,
-    antialiased), so that the aspect ratio is kept and the ends of the longer side are lost.
+    antialiased), so that the aspect ratio is kept and the ends of the longer side are lost. Sixteen
+    bits become the upper eight, and of an animation the first picture counts.
 
     The order is stable. For TFDS it is the stored one, which TFDS derives from the examples' keys;
     sets whose examples have an `id` (CIFAR: the position in the archive) come in its order, so
@@ -192,9 +219,11 @@ def _load_tfds(name, split, image_size, data_dir, num_classes, min_per_class) ->
         if not _is_prepared(builder):
             _prepare(name, data_dir)
         builder = _builder(name, data_dir)
+        if not _is_prepared(builder):  # TFDS leaves alone a directory that is there already
+            raise _damaged(name, builder.data_dir, "its dataset_info.json is missing")
     try:
         count = builder.info.splits[split].num_examples
-    except (KeyError, ValueError):
+    except (KeyError, ValueError, AssertionError):  # which of them, depends on what is malformed
         raise _no_such_split(name, split, builder.info.splits) from None
     if count == 0:
         raise DataError(f"data set {name!r}: split {split!r} is empty")
@@ -212,30 +241,67 @@ def _load_tfds(name, split, image_size, data_dir, num_classes, min_per_class) ->
             f"{builder.data_dir}, which only TensorFlow reads; name another data_dir, where it "
             "will be prepared as array_record"
         ) from None
+    except Exception as error:  # of the reader, which tells damage by checksums of its own
+        raise _damaged(name, builder.data_dir, _one_line(error)) from error
     class_names = _first_classes(name, features[label_key].names, num_classes)
 
     # Memory is only taken by the rows that are filled.
-    images = np.empty((count, image_size, image_size, 3), np.uint8)
+    images = _room_for(name, split, count, image_size)
     labels = np.empty(count, np.int32)
     ids = []
     kept = 0
-    for start in range(0, count, _READ_BATCH):
-        for example in source.__getitems__(range(start, min(start + _READ_BATCH, count))):
-            if example[label_key] < 0:
-                raise DataError(f"split {split!r} of data set {name!r} has images without a label")
-            if example[label_key] >= len(class_names):
-                continue
+    for example in _examples(name, builder, split, source, count):
+        if example[label_key] < 0:
+            raise DataError(f"split {split!r} of data set {name!r} has images without a label")
+        if example[label_key] >= len(features[label_key].names):
+            raise _damaged(name, builder.data_dir, f"label {example[label_key]} is out of range")
+        if example[label_key] >= len(class_names):
+            continue
+        try:
             with Image.open(io.BytesIO(example[image_key])) as image:
                 images[kept] = to_rgb(image, image_size)
-            labels[kept] = example[label_key]
-            if has_id:
-                ids.append(example["id"])
-            kept += 1
+        except Exception as error:  # Pillow's decoders raise most kinds on broken files
+            raise _damaged(name, builder.data_dir, _one_line(error)) from error
+        labels[kept] = example[label_key]
+        if has_id:
+            ids.append(example["id"])
+        kept += 1
     images, labels = images[:kept], labels[:kept]
     if has_id:
         order = np.argsort(np.array(ids), kind="stable")
         images, labels = images[order], labels[order]
     return ImageSet(images, labels, class_names)
+
+
+def _examples(name, builder, split, source, count) -> Iterator[dict]:
+    """The examples of a split, read batch by batch.
+
+    The reader tells damage by checksums of its own, but takes the number of records from the set's
+    metadata, which has none.
+    """
+    damage = partial(_damaged, name, builder.data_dir)
+    try:
+        for part in set(re.findall(r"\w+", split)) & set(builder.info.splits):
+            whole = builder.info.splits[part]
+            readers = [ArrayRecordReader(str(path)) for path in whole.filepaths]
+            stored = sum(reader.num_records() for reader in readers)
+            for reader in readers:
+                reader.close()
+            if stored != whole.num_examples:
+                raise damage(f"{part} has {stored} records, its metadata {whole.num_examples}")
+        for start in range(0, count, _READ_BATCH):
+            yield from source.__getitems__(range(start, min(start + _READ_BATCH, count)))
+    except DataError:
+        raise
+    except Exception as error:
+        raise damage(_one_line(error)) from error
+
+
+def _damaged(name: str, directory: object, why: str) -> DataError:
+    return DataError(
+        f"data set {name!r} in {directory} is damaged ({why}); remove that directory to have it "
+        "prepared again"
+    )
 
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -263,6 +329,11 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
             known = f"its configurations are {', '.join(configs)}" if configs else "it has none"
             raise DataError(f"data set {base!r} has no configuration {config!r}; {known}") from None
         raise DataError(f"data set {name!r} cannot be opened: {_one_line(error)}") from error
+    except OSError:
+        raise
+    except Exception as error:  # of the parsers of its metadata
+        directory = data_dir or tfds.core.constants.DATA_DIR
+        raise _damaged(name, f"{directory}/{base}", _one_line(error)) from error
 
 
 def _keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
@@ -353,6 +424,17 @@ def _first_classes(name: str, names: Sequence[str], num_classes: int | None) -> 
     return tuple(names[:num_classes])
 
 
+def _room_for(name: str, split: str, count: int, image_size: int) -> np.ndarray:
+    try:
+        return np.empty((count, image_size, image_size, 3), np.uint8)
+    except (MemoryError, ValueError):  # ValueError: more than an address can say
+        raise DataError(
+            f"data set {name!r}: the {count} images of split {split!r} need "
+            f"{count * image_size**2 * 3 / 2**30:.0f} GiB at image_size={image_size}; choose a "
+            "smaller image.size"
+        ) from None
+
+
 def _no_such_split(name: str, split: str, splits: Sequence[str]) -> DataError:
     known = ", ".join(sorted(splits))
     return DataError(f"data set {name!r} has no split {split!r}; its splits are {known}")
@@ -383,7 +465,7 @@ def _load_folder(name, split, image_size, data_dir, num_classes, min_per_class) 
         labels += [class_names.index(directory.name)] * len(found)
     if not files:
         raise DataError(f"data set {name!r}: split {split!r} is empty; add {root / split}/<class>/")
-    images = np.empty((len(files), image_size, image_size, 3), np.uint8)
+    images = _room_for(name, split, len(files), image_size)
     for i, file in enumerate(files):
         try:
             with Image.open(file) as image:

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from iamcl2r_jax.models.cifar_resnet import CifarResNet, PaddedBlock
 from iamcl2r_jax.models.regnet import RegNet
@@ -41,12 +42,14 @@ def create(name: str, num_features: int = 1023, **options) -> nn.Module:
         another value than it may have.
     """
     known = default_options(name)
+    _check_kind("num_features", num_features, 0)
     for option, value in options.items():
         if option not in known:
             raise ValueError(
                 f"backbone {name!r} has no option {option}={value!r}; its options are "
                 f"{', '.join(known)}"
             )
+        _check_kind(option, value, known[option])
     try:
         return BACKBONES[name](num_features=num_features, **options)
     except ValueError as error:
@@ -59,10 +62,28 @@ def default_options(name: str) -> dict[str, Any]:
     Raises:
       ValueError: if there is no backbone of that name.
     """
-    if name not in BACKBONES:
+    if not isinstance(name, str) or name not in BACKBONES:
         raise ValueError(f"backbone={name!r} is unknown; there are {', '.join(BACKBONES)}")
     backbone = BACKBONES[name]
     # What defines the backbone is no option of it; nor is what Flax adds to every module.
     reserved = {"num_features", "parent", "name", *backbone.keywords}
     fields = inspect.signature(backbone).parameters.values()
     return {field.name: field.default for field in fields if field.name not in reserved}
+
+
+_LARGEST = 2**16  # a slip of the hand; it would end in an error of the memory's
+
+
+def _check_kind(option: str, value: Any, example: Any) -> None:
+    """Raises `ValueError` if an option is of another kind than its default, or beyond reason."""
+    if option == "dtype":
+        try:
+            good = jnp.issubdtype(jnp.dtype(value), jnp.floating)
+        except TypeError:
+            good = False
+        if not good:
+            raise ValueError(f"dtype={value!r}: must be the name of a floating-point dtype")
+    elif type(value) is not type(example):
+        raise ValueError(f"{option}={value!r}: must be of type {type(example).__name__}")
+    elif isinstance(value, int) and value > _LARGEST:
+        raise ValueError(f"{option}={value!r}: must be at most {_LARGEST}")
