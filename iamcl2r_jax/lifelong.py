@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 import numpy as np
+from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import (
