@@ -42,7 +42,8 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
       main: of the program.
       joins_job: whether it may be one of several processes, see `distributed.join`.
     """
-    logging.set_verbosity(logging.WARNING)
+    # What goes wrong is told once, below; Orbax would tell it page after page.
+    logging.set_verbosity(logging.FATAL)
     if joins_job:
         _define_job_flags()
 

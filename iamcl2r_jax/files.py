@@ -6,8 +6,9 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import filelock
@@ -134,6 +135,24 @@ def sync(file: Any) -> None:
     file.flush()
     if hasattr(file, "fileno"):  # cloud storage has none
         os.fsync(file.fileno())
+
+
+def require_writable(directory: str) -> None:
+    """Raises `WriteError` unless files can be made in a directory; leaves it as it was."""
+    if "://" in directory:
+        return
+    made, place = [], os.path.abspath(directory)
+    while not os.path.lexists(place):
+        made.append(place)
+        place = os.path.dirname(place)
+    with writing(directory):
+        os.makedirs(directory, exist_ok=True)
+        try:
+            tempfile.TemporaryFile(dir=directory).close()
+        finally:
+            for empty in made:
+                with suppress(OSError):  # another process has begun to write there
+                    os.rmdir(empty)
 
 
 @contextmanager

@@ -97,6 +97,7 @@ def run(
         if not os.path.exists(os.path.join(workdir, html_report.FILE)):
             html_report.write_or_tell(config, workdir, finished, reporter)
         return finished
+    files.require_writable(workdir)
 
     programs = ProgramsBySpec(config)
     with runtime.measure_compilation() as compilation:

@@ -12,7 +12,9 @@ import itertools
 import json
 import os
 import pathlib
+import resource
 import runpy
+import signal
 import subprocess
 import sys
 import threading
@@ -56,11 +58,13 @@ class Starter:
           *args: its arguments.
           **request: `below`, a directory; `signal`, to be sent `at` the so-manieth event (a step
             of training, a pass of a model, a change of a file below the directory), or `after` so
-            many seconds.
+            many seconds; `meanwhile`, another request to be answered while the signal, SIGSTOP,
+            holds this one; `largest_file`, beyond which many bytes no file can grow.
 
         Returns:
-          {"status": exit status, the signal's number negated, "events", "seconds", "after_signal":
-          seconds from the signal to the end, "errors": what stood on standard error}.
+          {"pid", "status": exit status, or the signal's number negated, "events": how many there
+          were, "seconds", "after_signal": seconds from the signal to the end, "errors": what stood
+          on standard error, "meanwhile": the other answer}.
         """
         request = {"program": program, "args": args} | request
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -69,39 +73,52 @@ class Starter:
 
 
 def serve(requests, answers) -> None:
-    """Forks a child for each request and answers how it ended."""
+    """Answers each request with how its child ended."""
     for line in requests:
-        request = json.loads(line)
-        errors, notes = os.memfd_create("errors"), os.memfd_create("notes")
-        started = time.monotonic()
-        pid = os.fork()
-        if not pid:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(errors, 2)
-            os._exit(be_program(request, notes))
-        if "after" in request:
-            time.sleep(request["after"])
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, request["signal"])
-        _, status = os.waitpid(pid, 0)
-        ended, at = time.monotonic(), request.get("at", 0)
-        noted = _content(notes).split()
-        answer = {
-            "status": os.waitstatus_to_exitcode(status),
-            "events": len(noted),
-            "seconds": ended - started,
-            "after_signal": ended - float(noted[at - 1]) if 0 < at <= len(noted) else None,
-            "errors": _content(errors),
-        }
-        os.close(errors)
-        os.close(notes)
-        answers.write(json.dumps(answer) + "\n")
+        answers.write(json.dumps(answer(json.loads(line))) + "\n")
         answers.flush()
+
+
+def answer(request) -> dict:
+    """Forks a child for the request and waits for its end."""
+    errors, notes = os.memfd_create("errors"), os.memfd_create("notes")
+    started = time.monotonic()
+    pid = os.fork()
+    if not pid:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(errors, 2)
+        os._exit(be_program(request, notes))
+    meanwhile = None
+    if "after" in request:
+        time.sleep(request["after"])
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, request["signal"])
+    if "meanwhile" in request:
+        os.waitpid(pid, os.WUNTRACED)
+        meanwhile = answer(request["meanwhile"])
+        os.kill(pid, signal.SIGCONT)
+    _, status = os.waitpid(pid, 0)
+    ended, at = time.monotonic(), request.get("at", 0)
+    noted = _content(notes).split()
+    told = _content(errors)
+    os.close(errors)
+    os.close(notes)
+    return {
+        "pid": pid,
+        "status": os.waitstatus_to_exitcode(status),
+        "events": len(noted),
+        "seconds": ended - started,
+        "after_signal": ended - float(noted[at - 1]) if 0 < at <= len(noted) else None,
+        "errors": told,
+        "meanwhile": meanwhile,
+    }
 
 
 def be_program(request, notes) -> int:
     """What the child does; returns its exit status."""
     count_events(request, notes)
+    if "largest_file" in request:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     sys.argv = [f"launch/{request['program']}.py", *request["args"]]
     try:
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")

@@ -7,6 +7,8 @@ Figures for RELIABILITY.md: `python -m pytest tests/test_faults.py -n 0 -s`.
 import itertools
 import json
 import pathlib
+import re
+import shutil
 import signal
 
 import jax
@@ -29,21 +31,23 @@ def images(tmp_path_factory):
     return root
 
 
+def arguments(images, directory):
+    """What the run that lives in a directory is started with."""
+    return (
+        f"--config=tests/smallworld.py:{images}",
+        f"--config.replacements.directory={directory}/models",
+        f"--workdir={directory}/run",
+        f"--compilation_cache={CACHE}",
+    )
+
+
 @pytest.fixture(scope="module")
 def start(images):
     """Starts the run that lives in a directory: start(directory, ...), see `Starter`."""
     with Starter() as starter:
 
-        def run(directory, **request):
-            return starter(
-                "main",
-                f"--config=tests/smallworld.py:{images}",
-                f"--config.replacements.directory={directory}/models",
-                f"--workdir={directory}/run",
-                f"--compilation_cache={CACHE}",
-                below=str(directory),
-                **request,
-            )
+        def run(directory, *more, **request):
+            return starter("main", *arguments(images, directory), *more, **request)
 
         yield run
 
@@ -53,7 +57,7 @@ def whole(start, tmp_path_factory):
     """The uninterrupted run: its outcome, and how its process ended."""
     directory = tmp_path_factory.mktemp("whole")
     start(tmp_path_factory.mktemp("before"))  # compiles
-    ended = start(directory)
+    ended = start(directory, below=str(directory))
     assert ended["status"] == 0, ended["errors"]
     return outcome(directory), ended
 
@@ -115,7 +119,7 @@ def run_with_interruptions(start, directory, rng, whole, signal_number, *, timed
         else:
             # A start needs some events to come as far as the one before.
             moment = {"at": int(rng.integers(1, max(2, whole["events"] // 12)))}
-        ended = start(directory, signal=signal_number, **moment)
+        ended = start(directory, below=str(directory), signal=signal_number, **moment)
         if ended["status"] == 0:
             return interrupted
         writing = any(".draft" in p.name for p in directory.rglob(".*"))
@@ -166,3 +170,119 @@ def test_sigterm_saves_and_the_next_start_continues(start, whole, tmp_path):
     assert not leftovers(tmp_path)
     slowest = max(stop["after_signal"] for stop in stops)
     print(f"\nasked to stop {len(stops)} times, ended within {slowest:.1f} s")
+
+
+def test_a_second_process_is_refused_and_names_the_first(start, images, whole, tmp_path):
+    """While the first one, held by SIGSTOP, makes an external model, and while it runs a task."""
+    for share in (0.1, 0.6):
+        second = {"program": "main", "args": arguments(images, tmp_path)}
+        first = start(
+            tmp_path,
+            below=str(tmp_path),
+            signal=signal.SIGSTOP,
+            at=int(share * whole[1]["events"]),
+            meanwhile=second,
+        )
+        assert first["meanwhile"]["status"] == 2
+        assert re.fullmatch(
+            rf"error: {tmp_path}/\S+ is being written by process {first['pid']} on \S+; wait "
+            "for it, end it, or choose another directory\n",
+            first["meanwhile"]["errors"],
+        )
+        assert first["status"] == 0
+        assert outcome(tmp_path) == whole[0]
+        shutil.rmtree(tmp_path / "run")
+        shutil.rmtree(tmp_path / "models")
+
+
+def test_damage_while_a_run_is_down_costs_time_and_no_result(start, whole, tmp_path):
+    """Killed in the last task; then its newest state and the second task's model are damaged."""
+    at = int(0.85 * whole[1]["events"])
+    start(tmp_path, below=str(tmp_path), signal=signal.SIGKILL, at=at)
+    assert stage(tmp_path) in ("task 3", "evaluation")
+    for place in [*(tmp_path / "run" / "progress").glob("*/[0-9]*"), tmp_path / "run/tasks/1"]:
+        largest = max((place / "variables").rglob("*"), key=lambda file: file.stat().st_size)
+        largest.write_bytes(largest.read_bytes()[:-7])
+    assert start(tmp_path)["status"] == 0
+    assert outcome(tmp_path) == whole[0]
+    assert len(list((tmp_path / "run" / "set_aside").iterdir())) >= 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_what_was_saved(start, whole, tmp_path):
+    """Files cannot grow beyond some bytes, which fails within Orbax's writing threads."""
+    ended = start(tmp_path, largest_file=2500)
+    assert ended["status"] == 1
+    lines = [line for line in ended["errors"].splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    assert re.fullmatch(
+        rf"error: {tmp_path}/\S+ cannot be written \(File too large\); what was saved before is "
+        "whole, and once there is room or permission the same command continues",
+        lines[0],
+    )
+    assert start(tmp_path)["status"] == 0
+    assert outcome(tmp_path) == whole[0]
+    assert not leftovers(tmp_path)
+
+
+def test_a_workdir_that_cannot_be_written_is_told_before_anything_is_done(start, tmp_path):
+    ended = start(tmp_path, "--workdir=/proc/run")
+    assert ended["status"] == 1
+    assert ended["errors"].startswith("error: /proc/run cannot be written (")
+    assert ended["errors"].count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_divergence_names_its_place_and_can_be_gone_through_again(start, tmp_path):
+    """A rate and a decay that no step forgives; pre-training is as ever."""
+    extreme = ("--config.train.learning_rate=1e6", "--config.train.weight_decay=1e6")
+    first = start(tmp_path, *extreme)
+    again = start(tmp_path, *extreme)
+    assert first["status"] == again["status"] == 1
+    said = re.fullmatch(
+        r"error: task 1/3, epoch (\d), step (\d): loss or gradient is not finite; try a lower "
+        r"train\.learning_rate\n",
+        first["errors"],
+    )
+    assert again["errors"] == first["errors"]
+    place = tmp_path / "run" / "progress" / "0"
+    noted = files.read_json(place / "divergence.json")
+    assert (noted["epoch"] + 1, noted["step"] + 1) == tuple(map(int, said.groups()))
+    assert noted["training"] == "task 1/3"
+    assert noted["last_good_states"]
+    for number in noted["last_good_states"]:
+        checkpoints.verify(str(place / f"{number:06d}"))
+        record = checkpoints.load_record(str(place / f"{number:06d}"))
+        assert len(record["position"]["history"]) <= noted["epoch"]
+        assert all(np.isfinite(e["loss"]) for e in record["position"]["history"])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "train.epochs=-1",
+        "train.epochs=many",
+        "train.learning_rate=nan",
+        "train.learning_rate=1e999",
+        "num_classes=5",
+        "num_classes=999999999999",
+        "stream.dataset=folder:/nowhere",
+        "stream.train_split=../..",
+        "replacements.tasks=(0,9)",
+        "replacements.tasks=(",
+        "replacements.checkpoints=('a','b')",
+        "model.options.width=wide",
+        "model.options=3",
+        "image.mean=(None,0,0)",
+        "measures=('x',)",
+        "evaluations=3",
+        "name=a/b",
+        "saving.steps_per_call=0",
+        "nothing=1",
+    ],
+)
+def test_a_wrong_flag_is_one_line_on_standard_error(start, tmp_path, text):
+    ended = start(tmp_path, f"--config.{text}")
+    assert ended["status"] == 2, ended
+    assert ended["errors"].startswith("error: ")
+    assert ended["errors"].count("\n") == 1, ended["errors"]
+    assert not list(tmp_path.iterdir())
