@@ -15,11 +15,12 @@ import time
 
 import chex
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from iamcl2r_jax import checkpoints, files, preemption
+from iamcl2r_jax import checkpoints, config, files, models, preemption, training
 from iamcl2r_jax.preemption import PreemptedError, on_sigterm
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.resume import ProgressStore
@@ -209,6 +210,30 @@ def test_cadence_in_epochs_and_in_seconds(make_store, monkeypatch):
     now[0] = 105.0
     assert by_seconds.due(position_of(0, 1))
     assert not never.due(position_of(1000))
+
+
+def test_saving_the_default_costs_less_than_3_percent(make_store, tmp_path):
+    """Processor time of all threads for one save of the embedded default, once a minute."""
+    c = config.default()
+    model = models.create(c.model.backbone, c.num_classes - 1, **c.model.options)
+    shapes, rng = training.expected_variables(model, c.image.size), np.random.default_rng(0)
+    params, batch_stats = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype),
+        (shapes["params"], shapes["batch_stats"]),
+    )
+    state = TrainState(params, batch_stats, {"momentum": params})
+    store = make_store()
+    save(store, position_of(1))  # what only the first one costs
+    started, shown = time.process_time(), time.monotonic()
+    store.save(state, position_of(2))
+    blocked = time.monotonic() - shown
+    store.wait()
+    share = (time.process_time() - started) / c.saving.every_seconds
+    size = sum(f.stat().st_size for f in (tmp_path / "progress/000002").rglob("*") if f.is_file())
+    print(
+        f"\none save, {size / 1e6:.1f} MB: {share:.2%} of a minute; training waits {blocked:.3f} s"
+    )
+    assert share < 0.03
 
 
 def test_divergence_is_noted_beside_the_last_good_state(make_store, tmp_path):
