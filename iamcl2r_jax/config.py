@@ -312,7 +312,7 @@ def _check_kinds(config: Any, expected: ConfigDict, prefix: str = "") -> None:
     for name in sorted(set(config) - set(expected), key=str):
         near = difflib.get_close_matches(str(name), expected)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(expected)}"
-        raise ConfigError(f"{prefix}{name}: is no field; {hint}")
+        raise ConfigError(f"{prefix}{_shown(name)[1:-1]}: is no field; {hint}")
     for name, example in expected.items():
         value, field = config[name], f"{prefix}{name}"
         if isinstance(example, ConfigDict):
@@ -351,10 +351,10 @@ _MOST_EPOCHS = 10**6
 
 def _shown(value: Any) -> str:
     try:
-        text = repr(value)
+        text = repr(value)[:100]
     except Exception:  # of a foreign object, or of a number with more digits than Python prints
         text = f"a {type(value).__name__}"
-    return ascii(text)[1:-1] if len(text) <= 100 and not text.isprintable() else text[:100]
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _check_seed_and_name(config: ConfigDict) -> None:

@@ -278,6 +278,15 @@ def test_first_step_with_a_gradient_that_is_not_finite_is_told(setting, epoch):
     assert diverged == 1
 
 
+def test_parameters_that_a_finite_gradient_leads_out_of_the_numbers_are_told(setting, epoch):
+    """At the last step no further loss would show it."""
+    _, given = setting
+    state = epoch.program.init_state(given["variables"])
+    state, sums, diverged = epoch(state, task_data(given), 0, 1, 3e38, jax.random.key(0))
+    assert all(np.isfinite(value) for value in sums.values())
+    assert diverged == 0
+
+
 @pytest.mark.parametrize("steps_per_call", [1, 2, 100])
 def test_training_in_parts_is_training_at_once(setting, epoch, steps_per_call):
     """Whatever the parts, and when it goes on from any state and position in between."""

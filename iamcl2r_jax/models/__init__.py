@@ -46,7 +46,7 @@ def create(name: str, num_features: int = 1023, **options) -> nn.Module:
     for option, value in options.items():
         if option not in known:
             raise ValueError(
-                f"backbone {name!r} has no option {option}={value!r}; its options are "
+                f"backbone {name!r} has no option {_shown(f'{option}={value!r}')}; its options are "
                 f"{', '.join(known)}"
             )
         _check_kind(option, value, known[option])
@@ -82,8 +82,18 @@ def _check_kind(option: str, value: Any, example: Any) -> None:
         except TypeError:
             good = False
         if not good:
-            raise ValueError(f"dtype={value!r}: must be the name of a floating-point dtype")
+            raise ValueError(
+                f"dtype={_shown(repr(value))}: must be the name of a floating-point dtype"
+            )
     elif type(value) is not type(example):
-        raise ValueError(f"{option}={value!r}: must be of type {type(example).__name__}")
+        raise ValueError(
+            f"{option}={_shown(repr(value))}: must be of type {type(example).__name__}"
+        )
     elif isinstance(value, int) and value > _LARGEST:
         raise ValueError(f"{option}={value!r}: must be at most {_LARGEST}")
+
+
+def _shown(text: str) -> str:
+    """What a message shows of a text that may come from anywhere: short and on one line."""
+    text = text[:100]
+    return text if text.isprintable() else ascii(text)[1:-1]
