@@ -21,12 +21,15 @@ import threading
 import time
 import traceback
 
-import jax
-import smallworld
+_BEFORE_IMPORTS = time.monotonic()
+
+import jax  # noqa: E402
+import smallworld  # noqa: E402
 
 # All that a program imports, so that its child need not.
-from iamcl2r_jax import cli, evaluation, lifelong, report, runtime, training, upgrade  # noqa: F401
+from iamcl2r_jax import cli, evaluation, lifelong, report, runtime, training, upgrade  # noqa: E402, F401
 
+_IMPORTING = time.monotonic() - _BEFORE_IMPORTS
 ROOT = pathlib.Path(__file__).parents[1]
 _WRITES = ("os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "os.link")
 _WRITE_FLAGS = os.O_WRONLY | os.O_RDWR
@@ -63,7 +66,8 @@ class Starter:
 
         Returns:
           {"pid", "status": exit status, or the signal's number negated, "events": how many there
-          were, "seconds", "after_signal": seconds from the signal to the end, "errors": what stood
+          were, "seconds", "until_step": seconds from a start, importing included, to the first step
+          of training, "after_signal": seconds from the signal to the end, "errors": what stood
           on standard error, "meanwhile": the other answer}.
         """
         request = {"program": program, "args": args} | request
@@ -100,6 +104,7 @@ def answer(request) -> dict:
     _, status = os.waitpid(pid, 0)
     ended, at = time.monotonic(), request.get("at", 0)
     noted = _content(notes).split()
+    steps = [note for note in noted if note[-1] == "s"]
     told = _content(errors)
     os.close(errors)
     os.close(notes)
@@ -108,7 +113,8 @@ def answer(request) -> dict:
         "status": os.waitstatus_to_exitcode(status),
         "events": len(noted),
         "seconds": ended - started,
-        "after_signal": ended - float(noted[at - 1]) if 0 < at <= len(noted) else None,
+        "until_step": _IMPORTING + float(steps[0][:-1]) - started if steps else None,
+        "after_signal": ended - float(noted[at - 1][:-1]) if 0 < at <= len(noted) else None,
         "errors": told,
         "meanwhile": meanwhile,
     }
@@ -137,10 +143,10 @@ def count_events(request, notes) -> None:
     below = request.get("below", "/nowhere")
     lock, count = threading.Lock(), itertools.count(1)
 
-    def event():
+    def event(kind=b"w"):
         with lock:
             number = next(count)
-            os.write(notes, b"%.3f " % time.monotonic())
+            os.write(notes, b"%.3f%s " % (time.monotonic(), kind))
         if number == request.get("at"):
             os.kill(os.getpid(), request["signal"])
 
@@ -152,15 +158,15 @@ def count_events(request, notes) -> None:
         if happened and str(args[0]).startswith(below):
             event()
 
-    def counted(function):
+    def counted(function, kind):
         def call(*args):
-            event()
+            event(kind)
             return function(*args)
 
         return call
 
-    training.CompiledEpoch.__call__ = counted(training.CompiledEpoch.__call__)
-    evaluation.FeatureExtractor.__call__ = counted(evaluation.FeatureExtractor.__call__)
+    training.CompiledEpoch.__call__ = counted(training.CompiledEpoch.__call__, b"s")
+    evaluation.FeatureExtractor.__call__ = counted(evaluation.FeatureExtractor.__call__, b"f")
     sys.addaudithook(audit)
 
 
