@@ -77,4 +77,5 @@ def get_config(root: str):
     del c.evaluations.digits, c.evaluations.handwriting
     c.evaluations.open = config.evaluation(f"folder:{root}/open")
     c.measures = ("identification",)
+    c.tracking.tensorboard = False
     return c

@@ -25,6 +25,7 @@ from iamcl2r_jax import (
     inputs,
     lifelong,
     pretraining,
+    runs,
     torch_files,
     training,
 )
@@ -522,7 +523,7 @@ def test_a_record_of_a_task_that_is_not_right_is_refused(external, data):
     changed = data.draw(changes(record))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_record", lambda path: changed)
-        loaded, message = attempt(CheckpointError, lifelong.load_task_record, "foreign", 1)
+        loaded, message = attempt(CheckpointError, runs.load_task_record, "foreign", 1)
     if message:
         assert message == "checkpoint foreign: its record is not that of task 2 of a run"
     else:

@@ -23,7 +23,16 @@ from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 
-from iamcl2r_jax import checkpoints, files, lifelong, pretraining, task, torch_files, training
+from iamcl2r_jax import (
+    checkpoints,
+    files,
+    lifelong,
+    pretraining,
+    runs,
+    task,
+    torch_files,
+    training,
+)
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
@@ -189,8 +198,8 @@ def test_every_file_of_a_task(world):
     path = root / "run" / "tasks" / "1"
 
     def read():
-        record = lifelong.load_task_record(str(path), 1)
-        return record["memory"], lifelong.load_task(c, str(root / "run"), 1).variables
+        record = runs.load_task_record(str(path), 1)
+        return record["memory"], runs.load_task(c, str(root / "run"), 1).variables
 
     try_all("task checkpoints", files_below(path), read, str(path), rounds=3, seed=0)
 
@@ -507,7 +516,7 @@ def test_a_checkpoint_runs_nothing(world, tmp_path, payload, unpickled, fitting_
         if fitting_checksums:
             digests = checkpoints._digests(checkpoints.epath.Path(place))
             files.write_json(place / "manifest.json", {"files": digests})
-        message, _ = refusal(lambda: lifelong.load_task(c, str(tmp_path / "run"), 1), str(place))
+        message, _ = refusal(lambda: runs.load_task(c, str(tmp_path / "run"), 1), str(place))
         assert message or fitting_checksums
         shutil.rmtree(copy)
     assert not unpickled

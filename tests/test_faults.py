@@ -18,7 +18,7 @@ import pytest
 import smallworld
 from starter import Starter
 
-from iamcl2r_jax import checkpoints, files, lifelong
+from iamcl2r_jax import checkpoints, files, runs
 from iamcl2r_jax.preemption import EXIT_STATUS
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax-small"
@@ -66,7 +66,7 @@ def whole(start, tmp_path_factory):
 def outcome(directory):
     """All that a run is to be remembered for: figures, memories, losses and parameters."""
     results = files.read_json(directory / "run" / "results.json")
-    records = lifelong.task_records(str(directory / "run"))
+    records = runs.task_records(str(directory / "run"))
     told = json.dumps(
         [
             {name: value for name, value in part.items() if name not in OF_THIS_START}
@@ -92,6 +92,7 @@ def leftovers(directory):
     """What is in a finished run's directories that does not belong there."""
     run = {p.name for p in (directory / "run").iterdir()}
     run -= {"config.json", "data.json", "results.json", "tasks", ".lock", ".lock-holder"}
+    run -= {"metrics.jsonl", "report.html"}
     models = {p.name for p in (directory / "models").iterdir() if p.name[0] == "."}
     tasks = {p.name for p in (directory / "run" / "tasks").iterdir()} - {"0", "1", "2"}
     return run | models | tasks
