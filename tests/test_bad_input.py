@@ -23,7 +23,6 @@ from iamcl2r_jax import (
     config,
     files,
     inputs,
-    lifelong,
     pretraining,
     runs,
     torch_files,
