@@ -136,7 +136,7 @@ def run_with_interruptions(start, directory, rng, whole, signal_number, *, timed
 def kill_again_and_again(start, whole, directory, *, seed, least):
     """Kills runs at `least` or more moments in all, in all stages; each must end as `whole`."""
     rng, kills, places = np.random.default_rng(seed), [], itertools.count()
-    while len(kills) < least or not STAGES <= {kill["stage"] for kill in kills}:
+    while len(kills) < least or not {kill["stage"] for kill in kills} >= STAGES:
         place = directory / str(next(places))
         place.mkdir()
         late = len(kills) >= least
