@@ -139,7 +139,7 @@ def sync(file: Any) -> None:
 
 def require_writable(directory: str) -> None:
     """Raises `WriteError` unless files can be made in a directory; leaves it as it was."""
-    if "://" in directory:
+    if "://" in directory or not distributed.is_first():
         return
     made, place = [], os.path.abspath(directory)
     while not os.path.lexists(place):
