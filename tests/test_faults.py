@@ -93,7 +93,7 @@ def leftovers(directory):
     """What is in a finished run's directories that does not belong there."""
     run = {p.name for p in (directory / "run").iterdir()}
     run -= {"config.json", "data.json", "results.json", "tasks", ".lock", ".lock-holder"}
-    run -= {"metrics.jsonl", "report.html"}
+    run -= {"metrics.jsonl", "report.html", "figures"}
     models = {p.name for p in (directory / "models").iterdir() if p.name[0] == "."}
     tasks = {p.name for p in (directory / "run" / "tasks").iterdir()} - {"0", "1", "2"}
     return run | models | tasks
