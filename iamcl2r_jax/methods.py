@@ -486,7 +486,7 @@ def check_options(options: Mapping[str, Any]) -> None:
             raise ValueError(f"{option}={value}: must be in [0, 1]")
         if option.endswith("weight") and value < 0:
             raise ValueError(f"{option}={value}: must be at least 0")
-        if option in ("temperature", "scale") and value <= 0:
+        if option in ("temperature", "scale", "mu") and value <= 0:
             raise ValueError(f"{option}={value}: must be positive")
         if option == "num_negatives" and value < 1:
             raise ValueError(f"{option}={value}: must be at least 1")

@@ -1,6 +1,5 @@
 """The CIFAR100R/10 configs: the protocol, and a whole run on small archives of the real format."""
 
-import json
 import pathlib
 
 import archives
@@ -9,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import checkpoints, config_args, lifelong, pretraining, runs
+from iamcl2r_jax import checkpoints, config_args, files, lifelong, pretraining, runs
 from iamcl2r_jax.config import check_stream, validate, validate_pretrain
 from iamcl2r_jax.data.stream import split_tasks
 
@@ -136,7 +135,7 @@ def test_a_whole_run_from_archives(place, tmp_path):
     workdir = tmp_path / "run"
     results = lifelong.run(c, str(workdir))
 
-    assert json.loads((workdir / "results.json").read_text()) == results
+    assert files.read_json(str(workdir / "results.json")) == results
     assert results["num_tasks"] == 7
     assert results["classes_per_task"] == [10] + 6 * [15]
     assert results["replacements"] == [0, 2, 4]
