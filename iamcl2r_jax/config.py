@@ -138,7 +138,8 @@ def _model() -> ConfigDict:
     c = ConfigDict()
     c.backbone = "resnet18"  # a key of models.BACKBONES
     # Fields of the backbone's module: `width` is the channels of its first stage, `stem` is
-    # "imagenet" (7x7 stride 2 and max-pool) or "small" (3x3 stride 1).
+    # "imagenet" (7x7 stride 2 and max-pool) or "small" (3x3 stride 1). A config file may add
+    # `dtype`, "bfloat16" to compute in it; it goes with a model, so external ones need it too.
     c.options = ConfigDict({"width": 16, "stem": "imagenet"})
     return c
 
