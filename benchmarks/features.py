@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None):
     width, num_features = args.width, 1023
     if args.small:
         width, num_features, args.batches = 4, 31, 1
-    torch.set_num_threads(harness.cores())
+    torch.set_num_threads(1 if args.small else harness.cores())
     model = models.create("resnet18", num_features, width=width)
     variables = synthetic.random_variables(model)
     image_options = synthetic.image_options()
