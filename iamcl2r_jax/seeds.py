@@ -211,8 +211,8 @@ def train_together(
     variables, history = fit_resumably(
         f"task {task + 1}/{len(setting.stream.tasks)} of {num_seeds} seeds",
         epoch,
-        _stacked([training.variables for training in trainings]),
-        _stacked_data(data),
+        stacked([training.variables for training in trainings]),
+        stacked_data(data),
         cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs),
         jnp.stack([task_key(each.config, task) for each in settings]),
         store=store,
@@ -231,19 +231,20 @@ def train_together(
     ]
 
 
-def _stacked(trees: Sequence[Any]) -> Any:
+def stacked(trees: Sequence[Any]) -> Any:
+    """One tree of the leaves of all, with a leading axis."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _stacked_data(data: Sequence[TaskData]) -> TaskData:
-    """The data of all seeds as `_DATA_AXES` says."""
+def stacked_data(data: Sequence[TaskData]) -> TaskData:
+    """What `SeedsEpoch` takes, from the data of each seed."""
     first = data[0]
     return first.replace(
-        old=first.old.replace(variables=_stacked([d.old.variables for d in data])),
-        memory=first.memory.replace(indices=_stacked([d.memory.indices for d in data])),
+        old=first.old.replace(variables=stacked([d.old.variables for d in data])),
+        memory=first.memory.replace(indices=stacked([d.memory.indices for d in data])),
         classes=first.classes.replace(
-            centres=_stacked([d.classes.centres for d in data]),
-            boundaries=_stacked([d.classes.boundaries for d in data]),
+            centres=stacked([d.classes.centres for d in data]),
+            boundaries=stacked([d.classes.boundaries for d in data]),
         ),
     )
 

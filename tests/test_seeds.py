@@ -12,8 +12,8 @@ from iamcl2r_jax import config, files, html_report, lifelong, models, runs, seed
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.preemption import PreemptedError, Preemption
 
-# Float32 rounding, here 1e-7, grows over 24 steps at a learning rate of 0.05; measured 2e-6.
-TOLERANCE = 1e-4
+# Rounding of float32, amplified over 25 steps; the metrics were found to differ by up to 2.3e-7.
+TOLERANCE = 1e-5
 
 
 class Tiny(nn.Module):
