@@ -31,8 +31,9 @@ class Silent(Reporter):
 def setting_of(config, num_classes: int, per_class: int) -> Setting:
     """The setting of a run on random images."""
     stream = synthetic.stream(config, num_classes, per_class)
-    dataset = stream_dataset(config, stream)
-    return Setting(config, stream, dataset, ProgramsBySpec(config), Silent(), Preemption())
+    programs = ProgramsBySpec(config)
+    dataset = stream_dataset(config, stream, programs)
+    return Setting(config, stream, dataset, programs, Silent(), Preemption())
 
 
 def main(argv: list[str] | None = None):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import files, inputs, lifelong, tracking
-from iamcl2r_jax.config import check_stream, validate
+from iamcl2r_jax.config import ConfigError, check_stream, validate
 from iamcl2r_jax.data.sampling import Pool
 from iamcl2r_jax.lifelong import TaskTraining, Trained
 from iamcl2r_jax.methods import Classes
@@ -112,6 +112,11 @@ def run(
     """
     reporter, preemption = reporter or Reporter(), preemption or Preemption()
     validate(config)
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"num_seeds={config.num_seeds}: must be 1 in a job of several processes; give each "
+            "process seeds of its own, without a job"
+        )
     tracking.check(config.tracking)
     runs = [
         (one_seed(config, seed), os.path.join(workdir, f"seed{seed}"))
@@ -164,7 +169,8 @@ def train(
     for _, place in runs:
         lifelong.refuse_other_data(digests, place)
     external = inputs.external_models(config, reporter, preemption)
-    dataset, programs = stream_dataset(config, stream), ProgramsBySpec(config)
+    programs = ProgramsBySpec(config)
+    dataset = stream_dataset(config, stream, programs)
     epochs: dict[Program, SeedsEpoch] = {}
     settings, streams = [], []
     for seed_config, place in runs:
