@@ -12,8 +12,9 @@ from iamcl2r_jax import config, files, html_report, lifelong, models, runs, seed
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.preemption import PreemptedError, Preemption
 
-# Rounding of float32, amplified over 25 steps; the metrics were found to differ by up to 2.3e-7.
-TOLERANCE = 1e-5
+# Float32 rounding, amplified over 26 steps: variables were found to differ by up to 3.3e-6, metrics
+# by 2.3e-7; the two seeds by more than 0.01.
+TOLERANCE = 1e-4
 
 
 class Tiny(nn.Module):
