@@ -2,6 +2,7 @@
 
     python launch/main.py --config=configs/cifar100r.py             # 7 tasks
     python launch/main.py --config=configs/cifar100r.py:tasks=31    # 31 tasks
+    python launch/main.py --config=configs/cifar100r.py:dtype=bfloat16    # networks compute in it
 
 Published for d-Simplex-HOC, AC / AA on CIFAR-10 (identification):
               authors' notebooks    authors' page
@@ -18,4 +19,6 @@ from iamcl2r_jax import config_args, recipes
 
 
 def get_config(arg=None):
-    return recipes.cifar100r(*config_args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS})["tasks"])
+    dtypes = {name: name for name in ("float32", "bfloat16")}
+    options = config_args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS, "dtype": dtypes})
+    return recipes.cifar100r(*options["tasks"], dtype=options["dtype"])

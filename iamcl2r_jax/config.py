@@ -46,6 +46,7 @@ def default() -> ConfigDict:
     # Options of each method, by its name; only those of `method` are used.
     c.method_options = ConfigDict({n: methods.default_options(n) for n in methods.METHODS})
     c.seed = 0  # of initialisation, memory, batches and augmentation
+    c.num_seeds = 1  # runs trained at once, with seed, seed + 1, ..., see seeds.run
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
     c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.image = _image()  # the network's input
@@ -139,7 +140,8 @@ def _model() -> ConfigDict:
     c = ConfigDict()
     c.backbone = "resnet18"  # a key of models.BACKBONES
     # Fields of the backbone's module: `width` is the channels of its first stage, `stem` is
-    # "imagenet" (7x7 stride 2 and max-pool) or "small" (3x3 stride 1).
+    # "imagenet" (7x7 stride 2 and max-pool) or "small" (3x3 stride 1). A config file may add
+    # `dtype`, "bfloat16" to compute in it; it goes with a model, so external ones need it too.
     c.options = ConfigDict({"width": 16, "stem": "imagenet"})
     return c
 
@@ -214,6 +216,17 @@ def validate(config: ConfigDict) -> None:
     _at_least(config, "stream.limit_per_class", 0)
     _at_least(config, "stream.class_order_seed", -1)
     _check_seed_and_name(config)
+    _at_least(config, "num_seeds", 1)
+    if config.seed + config.num_seeds > 2**32:
+        raise ConfigError(
+            f"num_seeds={config.num_seeds}: the last seed, seed + num_seeds - 1, must be in "
+            f"0..{2**32 - 1}; seed is {config.seed}"
+        )
+    if config.num_seeds > 1 and config.replacements.watch:
+        raise ConfigError(
+            f"num_seeds={config.num_seeds}: must be 1 with replacements.watch, since a model may "
+            "arrive for one seed and not for another"
+        )
     _check_replacements(config)
     if not config.evaluations:
         raise ConfigError("evaluations: there is none; a run needs at least one")

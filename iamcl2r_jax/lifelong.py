@@ -11,8 +11,10 @@ A workdir holds:
   report.html    the same for a person, see `html_report`; its plots are in figures/
 """
 
+import dataclasses
 import os
 import time
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,7 @@ from iamcl2r_jax.task import (
     with_adapter,
     with_task_centres,
 )
+from iamcl2r_jax.training import Variables
 
 _OF_A_RUN = ("progress", "tasks", "results.json")
 
@@ -88,6 +91,8 @@ def run(
     """
     reporter, preemption = reporter or Reporter(), preemption or Preemption()
     validate(config)
+    if config.num_seeds != 1:
+        raise ConfigError(f"num_seeds={config.num_seeds}: must be 1 here; seeds.run takes several")
     tracking.check(config.tracking)
     distributed.check_same("configuration", config.to_dict() | {"workdir": workdir})
     refuse_other_config(config, workdir)
@@ -208,7 +213,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     Options of other methods are such, and those of adapters for a method that trains none: a new
     method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
-    without = {"saving", "tracking"}
+    without = {"saving", "tracking", "num_seeds"}
     without |= {name for name in ("retrain", "watch") if not config.get(name)}
     kept = {name: value for name, value in config.items() if name not in without}
     if "method_options" in kept:
@@ -237,9 +242,23 @@ def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
             )
 
 
-def train_stream(
-    setting: Setting, external: dict[int, ExternalModel], workdir: str
-) -> tuple[list[dict[str, Any]], dict[int, ExternalModel]]:
+@dataclasses.dataclass(frozen=True)
+class TaskTraining:
+    """A task that is to be trained; see `task.train_task`."""
+
+    task: int
+    start: Model
+    variables: Variables
+    memory: np.ndarray
+    centres: ClassCentres
+
+
+Trained = tuple[Model, list[dict[str, float]]]  # the model, and the metrics of each epoch
+# The record of each task, and the external models with those that arrived.
+Finished = tuple[list[dict[str, Any]], dict[int, ExternalModel]]
+
+
+def train_stream(setting: Setting, external: dict[int, ExternalModel], workdir: str) -> Finished:
     """Trains task after task, from where an earlier start stopped, and saves each.
 
     Args:
@@ -249,6 +268,52 @@ def train_stream(
 
     Returns:
       The record of each task, and the external models with those that arrived.
+    """
+    tasks = stream_tasks(setting, external, workdir)
+    training, finished = following(tasks)
+    while training is not None:
+        store = ProgressStore(
+            os.path.join(workdir, "progress", str(training.task)),
+            setting.config.saving,
+            setting.reporter,
+        )
+        trained = train_task(
+            setting,
+            training.task,
+            training.start,
+            training.variables,
+            training.memory,
+            training.centres,
+            store,
+        )
+        training, finished = following(tasks, trained)
+        store.clear()
+    return finished
+
+
+def following(
+    tasks: Generator[TaskTraining, Trained, Finished], trained: Trained | None = None
+) -> tuple[TaskTraining | None, Finished | None]:
+    """Hands what was trained to `stream_tasks`: the next training, or the outcome at the end."""
+    try:
+        return tasks.send(trained), None
+    except StopIteration as end:
+        return None, end.value
+
+
+def stream_tasks(
+    setting: Setting, external: dict[int, ExternalModel], workdir: str
+) -> Generator[TaskTraining, Trained, Finished]:
+    """The procedure but for the training itself, which the caller does.
+
+    Args: see `train_stream`.
+
+    Yields:
+      Each task that is to be trained, from where an earlier start stopped. It is sent the outcome,
+      and has saved it when it yields the next.
+
+    Returns:
+      See `train_stream`.
     """
     config, stream, reporter = setting.config, setting.stream, setting.reporter
     method = methods.get(config.method)
@@ -273,8 +338,7 @@ def train_stream(
         if task in external:
             model = Model.of(external[task])
         variables = start_variables(config, task, model, replaced=task in external)
-        store = ProgressStore(os.path.join(workdir, "progress", str(task)), config.saving, reporter)
-        model, history = train_task(setting, task, model, variables, memory, centres, store)
+        model, history = yield TaskTraining(task, model, variables, memory, centres)
         if method.uses_memory:
             memory = remember(stream, task, memory, config.memory_per_class, config.seed)
         if method.uses_centres:
@@ -300,7 +364,6 @@ def train_stream(
         }
         if distributed.is_first():
             checkpoints.save(task_path(workdir, task), model.stored, record)
-        store.clear()
         records.append(record)
         setting.tracker.task(record)
         _report_task(record, stream, reporter)

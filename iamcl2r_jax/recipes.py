@@ -13,12 +13,13 @@ CIFAR_STD = (0.2675, 0.2565, 0.2761)
 CIFAR100R_TASKS = {"7": (15, (0, 2, 4)), "31": (3, (0, 10, 20))}
 
 
-def cifar100r(increment: int, replaced: tuple[int, ...]) -> ConfigDict:
+def cifar100r(increment: int, replaced: tuple[int, ...], *, dtype: str = "float32") -> ConfigDict:
     """The paper's protocol on CIFAR100R/10.
 
     Args:
       increment: classes of each task after the first, which has 10.
       replaced: 0-based tasks that start from a new model.
+      dtype: that the networks, the external ones too, compute in: "float32" or "bfloat16".
     """
     c = config.default()
     c.name = f"cifar100r-{len(range(10, 100, increment)) + 1}"
@@ -40,6 +41,9 @@ def cifar100r(increment: int, replaced: tuple[int, ...]) -> ConfigDict:
     c.replacements.classes = (100, 300, 600)  # the first of ImageNet
     c.replacements.recipe = pretrain_imagenet32()
     c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
+
+    if dtype != "float32":
+        c.model.options.dtype = c.replacements.recipe.model.options.dtype = dtype
 
     # Queries are the 50,000 training images, the gallery the class means of the 10,000 test images.
     c.evaluations = ConfigDict({"cifar10": config.evaluation("cifar10")})

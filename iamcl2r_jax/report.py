@@ -48,6 +48,20 @@ def print_results(results: dict, workdir: str, console: Console | None = None) -
         console.print(f"report: {page}", soft_wrap=True)
 
 
+def print_seeds(summary: dict, workdir: str, console: Console | None = None) -> None:
+    """Prints AC and AA over the seeds of an experiment, see `seeds.summary`, and where they are."""
+    console = console or Console(highlight=False)
+    seeds = ", ".join(map(str, summary["seeds"]))
+    for name, figures in summary["evaluations"].items():
+        ac, aa = figures["ac"], figures["aa"]
+        _print_line(
+            console,
+            f"{name}: AC {ac['mean']:.3f} ± {ac['deviation']:.3f}   AA {aa['mean']:.2f} ± "
+            f"{aa['deviation']:.2f} %   mean and deviation over seeds {seeds}",
+        )
+    _print_line(console, f"results: {os.path.join(workdir, 'results.json')}, of each in seed*/")
+
+
 def print_evaluations(
     evaluations: dict,
     replacements: list[int],

@@ -357,40 +357,60 @@ def train_task(
     Returns:
       The new model, and the metrics of each epoch.
     """
-    config, stream = setting.config, setting.stream
-    train, num_tasks = config.train, len(stream.tasks)
-    method = methods.get(config.method)
-    pools = [task_indices(config, stream, t) for t in range(num_tasks)]
-    most_new = max(map(len, pools))
-    most_memory = int(np.minimum(np.bincount(stream.train.labels), config.memory_per_class).sum())
-    if task in config.replacements.retrain:
-        memory = memory[:0]
-    spec = new_spec(config, task, start)
-    # Without a use for it, the old model's architecture is no part of the program.
-    old_variables = jax.device_put(start.variables) if method.uses_old_model else {}
-    fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_classes)
+    train = setting.config.train
+    spec = new_spec(setting.config, task, start)
     variables, history = fit_resumably(
-        f"task {task + 1}/{num_tasks}",
+        f"task {task + 1}/{len(setting.stream.tasks)}",
         setting.programs.of(spec, teacher=start.spec).epoch,
         variables,
-        training.TaskData(
-            old=training.OldModel(old_variables, jnp.asarray(start.trained)),
-            classifier=None if fixed is None else jnp.asarray(fixed),
-            dataset=setting.dataset,
-            new=make_pool(pools[task], max(most_new, train.batch_size)),
-            memory=make_pool(memory, max(most_memory, train.batch_size)),
-            classes=task_classes(config, stream, task, start, centres),
-        ),
+        task_data(setting, task, start, memory, centres),
         training.cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs),
-        jax.random.fold_in(jax.random.key(config.seed), task),
+        task_key(setting.config, task),
         store=store,
-        steps_per_call=config.saving.steps_per_call,
+        steps_per_call=setting.config.saving.steps_per_call,
         reporter=setting.reporter,
         preemption=setting.preemption,
         on_epoch=partial(setting.tracker.epochs, task),
     )
-    seen = (config.num_classes - stream.tasks[task].stop, config.num_classes)
-    return Model(spec, variables, seen), history
+    return trained_model(setting, task, start, variables), history
+
+
+def task_key(config: ConfigDict, task: int) -> jax.Array:
+    """Random key of a task's training."""
+    return jax.random.fold_in(jax.random.key(config.seed), task)
+
+
+def task_data(
+    setting: Setting, task: int, start: Model, memory: np.ndarray, centres: ClassCentres
+) -> training.TaskData:
+    """What a task trains with, in shapes that are the same for all tasks; see `train_task`."""
+    config, stream = setting.config, setting.stream
+    method = methods.get(config.method)
+    pools = [task_indices(config, stream, t) for t in range(len(stream.tasks))]
+    most_new = max(map(len, pools))
+    most_memory = int(np.minimum(np.bincount(stream.train.labels), config.memory_per_class).sum())
+    if task in config.replacements.retrain:
+        memory = memory[:0]
+    # Without a use for it, the old model's architecture is no part of the program.
+    old_variables = jax.device_put(start.variables) if method.uses_old_model else {}
+    fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_classes)
+    return training.TaskData(
+        old=training.OldModel(old_variables, jnp.asarray(start.trained)),
+        classifier=None if fixed is None else jnp.asarray(fixed),
+        dataset=setting.dataset,
+        new=make_pool(pools[task], max(most_new, config.train.batch_size)),
+        memory=make_pool(memory, max(most_memory, config.train.batch_size)),
+        classes=task_classes(config, stream, task, start, centres),
+    )
+
+
+def trained_model(
+    setting: Setting, task: int, start: Model, variables: training.Variables
+) -> Model:
+    """The model that a task's training from `start` made."""
+    config = setting.config
+    seen = (config.num_classes - setting.stream.tasks[task].stop, config.num_classes)
+    return Model(new_spec(config, task, start), variables, seen)
 
 
 def task_accuracy(setting: Setting, task: int, model: Model) -> float:

@@ -379,6 +379,13 @@ class Position:
         return Position((*self.history, means | {"learning_rate": learning_rate}))
 
 
+def _fold_in(key: jax.Array, number: int) -> jax.Array:
+    """`fold_in` of one key, or of each key of a batch."""
+    if key.ndim == 0:
+        return jax.random.fold_in(key, number)
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, number)
+
+
 def fit(
     epoch: CompiledEpoch,
     state: TrainState,
@@ -417,7 +424,7 @@ def fit(
     while position.epoch < len(learning_rates):
         rate = learning_rates[position.epoch]
         stop = min(position.step + steps_per_call, num_steps)
-        epoch_key = jax.random.fold_in(key, position.epoch)
+        epoch_key = _fold_in(key, position.epoch)
         state, sums, diverged = epoch(state, data, position.step, stop, rate, epoch_key)
         sums, diverged = jax.device_get((sums, diverged))
         if diverged >= 0:

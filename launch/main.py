@@ -3,9 +3,9 @@
 from absl import flags
 from ml_collections import config_flags
 
-from iamcl2r_jax import cli, distributed, lifelong
+from iamcl2r_jax import cli, distributed, lifelong, seeds
 from iamcl2r_jax.preemption import on_sigterm
-from iamcl2r_jax.report import print_results
+from iamcl2r_jax.report import print_results, print_seeds
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of the run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default runs/NAME.")
@@ -16,9 +16,11 @@ def main(_):
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
     with on_sigterm() as preemption:
-        results = lifelong.run(config, workdir, preemption=preemption, command=cli.command())
+        several = config.num_seeds > 1
+        run, show = (seeds.run, print_seeds) if several else (lifelong.run, print_results)
+        results = run(config, workdir, preemption=preemption, command=cli.command())
     if distributed.is_first():
-        print_results(results, workdir)
+        show(results, workdir)
 
 
 if __name__ == "__main__":

@@ -89,14 +89,26 @@ def test_the_run_takes_the_models_that_the_pretraining_config_makes():
     validate(c)
 
 
+def test_networks_compute_in_the_dtype_asked_for():
+    """The external models too; by default nothing is said, so that their names stay."""
+    c = _config("cifar100r.py:tasks=31,dtype=bfloat16")
+    validate(c)
+    for model in (c.model, c.replacements.recipe.model):
+        assert model.options.to_dict() == {"width": 64, "stem": "imagenet", "dtype": "bfloat16"}
+    assert "dtype" not in _config("cifar100r.py:dtype=float32").model.options
+
+
+OPTIONS = "tasks=7|31, dtype=float32|bfloat16"
+
+
 @pytest.mark.parametrize(
     ("arg", "message"),
     [
         ("tasks=8", "config option tasks=8: must be one of 7, 31"),
         ("tasks=", "config option tasks=: must be one of 7, 31"),
-        ("tasks", "config option 'tasks' is unknown; the options are tasks=7|31"),
-        ("task=7", "config option 'task=7' is unknown; the options are tasks=7|31"),
-        ("tasks=7,", "config option '' is unknown; the options are tasks=7|31"),
+        ("tasks", "config option 'tasks' is unknown; the options are " + OPTIONS),
+        ("task=7", "config option 'task=7' is unknown; the options are " + OPTIONS),
+        ("tasks=7,", "config option '' is unknown; the options are " + OPTIONS),
         ("tasks=7,tasks=31", "config option tasks is given twice"),
     ],
 )

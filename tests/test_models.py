@@ -226,7 +226,7 @@ def test_resnet18_has_torchvisions_number_of_parameters():
     assert _num_parameters(models.create("resnet18", 255)) == 11_176_512 + 512 * 255
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, "float32", "bfloat16"])
 @pytest.mark.parametrize("stem", ["imagenet", "small"])
 @pytest.mark.parametrize("size", [32, 48])
 def test_features(stem, size, dtype):
@@ -322,6 +322,8 @@ def test_initial_parameters_are_pytorchs(resnet):
         ("resnet18", {"stem": "large"}, r"stem='large': must be one of imagenet, small$"),
         ("resnet18", {"width": 0}, r"^backbone 'resnet18': width=0: must be at least 1$"),
         ("resnet18", {"num_features": 0}, r"num_features=0: must be at least 1$"),
+        ("senet18", {"dtype": "half"}, r"dtype='half': must be one of float32, bfloat16, float64$"),
+        ("regnety_400mf", {"dtype": "int32"}, r"dtype='int32': must be one of float32, bf"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(name, options, message):

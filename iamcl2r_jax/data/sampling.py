@@ -65,7 +65,7 @@ def draw(key: jax.Array, pool: Pool, num: int) -> jax.Array:
         return jax.lax.top_k(_random_order(key, pool), num)[1]
 
     def with_replacement():
-        return jax.random.randint(key, (num,), 0, pool.size)
+        return jax.random.randint(key, (num,), 0, pool.size, jnp.int32)
 
     chosen = jax.lax.cond(pool.size > num, without_replacement, with_replacement)
     return pool.indices[chosen]

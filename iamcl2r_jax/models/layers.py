@@ -52,12 +52,26 @@ def project(x: jax.Array, num_features: int, dtype: jnp.dtype) -> jax.Array:
       dtype: dtype of the computation.
 
     Returns:
-      Unnormalised features, float32 [B, D].
+      Unnormalised features [B, D], float32 or wider.
     """
     projection = nn.Dense(
         num_features, use_bias=False, kernel_init=linear_init, dtype=dtype, name="projection"
     )
-    return projection(jnp.mean(x, axis=(1, 2))).astype(jnp.float32)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    return projection(jnp.mean(x, axis=(1, 2))).astype(wide)
+
+
+DTYPES = ("float32", "bfloat16", "float64")
+
+
+def check_dtype(module: nn.Module) -> None:
+    """Raises `ValueError` if a module's `dtype`, or what it names, is none of `DTYPES`."""
+    try:
+        known = jnp.dtype(module.dtype).name in DTYPES
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"dtype={module.dtype!r}: must be one of {', '.join(DTYPES)}")
 
 
 def check_at_least_one(module: nn.Module, *fields: str) -> None:

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from iamcl2r_jax.models.conv import Conv
-from iamcl2r_jax.models.layers import SqueezeExcite, batch_norm, check_at_least_one, project
+from iamcl2r_jax.models.layers import (
+    SqueezeExcite,
+    batch_norm,
+    check_at_least_one,
+    check_dtype,
+    project,
+)
 
 _STRIDES = (1, 1, 2, 2)  # of the four stages
 _STEM_PER_GROUP = 4  # the stem's channels over those of one group
@@ -63,7 +69,8 @@ class RegNet(nn.Module):
       num_features: dimension D of the feature, K - 1 for a simplex of K classes.
       width: channels of the stem, a multiple of 4. Stages and groups scale with it, so that every
         stage keeps its number of groups.
-      dtype: dtype of the computation; parameters, statistics and features are float32.
+      dtype: dtype of the computation or its name, such as "bfloat16"; parameters, statistics and
+        features are float32.
     """
 
     stage_sizes: Sequence[int]
@@ -75,6 +82,7 @@ class RegNet(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         check_at_least_one(self, "num_features", "width")
+        check_dtype(self)
         if self.width % _STEM_PER_GROUP:
             raise ValueError(f"width={self.width}: must be a multiple of {_STEM_PER_GROUP}")
 

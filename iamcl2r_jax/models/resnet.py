@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from iamcl2r_jax.models.conv import Conv
-from iamcl2r_jax.models.layers import batch_norm, check_at_least_one, project
+from iamcl2r_jax.models.layers import batch_norm, check_at_least_one, check_dtype, project
 from iamcl2r_jax.models.pooling import max_pool
 
 STEMS = ("imagenet", "small")
@@ -87,7 +87,8 @@ class ResNet(nn.Module):
       width: channels of the first stage; each later stage doubles them.
       stem: "imagenet" (7x7 stride 2, then 3x3 max-pool stride 2; what the paper uses, also on 32x32
         images) or "small" (3x3 stride 1, no pooling; slower and finer).
-      dtype: dtype of the computation; parameters, statistics and features are float32.
+      dtype: dtype of the computation or its name, such as "bfloat16"; parameters, statistics and
+        features are float32.
     """
 
     block: Callable[..., nn.Module]
@@ -102,6 +103,7 @@ class ResNet(nn.Module):
         if self.stem not in STEMS:
             raise ValueError(f"stem={self.stem!r}: must be one of {', '.join(STEMS)}")
         check_at_least_one(self, "num_features", "width")
+        check_dtype(self)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

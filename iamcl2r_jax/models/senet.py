@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 
 from iamcl2r_jax.models.conv import Conv
-from iamcl2r_jax.models.layers import SqueezeExcite, batch_norm, check_at_least_one, project
+from iamcl2r_jax.models.layers import (
+    SqueezeExcite,
+    batch_norm,
+    check_at_least_one,
+    check_dtype,
+    project,
+)
 
 _REDUCTION = 16  # channels for each one of the attention's bottleneck
 
@@ -56,7 +62,8 @@ class SENet(nn.Module):
       stage_sizes: blocks in each of the stages.
       num_features: dimension D of the feature, K - 1 for a simplex of K classes.
       width: channels of the first stage; each later stage doubles them.
-      dtype: dtype of the computation; parameters, statistics and features are float32.
+      dtype: dtype of the computation or its name, such as "bfloat16"; parameters, statistics and
+        features are float32.
     """
 
     stage_sizes: Sequence[int]
@@ -67,6 +74,7 @@ class SENet(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         check_at_least_one(self, "num_features", "width")
+        check_dtype(self)
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

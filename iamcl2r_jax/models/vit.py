@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from iamcl2r_jax.models.layers import check_at_least_one, project
+from iamcl2r_jax.models.layers import check_at_least_one, check_dtype, project
 
 _PER_HEAD = 64  # channels of one attention head, in DeiT of every size
 _EXPANSION = 4  # of the hidden layer over the embedding
@@ -57,7 +57,8 @@ class ViT(nn.Module):
       heads: of each attention; 0 for one per 64 channels.
       patch_size: pixels in height and width of a patch. If it does not divide the image's, zeros
         are added below and to the right.
-      dtype: dtype of the computation; parameters and features are float32.
+      dtype: dtype of the computation or its name, such as "bfloat16"; parameters and features are
+        float32.
     """
 
     num_features: int
@@ -70,6 +71,7 @@ class ViT(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         check_at_least_one(self, "num_features", "width", "depth", "patch_size")
+        check_dtype(self)
         if self.heads < 0 or self.width % self.num_heads:
             raise ValueError(
                 f"heads={self.heads}: must divide width={self.width}, or be 0 for one per "

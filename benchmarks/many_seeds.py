@@ -1,0 +1,79 @@
+"""Training several seeds at once against one alone.
+
+    python benchmarks/many_seeds.py [--seeds=8] [--batch-size=128] [--width=64]
+
+The vectorised program of `--config.num_seeds` against the ordinary one, on the train step of
+d-Simplex-HOC. A GPU that one seed does not fill takes others beside it; a CPU is full with one. On
+a CPU the table says so, and the figure is none for the goal.
+
+ratio: time for each seed together / time of one alone. Goal on a GPU: at most 0.35 for 8 seeds.
+"""
+
+import statistics
+
+import harness
+import jax
+import jax.numpy as jnp
+import synthetic
+
+from iamcl2r_jax import methods, training
+from iamcl2r_jax.seeds import SeedsEpoch, stacked, stacked_data
+
+_RATE = 0.01
+
+
+def going_on(epoch, state, data, key, steps: int):
+    """So many steps by a compiled program, from where the call before ended."""
+
+    def call():
+        nonlocal state
+        state, sums, _ = epoch(state, data, 0, steps, _RATE, key)
+        jax.block_until_ready((state, sums))
+
+    return call
+
+
+def main(argv: list[str] | None = None):
+    options = harness.parser(__doc__, repeats=10)
+    options.add_argument("--seeds", type=int, default=8)
+    options.add_argument("--batch-size", type=int, default=128)
+    options.add_argument("--width", type=int, default=64, help="channels of the first stage")
+    options.add_argument("--steps", type=int, default=5, help="steps measured together")
+    args = options.parse_args(argv)
+    sizes = {"batch_size": args.batch_size, "width": args.width}
+    if args.small:
+        args.seeds, args.steps = 2, 1
+        sizes = {"batch_size": 8, "width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}
+    case = synthetic.hoc_case(**sizes)
+    known = jnp.zeros(len(case.data.classifier), bool)
+    data = case.data.replace(classes=methods.Classes(active=known, new=known, known=known))
+    init, key = case.program.init_state, jax.random.key(0)
+    one = going_on(
+        training.CompiledEpoch(case.program), init(case.variables), data, key, args.steps
+    )
+    together = going_on(
+        SeedsEpoch(case.program),
+        init(stacked([case.variables] * args.seeds)),
+        stacked_data([data] * args.seeds),
+        jax.random.split(key, args.seeds),
+        args.steps,
+    )
+    seconds = {
+        name: [value / args.steps for value in values]
+        for name, values in harness.in_turn({"one": one, "all": together}, args.repeats).items()
+    }
+    seconds["all"] = [value / args.seeds for value in seconds["all"]]
+    rows = [
+        ("one alone, a step", harness.milliseconds(seconds["one"])),
+        (f"each of {args.seeds}, a step", harness.milliseconds(seconds["all"])),
+    ]
+    on_gpu = jax.default_backend() == "gpu"
+    if not on_gpu:
+        rows.append(("device", "not measured on a GPU here"))
+    ratio = statistics.median(seconds["all"]) / statistics.median(seconds["one"])
+    figures = {"seconds": seconds, "seeds": args.seeds, "measured_on_gpu": on_gpu}
+    return harness.finish("many_seeds", rows, figures, ratio, args)
+
+
+if __name__ == "__main__":
+    main()

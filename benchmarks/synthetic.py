@@ -1,0 +1,141 @@
+"""Models, images and streams that need no data set: speed does not depend on what is in them."""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from iamcl2r_jax import checkpoints, methods, models, recipes, simplex, training
+from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.data.sampling import make_pool
+from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.data.stream import Stream, build_stream
+from iamcl2r_jax.evaluation import Evaluation
+from iamcl2r_jax.pretraining import ExternalModel
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A train program and what it trains with.
+
+    Attributes:
+      program: what is compiled.
+      variables: of the model in training.
+      data: teacher, images, new samples and memory.
+    """
+
+    program: training.Program
+    variables: training.Variables
+    data: training.TaskData
+
+
+def image_options() -> ImageOptions:
+    """Input and augmentation of the paper's protocol."""
+    return ImageOptions(recipes.CIFAR_MEAN, recipes.CIFAR_STD, crop_padding=4, flip=True)
+
+
+def images(num: int, num_classes: int, *, size: int = 32, seed: int = 0) -> ImageSet:
+    """Random images, `num` in all, the classes equally often."""
+    rng = np.random.default_rng(seed)
+    return ImageSet(
+        rng.integers(0, 256, (num, size, size, 3), dtype=np.uint8),
+        np.arange(num, dtype=np.int32) % num_classes,
+        tuple(map(str, range(num_classes))),
+    )
+
+
+def random_variables(model: nn.Module, *, seed: int = 0, size: int = 32) -> training.Variables:
+    """Variables like freshly initialised ones, without a program to compile for them."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        if leaf.ndim > 1:
+            deviation = math.sqrt(2 / math.prod(leaf.shape[:-1]))
+            return rng.normal(0, deviation, leaf.shape).astype(leaf.dtype)
+        return np.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, training.expected_variables(model, size))
+
+
+def hoc_case(
+    *,
+    width: int = 64,
+    num_classes: int = 1024,
+    batch_size: int = 128,
+    num_new: int = 4500,
+    num_memory: int = 200,
+    **options,
+) -> Case:
+    """The train step of d-Simplex-HOC on ResNet-18; by default the second of the paper's 7 tasks.
+
+    Args:
+      width: channels of the first stage.
+      num_classes: K.
+      batch_size: B.
+      num_new: samples of the task.
+      num_memory: samples of earlier tasks.
+      **options: others of the backbone.
+    """
+    model = models.create("resnet18", num_classes - 1, width=width, **options)
+    program = training.Program(
+        model=model,
+        old_model=model,
+        loss=methods.get("hoc").loss,
+        image_options=image_options(),
+        batch_size=batch_size,
+    )
+    stream_classes = min(25, num_classes)
+    train = images(num_new + num_memory, stream_classes)
+    slots = simplex.downstream_slot(train.labels, num_classes)
+    data = training.TaskData(
+        old=training.OldModel(jax.device_put(random_variables(model, seed=1)), jnp.asarray(True)),
+        classifier=jnp.asarray(simplex.dsimplex(num_classes)),
+        dataset=training.Dataset(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32)),
+        new=make_pool(np.arange(num_new), max(num_new, batch_size)),
+        memory=make_pool(np.arange(num_new, num_new + num_memory), max(num_memory, batch_size)),
+    )
+    return Case(program, random_variables(model), data)
+
+
+def stream(config: ConfigDict, num_classes: int, per_class: int, *, held_out: int = 1) -> Stream:
+    """A stream as `inputs.load_stream` would load it, of random images."""
+    size = config.image.size
+    train, test = (
+        images(number * num_classes, num_classes, size=size, seed=seed)
+        for seed, number in enumerate((per_class, held_out))
+    )
+    return build_stream(
+        train,
+        test,
+        initial_classes=config.stream.initial_classes,
+        increment=config.stream.increment,
+        limit_per_class=None,
+        class_order_seed=None,
+    )
+
+
+def evaluation(num_queries: int, num_gallery: int, *, size: int = 32) -> Evaluation:
+    """An open-set evaluation of ten classes."""
+    query, gallery = (
+        images(number, 10, size=size, seed=seed)
+        for seed, number in ((2, num_queries), (3, num_gallery))
+    )
+    return Evaluation(query, gallery)
+
+
+def external_models(config: ConfigDict) -> dict[int, ExternalModel]:
+    """Random networks in the place of pre-trained ones, at each replacement of the protocol."""
+    spec = checkpoints.model_spec(
+        config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
+    )
+    model = checkpoints.create_model(spec)
+    external = {}
+    for task in config.replacements.tasks:
+        variables = random_variables(model, seed=task, size=config.image.size)
+        external[task] = ExternalModel(f"random-{task}", spec, variables, {"slots": [0, 0]})
+    return external

@@ -1,0 +1,96 @@
+"""The benchmarks at their smallest: that they run, and compare like with like. Times prove nothing.
+
+compile_time.py, devices.py and gpu_protocol.py take longer than a test may, and are not run here.
+"""
+
+import importlib
+import json
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from iamcl2r_jax import losses, training
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture
+def load(monkeypatch):
+    """Imports one of them as `python benchmarks/NAME.py` does."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module
+
+
+def run(module, tmp_path, capsys, *options):
+    """What it wrote, after a look at what it printed."""
+    path = tmp_path / "figures.json"
+    module.main(["--small", f"--json={path}", *options])
+    written = json.loads(path.read_text())
+    assert capsys.readouterr().out.splitlines()[-1] == f"ratio: {written['ratio']:.4g}"
+    return written
+
+
+def test_turns_are_taken_and_warming_up_is_not_counted(load):
+    calls = []
+    actions = {name: lambda n=name: calls.append(n) for name in "ab"}
+    seconds = load("harness").in_turn(actions, 2, warm_up=1)
+    assert calls == list("ababab")
+    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2}
+
+
+def test_both_sides_have_one_loss(load):
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    new, old = rng.normal(size=(2, 12, 7)).astype(np.float32)
+    rows = rng.normal(size=(8, 7)).astype(np.float32)
+    labels = rng.integers(0, 4, 12)
+    contrast = losses.hoc_loss(jnp.asarray(new), jnp.asarray(old), jnp.asarray(labels))
+    ce = losses.cross_entropy(jnp.asarray(new @ rows.T), jnp.asarray(labels))
+    arrays = map(torch.from_numpy, (new, old, rows, labels))
+    theirs = load("torch_baseline").hoc_objective(*arrays)
+    np.testing.assert_allclose(0.1 * ce + 0.9 * contrast, theirs.numpy(), rtol=1e-5)
+
+
+def test_train_step(load, tmp_path, capsys):
+    pytest.importorskip("torch")
+    written = run(load("train_step"), tmp_path, capsys, "--repeats=1")
+    assert set(written["seconds_per_step"]) == {
+        "ours",
+        "PyTorch eager, contiguous",
+        "PyTorch eager, channels_last",
+    }
+
+
+def test_a_train_step_that_differs_is_not_timed(load):
+    """The teacher is another one; the program is the one that the test above compiled."""
+    pytest.importorskip("torch")
+    synthetic, train_step = load("synthetic"), load("train_step")
+    case = synthetic.hoc_case(**train_step.SMALL)
+    others = synthetic.random_variables(case.program.model, seed=9)
+    trainer = load("torch_baseline").Trainer.of(
+        others, case.data, case.program.image_options, case.program.batch_size, learning_rate=0.01
+    )
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        train_step.assert_same_losses(case, training.CompiledEpoch(case.program), trainer)
+
+
+def test_features(load, tmp_path, capsys):
+    pytest.importorskip("torch")
+    run(load("features"), tmp_path, capsys, "--repeats=1")
+
+
+def test_evaluation_needs_a_pass_per_model(load, tmp_path, capsys):
+    written = run(load("evaluation"), tmp_path, capsys)
+    assert written["passes"] == {"ours": 3, "pairwise": 6}
+
+
+def test_data_path(load, tmp_path, capsys):
+    written = run(load("data_path"), tmp_path, capsys)
+    assert 0 < written["ratio"] < 1
+
+
+def test_one_trace(load, tmp_path, capsys):
+    written = run(load("traces"), tmp_path, capsys)
+    assert (written["traces"], written["tasks"]) == (1, 4)
