@@ -22,8 +22,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# pdoc would refuse what matplotlib runs on its first import, to find the system's typefaces.
 docs: setup  # the API reference, in build/docs
-	$(BIN)/python -W error::UserWarning \
+	PDOC_ALLOW_EXEC=1 $(BIN)/python -W error::UserWarning \
 	    $(foreach type,$(FOREIGN),-W "ignore:Error parsing type annotation $(type)") \
 	    -m pdoc --docformat google --template-directory docs/pdoc --output-directory build/docs iamcl2r_jax
 
