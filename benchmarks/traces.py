@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None):
     setting = setting_of(config, num_classes=3 + args.tasks, per_class=8)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as workdir:
-        records = lifelong.train_stream(setting, synthetic.external_models(config), workdir)
+        records, _ = lifelong.train_stream(setting, synthetic.external_models(config), workdir)
     seconds = time.perf_counter() - started
     traces, memory = setting.programs.traces(), [len(record["memory"]) for record in records]
     if len(records) != args.tasks or len(set(memory)) != args.tasks:

@@ -118,6 +118,8 @@ def run(
             "process seeds of its own, without a job"
         )
     tracking.check(config.tracking)
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        raise ConfigError(f"workdir={workdir} holds a run of one seed; choose another workdir")
     runs = [
         (one_seed(config, seed), os.path.join(workdir, f"seed{seed}"))
         for seed in range(config.seed, config.seed + config.num_seeds)

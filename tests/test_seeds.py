@@ -195,3 +195,10 @@ def test_one_run_has_one_seed(folder, tmp_path):
     with pytest.raises(ConfigError, match=r"num_seeds=2: must be 1 here"):
         lifelong.run(make_config(folder, num_seeds=2), str(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_of_one_seed_is_not_overwritten(folder, tmp_path):
+    files.write_json(str(tmp_path / "config.json"), make_config(folder).to_dict())
+    with pytest.raises(ConfigError, match="holds a run of one seed; choose another workdir"):
+        seeds.run(make_config(folder, num_seeds=2), str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
