@@ -84,11 +84,15 @@ def write_run(tmp_path, variables):
                 rows = heads.random_rows(jax.random.key(task), K, K - 1)
                 stored = heads.attach(stored, jax.device_get(rows))
             record = {
+                "kind": "task",
+                "task": task,
                 "model": spec,
                 "head": head,
                 "num_classes": K,
                 "slots": [K - 5 * (task + 1), K],
                 "replaced_by": "external" if task in replaced else None,
+                "memory": [],
+                "task_accuracy": 0.5,
                 "history": [{"ce": v + 3 * (1 - task), "loss": 0.1 * v - task} for v in ce],
             }
             checkpoints.save(runs.task_path(workdir, task), stored, record)
