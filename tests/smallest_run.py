@@ -29,10 +29,8 @@ class Smallest(nn.Module):
         return nn.Dense(self.num_features)(nn.relu(x))
 
 
-models.BACKBONES["smallest"] = partial(Smallest)
-
-
 def get_config():
+    models.BACKBONES["smallest"] = partial(Smallest)
     c = config.default()
     c.name = "smallest"
     c.num_classes = 64

@@ -138,7 +138,8 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
     is replaced, else the one of the task before.
     """
     workdir, results = finished
-    shutil.copy(workdir / "config.json", tmp_path)
+    for name in ("config.json", "data.json"):
+        shutil.copy(workdir / name, tmp_path)
     for task in range(kept):
         shutil.copytree(workdir / "tasks" / str(task), tmp_path / "tasks" / str(task))
     taught_by, started_from = [], []
@@ -191,7 +192,8 @@ def test_metrics_are_those_of_the_results(finished, tiny):
 
 def test_metrics_after_a_stop_within_a_task(finished, tiny, tmp_path, monkeypatch):
     workdir, _ = finished
-    shutil.copy(workdir / "config.json", tmp_path)
+    for name in ("config.json", "data.json"):
+        shutil.copy(workdir / name, tmp_path)
     for task in ("0", "1"):
         shutil.copytree(workdir / "tasks" / task, tmp_path / "tasks" / task)
     preemption, epochs = Preemption(), Tracker.epochs

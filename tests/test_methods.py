@@ -553,7 +553,8 @@ def load_external(c, results):
 def test_resumed_run_equals_the_uninterrupted_one(run_of, tmp_path, name):
     """The centres of earlier tasks are found again; the fresh network is the same."""
     c, workdir, results = run_of(name)
-    shutil.copy(workdir / "config.json", tmp_path)
+    for name in ("config.json", "data.json"):
+        shutil.copy(workdir / name, tmp_path)
     shutil.copytree(workdir / "tasks" / "0", tmp_path / "tasks" / "0")
     resumed = lifelong.run(c, str(tmp_path))
     assert resumed["task_accuracy"] == results["task_accuracy"]

@@ -22,7 +22,7 @@ from iamcl2r_jax.distributed import JobError
 PATIENCE = 900  # seconds until something counts as hanging; this machine may be busy
 
 
-def start(workdir, *flags, devices):
+def start(workdir, *flags, devices, external=None):
     """Starts the smallest run in `workdir`, in a process of its own that has so many devices."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -30,7 +30,7 @@ def start(workdir, *flags, devices):
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
         "--xla_backend_optimization_level=0",
     }
-    directory = f"--config.replacements.directory={workdir}-external"
+    directory = f"--config.replacements.directory={external or f'{workdir}-external'}"
     return subprocess.Popen(
         [sys.executable, smallest_run.__file__, f"--workdir={workdir}", directory, *flags],
         env=environment,
@@ -133,9 +133,9 @@ def test_death_of_a_process_ends_the_other_and_the_job_continues(jobs, tmp_path)
     elsewhere = {devices: tmp_path / f"on-{devices}" for devices in (1, 8)}
     for copy in elsewhere.values():
         shutil.copytree(workdir, copy)
-        shutil.copytree(f"{two}-external", f"{copy}-external")
     processes = start_two(workdir) + [
-        start(copy, devices=devices) for devices, copy in elsewhere.items()
+        start(copy, devices=devices, external=f"{workdir}-external")
+        for devices, copy in elsewhere.items()
     ]
     outputs = [output_of(process) for process in processes]
     for n in (0, 2, 3):
