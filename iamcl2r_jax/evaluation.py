@@ -124,6 +124,18 @@ def _lower_triangle(rows: list[list[float]]) -> np.ndarray:
     return matrix
 
 
+def figures(evaluation: Evaluation, embedded: Iterable[Embedded], measures: Sequence[str]) -> dict:
+    """What results.json says of one evaluation: `summarize` of the first measure, and of others.
+
+    Arguments as of `compatibility_matrices`.
+    """
+    matrices = compatibility_matrices(evaluation, embedded, measures)
+    main, *others = measures
+    return {"measure": main, **summarize(matrices[main])} | {
+        "measures": {other: summarize(matrices[other]) for other in others}
+    }
+
+
 def summarize(matrix: np.ndarray) -> dict:
     """The figures of one compatibility matrix, as they stand in results.json.
 

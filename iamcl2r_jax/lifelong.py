@@ -36,7 +36,7 @@ from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.data.stream import Stream, remember
-from iamcl2r_jax.evaluation import Evaluation, compatibility_matrices, embed, summarize
+from iamcl2r_jax.evaluation import Evaluation, compatibility_matrices, embed, figures
 from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel, image_spec
 from iamcl2r_jax.progress import Reporter
@@ -127,8 +127,8 @@ def run(
             setting = Setting(config, stream, dataset, programs, reporter, preemption, tracker)
             records, external = train_stream(setting, external, workdir)
             clock.lap("train")
-            figures, passes = evaluate(setting, workdir, evaluations)
-            tracker.evaluations(figures, sorted(external))
+            evaluated, passes = evaluate(setting, workdir, evaluations)
+            tracker.evaluations(evaluated, sorted(external))
             reference_figures = references(config, evaluations, external, programs)
             clock.lap("evaluate")
             results = {
@@ -144,7 +144,7 @@ def run(
                     arrivals.fixed_schedule(external) if config.replacements.watch else None
                 ),
                 "task_accuracy": [record["task_accuracy"] for record in records],
-                "evaluations": figures,
+                "evaluations": evaluated,
                 "references": reference_figures,
                 "feature_passes": passes,
                 "reference_passes": sum(map(len, reference_figures.values())),
@@ -408,13 +408,11 @@ def evaluate(
                 passes += 1
                 stage.advance()
 
-    figures = {}
-    for name, evaluation in evaluations.items():
-        matrices = compatibility_matrices(evaluation, embeddings(name, evaluation), config.measures)
-        main, *others = config.measures
-        figures[name] = {"measure": main, **summarize(matrices[main])}
-        figures[name]["measures"] = {other: summarize(matrices[other]) for other in others}
-    return figures, passes
+    found = {
+        name: figures(evaluation, embeddings(name, evaluation), config.measures)
+        for name, evaluation in evaluations.items()
+    }
+    return found, passes
 
 
 def references(

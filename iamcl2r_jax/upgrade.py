@@ -34,8 +34,8 @@ from iamcl2r_jax.evaluation import (
     Embedded,
     Evaluation,
     FeatureExtractor,
-    compatibility_matrices,
     embed,
+    figures,
     summarize,
 )
 from iamcl2r_jax.progress import Reporter
@@ -248,21 +248,17 @@ def reevaluate(
         evaluations = {query.dataset: loaded}
     paths = [runs.task_path(workdir, task) for task in range(len(tasks))]
     records = _comparable_records(paths)
-    figures = {}
+    reporter = reporter or Reporter()
+    evaluated = {}
     for name, evaluation in evaluations.items():
-        embedded = _embeddings(
-            paths, records, {config.image.size: evaluation}, reporter or Reporter(), name
-        )
-        matrices = compatibility_matrices(evaluation, embedded, config.measures)
-        main_measure, *others = config.measures
-        figures[name] = {"measure": main_measure, **summarize(matrices[main_measure])}
-        figures[name]["measures"] = {other: summarize(matrices[other]) for other in others}
+        embedded = _embeddings(paths, records, {config.image.size: evaluation}, reporter, name)
+        evaluated[name] = figures(evaluation, embedded, config.measures)
     return {
         "workdir": workdir,
         "num_tasks": len(tasks),
         "replacements": [t for t, record in enumerate(tasks) if record["replaced_by"]],
         "retrained": [t for t, record in enumerate(tasks) if record.get("retrained")],
-        "evaluations": figures,
+        "evaluations": evaluated,
         "feature_passes": len(tasks) * len(evaluations),
         "environment": runtime.environment(),
     }

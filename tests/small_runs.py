@@ -35,10 +35,15 @@ def register(monkeypatch):
         monkeypatch.setitem(models.BACKBONES, name, partial(Small, hidden=hidden))
 
 
-def write_images(root):
-    """Folders `stream` and `open` of plain, separable classes: a random pattern each, and noise."""
+def write_images(root, **folders):
+    """Folders of plain, separable classes: a random pattern each, and noise.
+
+    Args:
+      root: where to make them.
+      **folders: number of classes of each; by default `stream` and `open`.
+    """
     rng = np.random.default_rng(0)
-    for name, classes in (("stream", STREAM), ("open", 4)):
+    for name, classes in (folders or {"stream": STREAM, "open": 4}).items():
         for label in range(classes):
             pattern = rng.uniform(0, 255, (SIZE, SIZE, 3))
             for split, count in (("train", 5), ("test", 3)):

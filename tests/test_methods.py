@@ -6,12 +6,11 @@ import shutil
 from functools import partial
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from PIL import Image
+import small_runs
 
 from iamcl2r_jax import (
     adapters,
@@ -294,22 +293,10 @@ def test_gradient_against_finite_differences(name, first_task):
         np.testing.assert_allclose(along, (ahead - behind) / (2 * step), rtol=1e-5)
 
 
-class Small(nn.Module):
-    """Two layers and a normalisation: all kinds of variables, next to no compile time."""
-
-    num_features: int
-
-    @nn.compact
-    def __call__(self, images, *, train=False):
-        x = nn.Dense(8)(images.reshape(len(images), -1))
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-        return nn.Dense(self.num_features, use_bias=False, name="projection")(x)
-
-
 def one_step(name):
     """A program of the method and the arguments of its step after `state`, in mid-stream."""
     method = methods.get(name)
-    model = Small(D)
+    model = small_runs.Small(D)
     program = training.Program(
         model=model,
         old_model=model if method.uses_old_model else None,
@@ -421,25 +408,16 @@ STREAM, EXTERNAL = 6, 3
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Image folders with plain, separable classes: a random pattern each, and noise."""
-    rng = np.random.default_rng(0)
+    """Images of the stream, of the external models and of the evaluation."""
     root = tmp_path_factory.mktemp("images")
-    for name, classes in (("stream", STREAM), ("external", EXTERNAL), ("open", 4)):
-        for label in range(classes):
-            pattern = rng.uniform(0, 255, (SIZE, SIZE, 3))
-            for split, count in (("train", 5), ("test", 3)):
-                directory = root / name / split / f"class{label}"
-                directory.mkdir(parents=True)
-                for n in range(count):
-                    pixels = np.clip(pattern + rng.normal(0, 30, pattern.shape), 0, 255)
-                    Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{n}.png")
+    small_runs.write_images(root, stream=STREAM, external=EXTERNAL, open=4)
     return root
 
 
 @pytest.fixture(scope="module")
 def small_network():
     name = "small"
-    models.BACKBONES[name] = partial(Small)
+    models.BACKBONES[name] = partial(small_runs.Small)
     yield name
     del models.BACKBONES[name]
 
