@@ -13,8 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from iamcl2r_jax.models import winograd
+
 _FEW_CHANNELS = 4  # up to here, copying columns costs more than multiplying them
-_GROUP = 4  # neighbouring outputs that share one copied window
+_GROUP = 2  # neighbouring outputs that share one copied window
+_MANY_CHANNELS = 32  # from here on, fewer multiplications pay for the sums around them
 
 
 def kernel_init(groups: int = 1) -> nn.initializers.Initializer:
@@ -50,6 +53,25 @@ def _live(reads: np.ndarray, size: int) -> range:
     return range(live[0], live[-1] + 1) if len(live) else range(1)
 
 
+@jax.custom_vjp
+def _product(columns: jax.Array, matrix: jax.Array) -> jax.Array:
+    """columns @ matrix, [..., K] by [K, N], whose gradient transposes nothing but the small matrix.
+
+    Left to the compiler, the matrix's gradient is (cotangent^T columns)^T, for which it copies the
+    cotangent into transposed order: more expensive than the product.
+    """
+    return columns @ matrix
+
+
+def _product_pull_back(saved, cotangent):
+    columns, matrix = saved
+    flat = [a.reshape(-1, a.shape[-1]) for a in (columns, cotangent)]
+    return cotangent @ matrix.T, flat[0].T @ flat[1]
+
+
+_product.defvjp(lambda columns, matrix: (columns @ matrix, (columns, matrix)), _product_pull_back)
+
+
 def _dense(x: jax.Array, kernel: jax.Array, rows: np.ndarray, cols: np.ndarray) -> jax.Array:
     """One product with the whole convolution written as a [H*W*C, H'*W'*C'] matrix."""
     batch, height, width, _ = x.shape
@@ -66,7 +88,7 @@ def _dense(x: jax.Array, kernel: jax.Array, rows: np.ndarray, cols: np.ndarray) 
     kernel = jnp.pad(kernel, ((0, 1), (0, 1), (0, 0), (0, 0)))
     matrix = kernel[tap_h[:, None, :, None], tap_w[None, :, None, :]]  # [H, W, H', W', C, C']
     matrix = matrix.transpose(0, 1, 4, 2, 3, 5).reshape(-1, out_h * out_w * features)
-    return (x.reshape(batch, -1) @ matrix).reshape(batch, out_h, out_w, features)
+    return _product(x.reshape(batch, -1), matrix).reshape(batch, out_h, out_w, features)
 
 
 def _shared_windows(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
@@ -95,12 +117,12 @@ def _shared_windows(x: jax.Array, kernel: jax.Array, *, stride: int, padding: in
         for j in range(_GROUP)
     ]
     matrix = jnp.stack(shifts, axis=3).reshape(-1, _GROUP * features)
-    out = columns.reshape(batch, out_h, groups, -1) @ matrix
+    out = _product(columns.reshape(batch, out_h, groups, -1), matrix)
     return out.reshape(batch, out_h, groups * _GROUP, features)[:, :, :out_w]
 
 
 def matmul_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -> jax.Array:
-    """The same convolution as one matrix product. Shapes as in `conv2d`.
+    """The same convolution as one matrix product, or several. Shapes as in `conv2d`.
 
     Only what meets the image is multiplied: a tap that reads nothing but padding is left out, and
     a map no larger than the remaining taps becomes one dense product instead of copied columns.
@@ -109,6 +131,12 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -
     k_h, k_w, _, features = kernel.shape
     if channels <= _FEW_CHANNELS and k_w > 1:
         return _shared_windows(x, kernel, stride=stride, padding=padding)
+    if (
+        (k_h, k_w, stride, padding) == (3, 3, 1, 1)
+        and min(channels, features) >= _MANY_CHANNELS
+        and winograd.suits(height, width, x.dtype)
+    ):
+        return winograd.conv3x3(x, kernel)
     rows, cols = _taps(height, k_h, stride, padding), _taps(width, k_w, stride, padding)
     live_h, live_w = _live(rows, height), _live(cols, width)
     if 1 < height * width <= len(live_h) * len(live_w):
@@ -121,7 +149,7 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -
     ]
     columns = slices[0] if len(slices) == 1 else jnp.concatenate(slices, axis=-1)
     matrix = kernel[live_h.start : live_h.stop, live_w.start : live_w.stop].reshape(-1, features)
-    return columns @ matrix
+    return _product(columns, matrix)
 
 
 def grouped_matmul_conv(
