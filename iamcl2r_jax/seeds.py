@@ -170,9 +170,9 @@ def train(
     stream = inputs.load_stream(config)
     if not streaming.fits(stream.train.images, config.resident_gib):
         raise ConfigError(
-            f"num_seeds={config.num_seeds}: must be 1 where images are streamed; the "
-            f"{stream.train.images.nbytes / 2**30:.3g} GiB of the stream's are more than "
-            f"resident_gib={config.resident_gib}"
+            f"resident_gib={config.resident_gib}: must be at least "
+            f"{stream.train.images.nbytes / 2**30:.3g}, what the stream's images take, since "
+            "several seeds at once (num_seeds) are not streamed"
         )
     digests = inputs.digests(stream, inputs.load_evaluations(config))
     for _, place in runs:
