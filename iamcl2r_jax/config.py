@@ -18,6 +18,9 @@ class ConfigError(ValueError):
     """A field has a value that cannot work; the message is one line."""
 
 
+_RESIDENT_GIB = 8.0  # half of a small accelerator's memory; ImageNet at 32x32 takes 3.7
+
+
 def default_pretrain() -> ConfigDict:
     """Pre-training of an external model; the values are those of the embedded default."""
     c = ConfigDict()
@@ -359,8 +362,6 @@ def _check_kind(field: str, value: Any, kind: type) -> None:
         raise ConfigError(f"{field}={_shown(value)}: must not be beyond {_LARGEST}")
 
 
-# Half of a small accelerator's memory.
-_RESIDENT_GIB = 8.0
 # Beyond these a value is a slip of the hand, and would end in an error of the memory's.
 _LARGEST = 2**53
 _LONGEST = 1000

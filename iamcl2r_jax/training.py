@@ -222,11 +222,10 @@ def train_steps(
 ) -> tuple[TrainState, Metrics, jax.Array]:
     """Draws, augments and trains the batches `first` to `stop` - 1 of an epoch.
 
-    Batches that were drawn elsewhere come as `data.block`, from step `first` on.
-
     Both are traced and the pools are padded, so that one program serves every part of every epoch
     of every task. Step s uses fold_in(key, s) wherever the parts begin: no key is used twice, and
-    an epoch done in parts is the same as one done at once.
+    an epoch done in parts is the same as one done at once. Where the images are streamed, the
+    batches of these steps have been drawn already, by the same keys, and come as `data.block`.
 
     Args:
       program: what is fixed at compile time.
@@ -295,7 +294,7 @@ def _resident(program: Program, data: TaskData, key: jax.Array) -> _Samples:
 
 
 def _streamed(block: Block, first: jax.Array) -> _Samples:
-    """The samples of the steps from `first` on, drawn and read on the host."""
+    """The samples of the steps from `first` on, drawn before and read on the host."""
 
     def samples(step):
         images, labels, from_memory = jax.tree.map(
@@ -317,15 +316,18 @@ class CompiledEpoch:
     def __init__(self, program: Program):
         self.program = program
         self.traces = 0
-        # Keys and scalars are everywhere too, as the devices may be other processes'.
-        everywhere = program.batch_sharding and parallel.replicated(program.batch_sharding)
-        data = everywhere and TaskData(
-            *[everywhere] * 6, block=parallel.split_blocks(program.batch_sharding)
-        )
+        everywhere = arguments = None
+        if program.batch_sharding is not None:
+            # Keys and scalars are everywhere too, as the devices may be other processes'.
+            everywhere = parallel.replicated(program.batch_sharding)
+            names = [field.name for field in dataclasses.fields(TaskData)]
+            data = TaskData(**dict.fromkeys(names, everywhere))
+            data = data.replace(block=parallel.split_blocks(program.batch_sharding))
+            arguments = (everywhere, data, *[everywhere] * 4)
         self._steps = jax.jit(
             self._traced,
             donate_argnames=("state",),
-            in_shardings=everywhere and (everywhere, data, *[everywhere] * 4),
+            in_shardings=arguments,
             out_shardings=everywhere,
         )
 
