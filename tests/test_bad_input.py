@@ -155,8 +155,9 @@ def test_a_value_of_another_kind_is_refused_by_name(world, case):
     message = refused(world, field, value)
     # These of the recipe's are references to the run's: setting one sets the other.
     names = [field]
-    if field in ("replacements.recipe.num_classes", "replacements.recipe.resident_gib"):
-        names.append(field.removeprefix("replacements.recipe."))
+    for shared in ("num_classes", "resident_gib"):
+        if field in (both := [shared, f"replacements.recipe.{shared}"]):
+            names = both
     assert re.match(rf"({'|'.join(map(re.escape, names))})[.=:]", message), message
 
 
@@ -219,6 +220,7 @@ ALSO = {
     "replacements.classes": r"num_classes|replacements\.recipe\.classes",
     "num_classes": r"replacements\.recipe\.\w+",
     "image.size": r"replacements\.recipe\.image",
+    "resident_gib": r"replacements\.recipe\.resident_gib",
     "model.options": "model",
     "model.options.width": "model",
     "model.backbone": "model",
