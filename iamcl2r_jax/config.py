@@ -18,6 +18,9 @@ class ConfigError(ValueError):
     """A field has a value that cannot work; the message is one line."""
 
 
+_RESIDENT_GIB = 8.0  # half of a small accelerator's memory; ImageNet at 32x32 takes 3.7
+
+
 def default_pretrain() -> ConfigDict:
     """Pre-training of an external model; the values are those of the embedded default."""
     c = ConfigDict()
@@ -35,6 +38,7 @@ def default_pretrain() -> ConfigDict:
     # The schedule.
     c.train = _train(epochs=6, learning_rate=0.1)
     c.saving = _saving()
+    c.resident_gib = _RESIDENT_GIB  # see default()
     return c
 
 
@@ -56,6 +60,10 @@ def default() -> ConfigDict:
     # The schedule of each task.
     c.train = _train(epochs=14, learning_rate=0.06)
     c.saving = _saving()
+    # Training images of up to so many GiB, as uint8, stay on the device, on each if there are
+    # several; more are streamed to it from the host, four calls' batches at once at most. No result
+    # depends on it.
+    c.resident_gib = _RESIDENT_GIB
     c.adapter = _adapter()  # of methods that carry stored galleries on, see adapters.Settings
 
     c.stream = ConfigDict()
@@ -76,6 +84,7 @@ def default() -> ConfigDict:
     # Its `classes` is set from the line above, its `head` by the method.
     c.replacements.recipe = default_pretrain()
     c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
+    c.replacements.recipe.resident_gib = c.get_ref("resident_gib")
     c.replacements.directory = "runs/external"  # where models made by `recipe` are kept and found
     # 0-based tasks at which a new network is trained on the images of all tasks so far, without the
     # memory; the old model is that of the task before.
@@ -205,6 +214,7 @@ def validate(config: ConfigDict) -> None:
     _check_model(config)
     _check_train(config.train)
     _check_saving(config)
+    _check_resident(config)
     _check_items(config, "image.mean", float)
     _check_items(config, "image.std", float)
     _check_image(config.image)
@@ -246,6 +256,7 @@ def validate_pretrain(config: ConfigDict) -> None:
     _check_model(config)
     _check_train(config.train)
     _check_saving(config)
+    _check_resident(config)
     _check_items(config, "image.mean", float)
     _check_items(config, "image.std", float)
     _check_image(config.image)
@@ -375,6 +386,11 @@ def _check_seed_and_name(config: ConfigDict) -> None:
         raise ConfigError(f"seed={config.seed}: must be in 0..{2**32 - 1}")
     if not config.name or "/" in config.name or config.name.startswith("."):
         raise ConfigError(f"name={config.name!r}: must be a plain file name, it names directories")
+
+
+def _check_resident(config: ConfigDict) -> None:
+    if not 0 <= config.resident_gib < math.inf:
+        raise ConfigError(f"resident_gib={config.resident_gib}: must be a number, at least 0")
 
 
 def _check_items(config: ConfigDict, field: str, kind: type) -> None:

@@ -180,8 +180,8 @@ def _finished(workdir: str, reporter: Reporter) -> dict[str, Any] | None:
 def refuse_other_config(config: ConfigDict, workdir: str) -> None:
     """Raises `ConfigError` if the workdir holds a run with another configuration.
 
-    How often a run saves and who is told of it is no part of what it is, nor are the options of
-    other methods.
+    How often a run saves, who is told of it and where its images are is no part of what it is, nor
+    are the options of other methods.
     """
     try:
         there = files.read_json(os.path.join(workdir, "config.json"))
@@ -213,7 +213,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     Options of other methods are such, and those of adapters for a method that trains none: a new
     method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
-    without = {"saving", "tracking", "num_seeds"}
+    without = {"saving", "tracking", "num_seeds", "resident_gib"}
     without |= {name for name in ("retrain", "watch") if not config.get(name)}
     kept = {name: value for name, value in config.items() if name not in without}
     if "method_options" in kept:

@@ -34,6 +34,11 @@ def replicated(batch: NamedSharding) -> NamedSharding:
     return NamedSharding(batch.mesh, PartitionSpec())
 
 
+def split_blocks(batch: NamedSharding) -> NamedSharding:
+    """Batches of several steps, [S, B, ...], each split as a batch is."""
+    return NamedSharding(batch.mesh, PartitionSpec(None, *batch.spec))
+
+
 def replicate(tree: Any, batch: NamedSharding | None) -> Any:
     """Arrays that every process holds, put whole on each of the devices that share a batch.
 

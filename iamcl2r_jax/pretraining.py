@@ -24,13 +24,12 @@ from iamcl2r_jax import (
     files,
     heads,
     methods,
-    parallel,
     runtime,
     simplex,
 )
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import validate_pretrain
-from iamcl2r_jax.data import sources
+from iamcl2r_jax.data import sources, streaming
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
@@ -41,7 +40,6 @@ from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.resume import ProgressStore, fit_resumably
 from iamcl2r_jax.training import (
     CompiledEpoch,
-    Dataset,
     OldModel,
     Program,
     TaskData,
@@ -85,7 +83,8 @@ def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
     The name ends in a digest of the recipe, so that another recipe never finds this model.
     """
     identity = recipe.to_dict() | {"classes": classes}
-    del identity["data_dir"], identity["name"], identity["saving"]  # no result depends on them
+    for field in ("data_dir", "name", "resident_gib", "saving"):  # no result depends on them
+        del identity[field]
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return os.path.join(directory, f"{recipe.name}-{classes}-{digest}")
@@ -215,7 +214,7 @@ def _refuse_other_images(train: ImageSet, place: str) -> None:
 
 
 class _Trainer:
-    """One compiled program and one resident data set for all numbers of classes."""
+    """One compiled program and one data set for all numbers of classes."""
 
     def __init__(self, config: ConfigDict, train: ImageSet, test: ImageSet | None):
         self._config, self._labels, self._test = config, train.labels, test
@@ -241,8 +240,8 @@ class _Trainer:
         self._features = FeatureExtractor(model, options)
         self._simplex = None if self._learnable else simplex.dsimplex(config.num_classes)
         slots = simplex.external_slot(train.labels)
-        self._dataset = parallel.replicate(
-            Dataset(train.images, slots.astype(np.int32)), self._epoch.program.batch_sharding
+        self._dataset = streaming.place(
+            train.images, slots, config.resident_gib, self._epoch.program.batch_sharding
         )
 
     def train(

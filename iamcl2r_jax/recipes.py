@@ -41,6 +41,7 @@ def cifar100r(increment: int, replaced: tuple[int, ...], *, dtype: str = "float3
     c.replacements.classes = (100, 300, 600)  # the first of ImageNet
     c.replacements.recipe = pretrain_imagenet32()
     c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
+    c.replacements.recipe.resident_gib = c.get_ref("resident_gib")
 
     if dtype != "float32":
         c.model.options.dtype = c.replacements.recipe.model.options.dtype = dtype

@@ -1,5 +1,6 @@
 """Training that can be stopped anywhere and goes on as if it had not been."""
 
+import contextlib
 import dataclasses
 import re
 import time
@@ -177,16 +178,17 @@ def fit_resumably(
             position=position,
         )
         try:
-            for state, position in calls:
-                if not position.step:
-                    stage.epoch(position.history[-1])
-                    on_epoch(position.history)
-                stop = preemption.agreed()
-                if stop or store.due(position):
-                    store.save(state, position)
-                if stop:
-                    store.wait()
-                    raise PreemptedError
+            with contextlib.closing(calls):
+                for state, position in calls:
+                    if not position.step:
+                        stage.epoch(position.history[-1])
+                        on_epoch(position.history)
+                    stop = preemption.agreed()
+                    if stop or store.due(position):
+                        store.save(state, position)
+                    if stop:
+                        store.wait()
+                        raise PreemptedError
         except DivergenceError as error:
             store.note_divergence(error, title, learning_rates)
             raise DivergenceError(error.epoch, error.step, title) from None

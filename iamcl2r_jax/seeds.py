@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import files, inputs, lifelong, tracking
 from iamcl2r_jax.config import ConfigError, check_stream, validate
+from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import Pool
 from iamcl2r_jax.lifelong import TaskTraining, Trained
 from iamcl2r_jax.methods import Classes
@@ -167,6 +168,12 @@ def train(
     config = runs[0][0]
     check_stream(config, *inputs.stream_size(config))
     stream = inputs.load_stream(config)
+    if not streaming.fits(stream.train.images, config.resident_gib):
+        raise ConfigError(
+            f"resident_gib={config.resident_gib}: must be at least "
+            f"{stream.train.images.nbytes / 2**30:.3g}, what the stream's images take, since "
+            "several seeds at once (num_seeds) are not streamed"
+        )
     digests = inputs.digests(stream, inputs.load_evaluations(config))
     for _, place in runs:
         lifelong.refuse_other_data(digests, place)

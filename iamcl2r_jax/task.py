@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import adapters, checkpoints, heads, methods, parallel, simplex, training
+from iamcl2r_jax import adapters, checkpoints, heads, methods, simplex, training
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation import FeatureExtractor
@@ -166,7 +167,7 @@ class Setting:
     Attributes:
       config: see `config.default`.
       stream: images of all tasks.
-      dataset: the stream's training images on the device, labelled by row of the classifier.
+      dataset: the stream's training images, labelled by row of the classifier.
       programs: compiled programs by architecture.
       reporter: shows the progress.
       preemption: tells when to save and stop.
@@ -175,7 +176,7 @@ class Setting:
 
     config: ConfigDict
     stream: Stream
-    dataset: training.Dataset
+    dataset: training.Dataset | training.HostDataset
     programs: ProgramsBySpec
     reporter: Reporter
     preemption: Preemption
@@ -184,11 +185,10 @@ class Setting:
 
 def stream_dataset(
     config: ConfigDict, stream: Stream, programs: ProgramsBySpec
-) -> training.Dataset:
-    """The stream's training images on the devices, labelled by row of the classifier."""
+) -> training.Dataset | training.HostDataset:
+    """The stream's training images where they fit, labelled by row of the classifier."""
     slots = simplex.downstream_slot(stream.train.labels, config.num_classes)
-    dataset = training.Dataset(stream.train.images, slots.astype(np.int32))
-    return parallel.replicate(dataset, programs.batch_sharding)
+    return streaming.place(stream.train.images, slots, config.resident_gib, programs.batch_sharding)
 
 
 def first_model(config: ConfigDict) -> Model:

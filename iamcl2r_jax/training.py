@@ -1,7 +1,9 @@
 """One training step and the epoch that repeats it, as one compiled program."""
 
+import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +15,14 @@ import optax
 
 from iamcl2r_jax import heads, parallel
 from iamcl2r_jax.data.augment import ImageOptions, augmented_batch
-from iamcl2r_jax.data.sampling import Pool, sample_batch, shuffled, steps_per_epoch
+from iamcl2r_jax.data.sampling import (
+    Pool,
+    epoch_batches,
+    epoch_key,
+    step_keys,
+    steps_per_epoch,
+)
+from iamcl2r_jax.data.streaming import Block, Dataset, HostDataset, blocks
 from iamcl2r_jax.methods import Classes, Loss, LossInputs
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, the latter where there are any
@@ -55,19 +64,6 @@ class OldModel:
 
 
 @flax.struct.dataclass
-class Dataset:
-    """A data set on the device.
-
-    Attributes:
-      images: uint8 [N, H, W, 3].
-      labels: row of the classifier that belongs to each image's class, int32 [N].
-    """
-
-    images: jax.Array
-    labels: jax.Array
-
-
-@flax.struct.dataclass
 class TaskData:
     """What a task trains with; no step changes it.
 
@@ -75,18 +71,21 @@ class TaskData:
       old: the frozen teacher.
       classifier: frozen rows W, [K, D]; logits are W z, without scale or bias. None for a program
         whose head is learnable: its rows are part of the state.
-      dataset: the images of all tasks.
+      dataset: the images of all tasks, on the device, or on the host to be streamed.
       new: the current task's samples.
       memory: samples of earlier tasks, possibly none.
       classes: what the task knows of the classes; None for a loss and head that need none of it.
+      block: in a call of the compiled program the samples of its steps, where `dataset` is on the
+        host; None otherwise.
     """
 
     old: OldModel
     classifier: jax.Array | None
-    dataset: Dataset
+    dataset: Dataset | HostDataset | None
     new: Pool
     memory: Pool
     classes: Classes | None = None
+    block: Block | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +224,8 @@ def train_steps(
 
     Both are traced and the pools are padded, so that one program serves every part of every epoch
     of every task. Step s uses fold_in(key, s) wherever the parts begin: no key is used twice, and
-    an epoch done in parts is the same as one done at once.
+    an epoch done in parts is the same as one done at once. Where the images are streamed, the
+    batches of these steps have been drawn already, by the same keys, and come as `data.block`.
 
     Args:
       program: what is fixed at compile time.
@@ -240,22 +240,13 @@ def train_steps(
       The new state, each metric's sum over the steps, and the first step whose loss or gradient
       is not finite (the last one, if only the parameters are not), -1 if there is none.
     """
-    key_shuffle, key_steps = jax.random.split(key)
-    new = shuffled(key_shuffle, data.new)
+    samples = _streamed(data.block, first) if data.block else _resident(program, data, key)
 
     def one_step(index, state):
-        key_sample, key_augment = jax.random.split(jax.random.fold_in(key_steps, index))
-        indices, from_memory = sample_batch(key_sample, index, new, data.memory, program.batch_size)
-        if program.batch_sharding is not None:
-            # Every device draws the whole batch. XLA would rather split the drawing, with
-            # communication inside its branches, where it may come in another order on each device:
-            # on CPU the devices then wait for each other without end.
-            everywhere = parallel.replicated(program.batch_sharding)
-            indices, from_memory = jax.lax.with_sharding_constraint(
-                (indices, from_memory), everywhere
-            )
-        images = augmented_batch(key_augment, data.dataset.images, indices, program.image_options)
-        batch = images, data.dataset.labels[indices], from_memory
+        images, indices, labels, from_memory = samples(index)
+        _, key_augment = step_keys(key, index)
+        images = augmented_batch(key_augment, images, indices, program.image_options)
+        batch = images, labels, from_memory
         if program.batch_sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, program.batch_sharding)
         return train_step(
@@ -279,6 +270,42 @@ def train_steps(
     return state, sums, jnp.where(lost, stop - 1, diverged)
 
 
+# Of a step: uint8 images, which of them are its batch, and the batch's labels and `from_memory`.
+_Samples = Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array, jax.Array]]
+
+
+def _resident(program: Program, data: TaskData, key: jax.Array) -> _Samples:
+    """The samples of an epoch, drawn from images on the device."""
+    draw = epoch_batches(key, data.new, data.memory, program.batch_size)
+
+    def samples(step):
+        indices, from_memory = draw(step)
+        if program.batch_sharding is not None:
+            # Every device draws the whole batch. XLA would rather split the drawing, with
+            # communication inside its branches, where it may come in another order on each device:
+            # on CPU the devices then wait for each other without end.
+            everywhere = parallel.replicated(program.batch_sharding)
+            indices, from_memory = jax.lax.with_sharding_constraint(
+                (indices, from_memory), everywhere
+            )
+        return data.dataset.images, indices, data.dataset.labels[indices], from_memory
+
+    return samples
+
+
+def _streamed(block: Block, first: jax.Array) -> _Samples:
+    """The samples of the steps from `first` on, drawn before and read on the host."""
+
+    def samples(step):
+        images, labels, from_memory = jax.tree.map(
+            lambda of_steps: of_steps[step - first],
+            (block.images, block.labels, block.from_memory),
+        )
+        return images, jnp.arange(len(images)), labels, from_memory
+
+    return samples
+
+
 class CompiledEpoch:
     """`train_steps` of one program, jitted with the state donated.
 
@@ -289,12 +316,18 @@ class CompiledEpoch:
     def __init__(self, program: Program):
         self.program = program
         self.traces = 0
-        # Keys and scalars are everywhere too, as the devices may be other processes'.
-        everywhere = program.batch_sharding and parallel.replicated(program.batch_sharding)
+        everywhere = arguments = None
+        if program.batch_sharding is not None:
+            # Keys and scalars are everywhere too, as the devices may be other processes'.
+            everywhere = parallel.replicated(program.batch_sharding)
+            names = [field.name for field in dataclasses.fields(TaskData)]
+            data = TaskData(**dict.fromkeys(names, everywhere))
+            data = data.replace(block=parallel.split_blocks(program.batch_sharding))
+            arguments = (everywhere, data, *[everywhere] * 4)
         self._steps = jax.jit(
             self._traced,
             donate_argnames=("state",),
-            in_shardings=everywhere,
+            in_shardings=arguments,
             out_shardings=everywhere,
         )
 
@@ -379,11 +412,45 @@ class Position:
         return Position((*self.history, means | {"learning_rate": learning_rate}))
 
 
-def _fold_in(key: jax.Array, number: int) -> jax.Array:
-    """`fold_in` of one key, or of each key of a batch."""
-    if key.ndim == 0:
-        return jax.random.fold_in(key, number)
-    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, number)
+def _calls(
+    position: Position, num_epochs: int, num_steps: int, steps_per_call: int
+) -> list[tuple[int, int, int]]:
+    """Epoch, first step and one past the last of each call from a position to the end."""
+    return [
+        (epoch, first, min(first + steps_per_call, num_steps))
+        for epoch in range(position.epoch, num_epochs)
+        for first in range(
+            position.step if epoch == position.epoch else 0, num_steps, steps_per_call
+        )
+    ]
+
+
+def _data_of_calls(
+    program: Program,
+    data: TaskData,
+    calls: Sequence[tuple[int, int, int]],
+    key: jax.Array,
+    steps_per_call: int,
+) -> Iterator[TaskData]:
+    """What each call is given, on the devices."""
+    if not isinstance(data.dataset, HostDataset):
+        data = parallel.replicate(data, program.batch_sharding)
+        yield from itertools.repeat(data, len(calls))
+        return
+    streamed = blocks(
+        data.dataset,
+        data.new,
+        data.memory,
+        [(epoch, first) for epoch, first, _ in calls],
+        key,
+        batch_size=program.batch_size,
+        steps_per_call=steps_per_call,
+        batch_sharding=program.batch_sharding,
+    )
+    data = parallel.replicate(data.replace(dataset=None), program.batch_sharding)
+    with contextlib.closing(streamed):
+        for block in streamed:
+            yield data.replace(block=block)
 
 
 def fit(
@@ -399,7 +466,8 @@ def fit(
     """Trains from a position to the end, in calls of the compiled program.
 
     Epoch e uses fold_in(key, e), so that training from a saved state and position goes on exactly
-    as if it had never stopped.
+    as if it had never stopped. Images on the host are streamed to the device, a call ahead, with
+    the same results; close the generator, where it is not taken to its end, to stop that.
 
     Args:
       epoch: the compiled program.
@@ -417,18 +485,19 @@ def fit(
       DivergenceError: if a loss or gradient is not finite.
     """
     num_steps = steps_per_epoch(int(data.new.size), int(data.memory.size), epoch.program.batch_size)
-    data = parallel.replicate(data, epoch.program.batch_sharding)
     if epoch.program.batch_sharding is not None:
         # As it comes out of a call, or the next one would be traced and compiled again.
         state = parallel.replicate(state, epoch.program.batch_sharding)
-    while position.epoch < len(learning_rates):
-        rate = learning_rates[position.epoch]
-        stop = min(position.step + steps_per_call, num_steps)
-        epoch_key = _fold_in(key, position.epoch)
-        state, sums, diverged = epoch(state, data, position.step, stop, rate, epoch_key)
-        sums, diverged = jax.device_get((sums, diverged))
-        if diverged >= 0:
-            raise DivergenceError(position.epoch, int(diverged))
-        sums = {name: float(value) for name, value in sums.items()}
-        position = position.after(sums, stop, num_steps, rate)
-        yield state, position
+    calls = _calls(position, len(learning_rates), num_steps, steps_per_call)
+    with contextlib.closing(
+        _data_of_calls(epoch.program, data, calls, key, steps_per_call)
+    ) as data_of_calls:
+        for (number, first, stop), given in zip(calls, data_of_calls, strict=True):
+            rate = learning_rates[number]
+            state, sums, diverged = epoch(state, given, first, stop, rate, epoch_key(key, number))
+            sums, diverged = jax.device_get((sums, diverged))
+            if diverged >= 0:
+                raise DivergenceError(number, int(diverged))
+            sums = {name: float(value) for name, value in sums.items()}
+            position = position.after(sums, stop, num_steps, rate)
+            yield state, position

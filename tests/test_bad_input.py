@@ -153,8 +153,11 @@ def test_a_value_of_another_kind_is_refused_by_name(world, case):
     cases["fields of a wrong kind"] += 1
     field, value = case
     message = refused(world, field, value)
-    # The recipe's K is a reference to the run's: setting one sets the other.
-    names = [field, *(["num_classes"] if field == "replacements.recipe.num_classes" else [])]
+    # These of the recipe's are references to the run's: setting one sets the other.
+    names = [field]
+    for shared in ("num_classes", "resident_gib"):
+        if field in (both := [shared, f"replacements.recipe.{shared}"]):
+            names = both
     assert re.match(rf"({'|'.join(map(re.escape, names))})[.=:]", message), message
 
 
@@ -172,6 +175,7 @@ OUT_OF_RANGE = {
     "saving.every_epochs": st.integers(max_value=-1),
     "saving.every_seconds": numbers.filter(lambda x: not 0 <= x <= 2**53),
     "saving.steps_per_call": st.one_of(st.integers(max_value=0), st.integers(2**53 + 1)),
+    "resident_gib": numbers.filter(lambda x: not 0 <= x <= 2**53),
     "image.size": st.one_of(st.integers(max_value=7), st.integers(2**12 + 1)),
     "image.crop_padding": st.one_of(st.integers(max_value=-1), st.integers(9)),
     "image.std": st.one_of(
@@ -216,6 +220,7 @@ ALSO = {
     "replacements.classes": r"num_classes|replacements\.recipe\.classes",
     "num_classes": r"replacements\.recipe\.\w+",
     "image.size": r"replacements\.recipe\.image",
+    "resident_gib": r"replacements\.recipe\.resident_gib",
     "model.options": "model",
     "model.options.width": "model",
     "model.backbone": "model",
@@ -248,6 +253,7 @@ FINE = {
     "train.momentum": st.floats(0, 1, exclude_max=True),
     "saving.every_epochs": st.integers(0, 2**53),
     "saving.every_seconds": st.one_of(st.integers(0, 10**9), st.floats(0, 1e9)),
+    "resident_gib": st.one_of(st.integers(0, 10**9), st.floats(0, 1e9)),
     "stream.initial_classes": st.integers(1, 2),
     "stream.increment": st.integers(1, 2),
     "stream.limit_per_class": st.integers(0, 2**53),

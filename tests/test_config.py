@@ -40,6 +40,8 @@ def test_defaults_are_valid():
         ("method", "hok", "method='hok' is unknown; there are hoc"),
         ("seed", -1, "seed=-1: must be in 0..4294967295"),
         ("seed", 2**32, "seed=4294967296: must be in 0..4294967295"),
+        ("resident_gib", -1.0, "resident_gib=-1.0: must be a number, at least 0"),
+        ("resident_gib", float("nan"), "resident_gib=nan: must be a number, at least 0"),
         ("name", "", "name='': must be a plain file name"),
         ("name", "../a", "name='../a': must be a plain file name"),
         (

@@ -115,7 +115,7 @@ def test_only_the_first_process_speaks(jobs):
 
 
 def test_death_of_a_process_ends_the_other_and_the_job_continues(jobs, tmp_path):
-    """And what the four devices have left, one and eight can continue."""
+    """Streamed images or not; and what the four devices have left, one and eight can continue."""
     _, two, _ = jobs
     workdir = tmp_path / "killed"
     shutil.copytree(f"{two}-external", f"{workdir}-external")
@@ -133,7 +133,7 @@ def test_death_of_a_process_ends_the_other_and_the_job_continues(jobs, tmp_path)
     elsewhere = {devices: tmp_path / f"on-{devices}" for devices in (1, 8)}
     for copy in elsewhere.values():
         shutil.copytree(workdir, copy)
-    processes = start_two(workdir) + [
+    processes = start_two(workdir, "--config.resident_gib=0") + [
         start(copy, devices=devices, external=f"{workdir}-external")
         for devices, copy in elsewhere.items()
     ]

@@ -15,6 +15,7 @@ import sys
 
 import chex
 import jax
+import numpy
 
 sys.path.insert(0, sys.argv[1])
 import test_training
@@ -30,6 +31,25 @@ given = test_training.make_arguments(program)
 )
 chex.assert_trees_all_close(jax.device_get(eight_metrics), jax.device_get(one_metrics), rtol=1e-4)
 chex.assert_trees_all_close(jax.device_get(eight), jax.device_get(one), rtol=1e-3, atol=1e-4)
+
+# Streamed images, split over the devices, give what those on each of them give.
+host = training.HostDataset(*map(numpy.asarray, (given["dataset"].images, given["dataset"].labels)))
+resident, streamed = (
+    list(
+        training.fit(
+            training.CompiledEpoch(split),
+            split.init_state(given["variables"]),
+            test_training.task_data(given | {"dataset": dataset}),
+            [0.1],
+            jax.random.key(0),
+            steps_per_call=2,
+        )
+    )[-1]
+    for dataset in (given["dataset"], host)
+)
+chex.assert_trees_all_equal(jax.device_get(streamed[0]), jax.device_get(resident[0]))
+assert streamed[1] == resident[1]
+
 try:
     parallel.batch_sharding(12)
 except ValueError as error:

@@ -10,7 +10,7 @@ import pytest
 
 from iamcl2r_jax import losses, methods, simplex, training
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.data.sampling import make_pool
+from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled
 
 K, SIZE, BATCH = 12, 16, 8
 IMAGE = ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3, crop_padding=2, flip=True)
@@ -170,11 +170,11 @@ def test_metrics_are_means_over_the_steps(setting, epoch):
     by_hand = program.init_state(given["variables"])
     step = jax.jit(partial(training.train_step, program))
     key_shuffle, key_steps = jax.random.split(jax.random.key(2))
-    new = training.shuffled(key_shuffle, given["new"])
+    new = shuffled(key_shuffle, given["new"])
     sums = []
     for index in range(3):
         key_sample, key_augment = jax.random.split(jax.random.fold_in(key_steps, index))
-        indices, from_memory = training.sample_batch(key_sample, index, new, given["memory"], BATCH)
+        indices, from_memory = sample_batch(key_sample, index, new, given["memory"], BATCH)
         images = training.augmented_batch(
             key_augment, given["dataset"].images, indices, program.image_options
         )

@@ -3,6 +3,8 @@
 Every set of samples is a `Pool` of one fixed shape, so that one compiled program serves all tasks.
 """
 
+from collections.abc import Callable
+
 import chex
 import flax.struct
 import jax
@@ -39,6 +41,35 @@ def make_pool(indices: np.ndarray, capacity: int) -> Pool:
 def steps_per_epoch(num_new: int, num_memory: int, batch_size: int) -> int:
     """⌊(new + memory) / batch⌋, but a set smaller than a batch still trains: at least 1."""
     return max(1, (num_new + num_memory) // batch_size)
+
+
+def epoch_key(key: jax.Array, epoch: int) -> jax.Array:
+    """Random key of an epoch, from that of its training; or of each, from a batch of keys."""
+    if key.ndim == 0:
+        return jax.random.fold_in(key, epoch)
+    return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, epoch)
+
+
+def step_keys(key: jax.Array, step: jax.Array) -> jax.Array:
+    """Random keys of a step, to draw its batch and to augment it, from that of its epoch."""
+    _, key_steps = jax.random.split(key)
+    return jax.random.split(jax.random.fold_in(key_steps, step))
+
+
+def epoch_batches(
+    key: jax.Array, new: Pool, memory: Pool, batch_size: int
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """What an epoch trains on: a function of the step, with the results of `sample_batch`.
+
+    A step's batch depends on the epoch's key and the step alone, wherever it is drawn.
+
+    Args:
+      key: random key of this epoch.
+      new, memory, batch_size: see `sample_batch`; `new` in any order.
+    """
+    key_shuffle, _ = jax.random.split(key)
+    new = shuffled(key_shuffle, new)
+    return lambda step: sample_batch(step_keys(key, step)[0], step, new, memory, batch_size)
 
 
 def _random_order(key: jax.Array, pool: Pool) -> jax.Array:
