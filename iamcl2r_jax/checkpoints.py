@@ -5,7 +5,7 @@ every file must be as it was written, and the stored arrays what the record says
 by leaf.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,13 +40,19 @@ def _checkpointer() -> ocp.Checkpointer:
     )
 
 
-def save(path: str, variables: Variables, record: dict[str, Any]) -> None:
+def save(
+    path: str,
+    variables: Variables,
+    record: dict[str, Any],
+    beside: Sequence[epath.Path] = (),
+) -> None:
     """Writes a checkpoint, atomically.
 
     Args:
       path: directory to make; it must not exist.
       variables: {"params", "batch_stats"}.
       record: what to know about them; JSON values.
+      beside: files that are copied into it; nothing here reads them.
 
     Raises:
       CheckpointError: if `path` exists.
@@ -69,6 +75,8 @@ def save(path: str, variables: Variables, record: dict[str, Any]) -> None:
                         record=ocp.args.JsonSave(record),
                     ),
                 )
+            for file in beside:
+                file.copy(draft / file.name)  # no directory, which Orbax would take for arrays
             files.write_json(draft / _MANIFEST, {"files": _digests(draft)})
             draft.rename(directory)
         except (OSError, ValueError, files.WriteError):

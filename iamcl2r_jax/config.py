@@ -35,6 +35,7 @@ def default_pretrain() -> ConfigDict:
     # The schedule.
     c.train = _train(epochs=6, learning_rate=0.1)
     c.saving = _saving()
+    c.tracking = _tracking()
     return c
 
 
@@ -73,7 +74,7 @@ def default() -> ConfigDict:
     # Directories of the external models, one per task above; () to make them by `recipe`.
     c.replacements.checkpoints = ()
     c.replacements.classes = (60, 120, 240)  # classes of the models made by `recipe`
-    # Its `classes` is set from the line above, its `head` by the method.
+    # Its `classes` come from the line above, its `head` from the method, its `tracking` from below.
     c.replacements.recipe = default_pretrain()
     c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
     c.replacements.directory = "runs/external"  # where models made by `recipe` are kept and found
@@ -91,8 +92,7 @@ def default() -> ConfigDict:
     # Retrieval measures, keys of retrieval.MEASURES; the first gives matrix, AC and AA.
     c.measures = ("identification", "recall_at_1", "mean_average_precision")
 
-    c.tracking = ConfigDict()  # beside metrics.jsonl; no result depends on it
-    c.tracking.tensorboard = True  # event files in DIR/tensorboard
+    c.tracking = _tracking()
     c.tracking.wandb = False  # Weights & Biases: log in first, or set WANDB_MODE=offline
     return c
 
@@ -164,6 +164,13 @@ def _saving() -> ConfigDict:
     c.every_seconds = 60.0  # save after so many seconds; 0 to go by the epochs alone
     # Steps of one call of the compiled program. Between calls a run can save and be asked to stop.
     c.steps_per_call = 50
+    return c
+
+
+def _tracking() -> ConfigDict:
+    """Who is told of every epoch beside metrics.jsonl; no result depends on it."""
+    c = ConfigDict()
+    c.tensorboard = True  # event files in DIR/tensorboard
     return c
 
 

@@ -40,6 +40,7 @@ def external_models(
     replacements = config.replacements
     recipe = replacements.recipe.copy_and_resolve_references()
     recipe.head = methods.get(config.method).external_head
+    recipe.tracking.tensorboard = config.tracking.tensorboard
     paths = tuple(replacements.checkpoints)
     missing = {}
     if replacements.tasks and not paths:

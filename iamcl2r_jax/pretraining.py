@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +29,7 @@ from iamcl2r_jax import (
     parallel,
     runtime,
     simplex,
+    tracking,
 )
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import validate_pretrain
@@ -85,7 +88,8 @@ def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
     The name ends in a digest of the recipe, so that another recipe never finds this model.
     """
     identity = recipe.to_dict() | {"classes": classes}
-    del identity["data_dir"], identity["name"], identity["saving"]  # no result depends on them
+    for name in ("data_dir", "name", "saving", "tracking"):  # no result depends on them
+        del identity[name]
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return os.path.join(directory, f"{recipe.name}-{classes}-{digest}")
@@ -128,10 +132,23 @@ def pretrain(
     for classes, path in sorted(paths.items()):
         place = _progress_place(path)
         with files.one_writer(place):
+            started = time.monotonic()
             if distributed.is_first():
                 _refuse_other_images(train, place)
             store = ProgressStore(place, config.saving, reporter)
-            variables, history = trainer.train(classes, store, reporter, preemption)
+            with tracking.open_tracker(config, place) as tracker:
+                variables, history = trainer.train(
+                    classes, store, reporter, preemption, on_epoch=partial(tracker.epochs, 0)
+                )
+                accuracy = trainer.held_out_accuracy(variables, classes)
+                tracker.task(
+                    {
+                        "task": 0,
+                        "history": history,
+                        "task_accuracy": accuracy,
+                        "seconds": time.monotonic() - started,
+                    }
+                )
             records[classes] = {
                 "kind": "external",
                 "model": trainer.spec,
@@ -142,14 +159,13 @@ def pretrain(
                 "dataset": config.dataset,
                 "class_names": list(train.class_names[:classes]),
                 "config": _with_classes(config, classes).to_dict(),
-                "accuracy": trainer.held_out_accuracy(variables, classes),
+                "accuracy": accuracy,
                 "history": history,
                 "versions": runtime.versions(),
             }
             if distributed.is_first():
-                checkpoints.save(path, variables, records[classes])
+                checkpoints.save(path, variables, records[classes], tracking.written(place))
             store.clear()
-        accuracy = records[classes]["accuracy"]
         reporter.message(
             f"external model on {classes} classes of {config.dataset}"
             f"{'' if accuracy is None else f', held-out accuracy {accuracy:.1%}'}: {path}"
@@ -246,7 +262,12 @@ class _Trainer:
         )
 
     def train(
-        self, classes: int, store: ProgressStore, reporter: Reporter, preemption: Preemption
+        self,
+        classes: int,
+        store: ProgressStore,
+        reporter: Reporter,
+        preemption: Preemption,
+        on_epoch: Callable[[Sequence[dict[str, float]]], None],
     ) -> tuple[Variables, list[dict[str, float]]]:
         """Trains on the first `classes` classes: the variables and each epoch's metrics."""
         config = self._config
@@ -282,6 +303,7 @@ class _Trainer:
             steps_per_call=config.saving.steps_per_call,
             reporter=reporter,
             preemption=preemption,
+            on_epoch=on_epoch,
         )
 
     def _classes(self, classes: int) -> methods.Classes:
