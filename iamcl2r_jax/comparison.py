@@ -8,7 +8,7 @@ A workdir holds:
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -128,13 +128,12 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
 
     Returns:
       `name`, `seeds`, `variants` (what each changes of the base), `groups` (field, and the variant
-      of each setting), `cells` (state, and the error of a failed one), `replacements` (tasks at
-      which every finished run replaced its model), `measure` (of the matrices), and `evaluations`:
-      by name `rows` by variant and `references`, rows of models that never saw the stream; of rows
-      see `tables`.
+      of each setting), `cells` (state, and the error of a failed one), `replacements` and
+      `retrained` (tasks at which every finished run replaced its model, or retrained it), `measure`
+      (of the matrices), and `evaluations`: by name `rows` by variant and `references`, rows of
+      models that never saw the stream; of rows see `tables`.
     """
     finished = [run for run in results.values() if run is not None]
-    replacements = [set(run["replacements"]) for run in finished]
     return {
         "name": config.name,
         "seeds": list(config.seeds),
@@ -144,7 +143,8 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
             for group, settings in config.groups.items()
         },
         "cells": {cell.name: _state(cell, results[cell.name]) for cell in all_cells},
-        "replacements": sorted(set.intersection(*replacements)) if replacements else [],
+        "replacements": _in_all(run["replacements"] for run in finished),
+        "retrained": _in_all(run.get("retrained", []) for run in finished),
         "measure": config.base.measures[0],
         "evaluations": {
             name: {
@@ -154,6 +154,12 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
             for name in config.base.evaluations
         },
     }
+
+
+def _in_all(tasks: Iterable[Sequence[int]]) -> list[int]:
+    """What is in each of some lists; nothing if there is none."""
+    sets = list(map(set, tasks))
+    return sorted(set.intersection(*sets)) if sets else []
 
 
 def _state(cell: Cell, results: dict[str, Any] | None) -> dict[str, Any]:

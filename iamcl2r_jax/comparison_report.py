@@ -91,7 +91,12 @@ def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.
         title = f"{variant}, {name}: AC {evaluation['ac']:.3f}, AA {evaluation['aa']:.2f} %"
         yield (
             f"matrix-{variant}",
-            plots.heat_map(evaluation["matrix"], results["replacements"], title),
+            plots.heat_map(
+                evaluation["matrix"],
+                results["replacements"],
+                title,
+                retrained=results.get("retrained", []),  # earlier versions could not
+            ),
         )
     rows = {v: row for v, row in comparison["evaluations"][name]["rows"].items() if row["n"]}
     if not rows:
@@ -107,6 +112,7 @@ def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.
                 xlabel="task τ",
                 ylabel=ylabel.replace(figure.upper(), f"{figure.upper()}$_τ$"),
                 replacements=comparison["replacements"],
+                retrained=comparison["retrained"],
                 title=name,
             ),
         )

@@ -128,7 +128,7 @@ def run(
             records, external = train_stream(setting, external, workdir)
             clock.lap("train")
             evaluated, passes = evaluate(setting, workdir, evaluations)
-            tracker.evaluations(evaluated, sorted(external))
+            tracker.evaluations(evaluated, sorted(external), config.replacements.retrain)
             reference_figures = references(config, evaluations, external, programs)
             clock.lap("evaluate")
             results = {

@@ -70,26 +70,35 @@ class Tracker:
         known = {name: value for name, value in figures.items() if value is not None}
         self._write({"task": task} | known)
 
-    def evaluations(self, figures: Mapping[str, Any], replacements: Sequence[int]) -> None:
+    def evaluations(
+        self,
+        figures: Mapping[str, Any],
+        replacements: Sequence[int],
+        retrained: Sequence[int] = (),
+    ) -> None:
         """Tells, task by task, what the models up to that task reach.
 
         Args:
           figures: of each evaluation by its name, as in results.json.
           replacements: 0-based tasks at which the model was replaced.
+          retrained: 0-based tasks at which it was trained anew.
         """
         num_tasks = len(next(iter(figures.values()))["matrix"])
         for task in range(num_tasks):
             line, pictures = {"task": task}, {}
-            replaced = [other for other in replacements if other <= task]
+            replaced, anew = (
+                [other for other in marked if other <= task] for marked in (replacements, retrained)
+            )
             for name, evaluation in figures.items():
                 measures = {"": evaluation} | {
                     f"{m}/": e for m, e in evaluation["measures"].items()
                 }
-                for prefix, figure in measures.items():
-                    line[f"task/{name}/{prefix}ac"] = figure["ac_per_task"][task]
-                    line[f"task/{name}/{prefix}aa"] = figure["aa_per_task"][task]
+                for prefix, found in measures.items():
+                    line[f"task/{name}/{prefix}ac"] = found["ac_per_task"][task]
+                    line[f"task/{name}/{prefix}aa"] = found["aa_per_task"][task]
                 block = [row[: task + 1] for row in evaluation["matrix"][: task + 1]]
-                pictures[f"task/{name}/matrix"] = _pixels(plots.heat_map(block, replaced, name))
+                figure = plots.heat_map(block, replaced, name, retrained=anew)
+                pictures[f"task/{name}/matrix"] = _pixels(figure)
             self._write(line, pictures)
 
     def _write(

@@ -476,3 +476,9 @@ def test_a_cell_is_an_ordinary_run(tmp_path, monkeypatch):
         assert row["figures"]["aa"]["mean"] == results["evaluations"]["digits"]["aa"]
     again = upgrade.reevaluate(str(workdir / "cells" / "simplex-seed0"), None, None)
     assert again["evaluations"] == results["evaluations"]
+
+
+def test_curves_of_a_comparison_are_marked_where_all_its_runs_agree():
+    assert comparison._in_all([[0, 4, 2], [2, 0]]) == [0, 2]
+    assert comparison._in_all([[0], []]) == []
+    assert comparison._in_all([]) == []
