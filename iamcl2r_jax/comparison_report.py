@@ -43,7 +43,8 @@ def write(
     for name, evaluation in comparison["evaluations"].items():
         directory = epath.Path(workdir) / name
         directory.mkdir(parents=True, exist_ok=True)
-        notes = "".join(f"\n{note}\n" for note in _notes(comparison))
+        notes = [*_notes(comparison), f"Tabulated by `{comparison['command']}`."]
+        notes = "".join(f"\n{note}\n" for note in notes)
         for stem, header, rows in _tables(comparison, evaluation):
             (directory / f"{stem}.md").write_text(tables.markdown(header, rows) + notes)
             (directory / f"{stem}.csv").write_text(tables.comma_separated(header, rows))
