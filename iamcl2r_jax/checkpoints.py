@@ -5,7 +5,7 @@ every file must be as it was written, and the stored arrays what the record says
 by leaf.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -166,10 +166,13 @@ def load_record(path: str) -> dict[str, Any]:
       CheckpointError: if there is no finished checkpoint at `path`, or it is damaged.
     """
     verify(path)
-    directory = _existing(path)
+    return _read_record(path)
+
+
+def _read_record(path: str) -> dict[str, Any]:
     with _reading(path), _checkpointer() as checkpointer:
         restored = checkpointer.restore(
-            directory, ocp.args.Composite(record=ocp.args.JsonRestore())
+            _existing(path), ocp.args.Composite(record=ocp.args.JsonRestore())
         )
     if not isinstance(record := restored["record"], dict):
         raise CheckpointError(f"checkpoint {path}: its record is no JSON object")
@@ -191,6 +194,31 @@ def load(path: str, expected: Any) -> Variables:
         differs; all that differ are listed.
     """
     verify(path)
+    return _read_variables(path, expected)
+
+
+def load_described(
+    path: str, expected: Callable[[dict[str, Any]], Any]
+) -> tuple[dict[str, Any], Variables]:
+    """The record of a checkpoint and its variables; the files' checksums are taken once for both.
+
+    Args:
+      path: directory of the checkpoint.
+      expected: tells from the record what the variables must be, see `load`; it raises where a
+        record cannot be used.
+
+    Returns:
+      The record, and the variables as of `load`.
+
+    Raises:
+      CheckpointError: see `load`.
+    """
+    verify(path)
+    record = _read_record(path)
+    return record, _read_variables(path, expected(record))
+
+
+def _read_variables(path: str, expected: Any) -> Variables:
     directory = _existing(path)
     with _reading(path), _checkpointer() as checkpointer:
         stored = checkpointer.metadata(directory).item_metadata["variables"]

@@ -117,6 +117,14 @@ def load_evaluations(config: ConfigDict) -> dict[str, Evaluation]:
     }
 
 
+ImageSets = tuple[Stream, dict[str, Evaluation]]  # all that a run reads
+
+
+def load_all(config: ConfigDict) -> ImageSets:
+    """The stream, and the evaluations by name."""
+    return load_stream(config), load_evaluations(config)
+
+
 def digests(stream: Stream, evaluations: dict[str, Evaluation]) -> dict[str, str]:
     """SHA-256 of every image set of a run, images and labels, by its field in the configuration."""
     sets = {"stream.train_split": stream.train, "stream.test_split": stream.test}

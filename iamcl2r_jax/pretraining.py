@@ -342,7 +342,20 @@ def load_external(
       CheckpointError: if it is not a finished checkpoint of an external model, was trained with
         another head, simplex or input, or its arrays are not those of its own architecture.
     """
-    record = checkpoints.load_record(path)
+
+    def expected(record):
+        return _expected_variables(path, num_classes, image, head, record)
+
+    record, variables = checkpoints.load_described(path, expected)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+        raise CheckpointError(f"checkpoint {path}: it holds values that are not finite")
+    return ExternalModel(path, record["model"], variables, record)
+
+
+def _expected_variables(
+    path: str, num_classes: int, image: ConfigDict, head: str, record: dict[str, Any]
+) -> Any:
+    """What the arrays of the checkpoint at `path` must be, by its record; see `load_external`."""
     if record.get("kind") != "external":
         raise CheckpointError(
             f"checkpoint {path} is no external model; launch/pretrain.py makes such models"
@@ -383,8 +396,4 @@ def load_external(
                 "one past the last)"
             )
     expected = expected_variables(model, image.size)
-    expected = heads.attach_expected(expected, head, num_classes, spec["num_features"])
-    variables = checkpoints.load(path, expected)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-        raise CheckpointError(f"checkpoint {path}: it holds values that are not finite")
-    return ExternalModel(path, spec, variables, record)
+    return heads.attach_expected(expected, head, num_classes, spec["num_features"])

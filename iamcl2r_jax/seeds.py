@@ -130,13 +130,16 @@ def run(
         unfinished = [
             run for run in runs if not os.path.exists(os.path.join(run[1], "results.json"))
         ]
+        loaded = None
         if unfinished:
+            check_stream(config, *inputs.stream_size(config))
+            loaded = inputs.load_all(config)  # no image depends on the seed
             with ExitStack() as stack:
                 for _, place in unfinished:
                     stack.enter_context(files.one_writer(place))
-                train(unfinished, workdir, reporter, preemption)
+                train(unfinished, workdir, loaded, reporter, preemption)
         results = [
-            lifelong.run(seed_config, place, reporter, preemption, command=command)
+            lifelong.run(seed_config, place, reporter, preemption, command=command, loaded=loaded)
             for seed_config, place in runs
         ]
         found = summary(results)
@@ -154,6 +157,7 @@ def one_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def train(
     runs: Sequence[tuple[ConfigDict, str]],
     workdir: str,
+    loaded: inputs.ImageSets,
     reporter: Reporter,
     preemption: Preemption,
 ) -> None:
@@ -162,12 +166,12 @@ def train(
     Args:
       runs: configuration and workdir of each.
       workdir: holds what is under way.
+      loaded: the images of all.
       reporter, preemption: see `lifelong.run`.
     """
     config = runs[0][0]
-    check_stream(config, *inputs.stream_size(config))
-    stream = inputs.load_stream(config)
-    digests = inputs.digests(stream, inputs.load_evaluations(config))
+    stream, evaluations = loaded
+    digests = inputs.digests(stream, evaluations)
     for _, place in runs:
         lifelong.refuse_other_data(digests, place)
     external = inputs.external_models(config, reporter, preemption)

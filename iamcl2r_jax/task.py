@@ -66,13 +66,21 @@ def load_model(path: str, image_size: int) -> Model:
     Raises:
       CheckpointError: if there is no finished checkpoint, or its arrays are not what it says.
     """
-    record = checkpoints.load_record(path)
+    record, variables = checkpoints.load_described(
+        path, partial(_expected_variables, path, image_size)
+    )
+    adapter = variables.pop("adapter", None)
+    return Model(record["model"], variables, tuple(record["slots"]), adapter=adapter)
+
+
+def _expected_variables(path: str, image_size: int, record: dict[str, Any]) -> Any:
+    """What the arrays of the checkpoint at `path` must be, by its record; see `load_model`."""
     match record:
         case {
             "model": spec,
             "head": heads.SIMPLEX | heads.LINEAR | heads.COSINE as head,
             "num_classes": int(num_classes),
-            "slots": [int(first), int(stop)],
+            "slots": [int(), int()],
         }:
             pass
         case _:
@@ -91,9 +99,7 @@ def load_model(path: str, image_size: int) -> Model:
             expected |= {"adapter": adapters.expected(spec["num_features"], hidden)}
         case adapter:
             raise CheckpointError(f"checkpoint {path}: its adapter is {adapter!r}")
-    variables = checkpoints.load(path, expected)
-    adapter = variables.pop("adapter", None)
-    return Model(spec, variables, (first, stop), adapter=adapter)
+    return expected
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from iamcl2r_jax import config, files, html_report, lifelong, models, runs, seeds
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.data import sources
 from iamcl2r_jax.preemption import PreemptedError, Preemption
 
 # Float32 rounding, amplified over 26 steps: variables were found to differ by up to 3.3e-6, metrics
@@ -66,9 +67,20 @@ def make_config(folder, method="hoc", **fields):
 
 @pytest.fixture(scope="module")
 def together(folder, tmp_path_factory):
-    """Workdir and summary of seeds 3 and 4."""
-    workdir = tmp_path_factory.mktemp("together")
-    return workdir, seeds.run(make_config(folder, seed=3, num_seeds=2), str(workdir))
+    """Workdir and summary of seeds 3 and 4, for which each image set was loaded once."""
+    workdir, loaded = tmp_path_factory.mktemp("together"), []
+
+    def load(dataset, split, **options):
+        loaded.append((dataset, split))
+        return load_images(dataset, split, **options)
+
+    load_images = sources.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load", load)
+        summary = seeds.run(make_config(folder, seed=3, num_seeds=2), str(workdir))
+    # The stream's two splits, and the same two as queries and gallery.
+    assert sorted(loaded) == sorted(2 * [(folder, "train"), (folder, "test")])
+    return workdir, summary
 
 
 def assert_same_run(c, workdir, alone):
