@@ -62,7 +62,8 @@ class SeedsEpoch(CompiledEpoch):
     """`CompiledEpoch` for S seeds at once.
 
     State, key [S], and what `_DATA_AXES` says of the data have a leading axis S. The metrics are
-    scalars as there: their means over the seeds, and those of the i-th seed as "i/NAME".
+    scalars as there: their means over the seeds, and those of the i-th seed as "i/NAME". The first
+    step that is not finite is told of each seed, [S].
     """
 
     def _traced(
@@ -82,8 +83,7 @@ class SeedsEpoch(CompiledEpoch):
         metrics = {name: jnp.mean(values) for name, values in sums.items()}
         for index in range(len(keys)):
             metrics |= {f"{index}/{name}": values[index] for name, values in sums.items()}
-        earliest = jnp.min(jnp.where(diverged < 0, stop, diverged))
-        return state, metrics, jnp.where(jnp.any(diverged >= 0), earliest, -1)
+        return state, metrics, diverged
 
 
 def run(
@@ -231,6 +231,7 @@ def train_together(
         steps_per_call=setting.config.saving.steps_per_call,
         reporter=setting.reporter,
         preemption=setting.preemption,
+        members=[f"seed {each.config.seed}" for each in settings],
     )
     return [
         (

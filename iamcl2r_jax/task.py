@@ -280,6 +280,9 @@ def with_adapter(
     Returns:
       The model, and what its record says of the adapter: its hidden width and the metrics of
       `adapters.fit`.
+
+    Raises:
+      DivergenceError: if its training left the finite numbers.
     """
     config, stream = setting.config, setting.stream
     head = methods.get(config.method).head
@@ -296,7 +299,7 @@ def with_adapter(
         max(len(stream.train_indices(t)) for t in range(len(stream.tasks))),
     )
     rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(config.num_classes)
-    adapter, metrics = adapters.fit(
+    adapter, metrics, diverged = adapters.fit(
         adapters.Settings(**config.adapter),
         head,
         pairs,
@@ -304,6 +307,9 @@ def with_adapter(
         jnp.asarray(seen_rows(config, stream, task)) if learnable else None,
         jax.random.fold_in(_key(config, _ADAPTERS), task),
     )
+    if diverged >= 0:
+        title = f"adapter of task {task + 1}/{len(stream.tasks)}"
+        raise training.DivergenceError(None, int(diverged), title, field="adapter.learning_rate")
     described = {name: float(value) for name, value in metrics.items()}
     described["hidden"] = config.adapter.hidden
     return dataclasses.replace(model, adapter=jax.device_get(adapter)), described

@@ -4,6 +4,7 @@ from functools import partial
 
 import chex
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,6 +13,7 @@ from iamcl2r_jax import config, files, html_report, lifelong, models, runs, seed
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.preemption import PreemptedError, Preemption
+from iamcl2r_jax.training import DivergenceError
 
 # Float32 rounding, amplified over 26 steps: variables were found to differ by up to 3.3e-6, metrics
 # by 2.3e-7; the two seeds by more than 0.01.
@@ -172,6 +174,21 @@ def test_stopped_seeds_go_on_as_if_they_had_not_been(folder, together, tmp_path,
         for number in range(2):
             pair = (runs.load_task(c, str(place), number).variables for place in places)
             chex.assert_trees_all_equal(*pair)
+
+
+def test_the_seed_that_diverges_is_named(folder, tmp_path, monkeypatch):
+    start_variables = lifelong.start_variables
+
+    def broken(c, *args, **options):
+        variables = start_variables(c, *args, **options)
+        return jax.tree.map(lambda leaf: leaf * np.nan, variables) if c.seed == 4 else variables
+
+    monkeypatch.setattr(lifelong, "start_variables", broken)
+    which = "task 1/2 of 2 seeds, seed 4"
+    with pytest.raises(DivergenceError, match=f"^{which}, epoch 1, step 1: loss or gradient"):
+        seeds.run(make_config(folder, seed=3, num_seeds=2), str(tmp_path))
+    noted = files.read_json(tmp_path / "progress" / "0-3-4" / "divergence.json")
+    assert noted["training"] == which
 
 
 def test_one_program_serves_all_tasks(folder, tmp_path, monkeypatch):
