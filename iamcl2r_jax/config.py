@@ -198,6 +198,55 @@ def load(file: str) -> ConfigDict:
     return (get_config(options) if options else get_config()).lock()
 
 
+def recorded(written: dict[str, Any]) -> ConfigDict:
+    """The configuration that a run has written as JSON, checked.
+
+    Sections and fields that an earlier version had not get their defaults, which are what it did;
+    options of other methods that are not known here are left out.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
+    try:
+        config = ConfigDict(_with_tuples(written))
+    except (KeyError, TypeError, ValueError) as error:  # of names that no field can have
+        raise ConfigError(" ".join(str(error).split())) from None
+    defaults = default()
+    for field in (*_LATER, *(f"method_options.{name}" for name in methods.METHODS)):
+        parent, _, name = field.rpartition(".")
+        section = config
+        for part in filter(None, parent.split(".")):
+            section = section.get(part) if isinstance(section, ConfigDict) else None
+        if isinstance(section, ConfigDict) and name not in section:
+            section[name] = _lookup(defaults, field)
+    if isinstance(options := config.get("method_options"), ConfigDict):
+        for name in set(options) - methods.METHODS.keys():
+            if name != config.get("method"):
+                del options[name]
+    validate(config)
+    return config
+
+
+# Added since the first runs.
+_LATER = (
+    "adapter",
+    "num_seeds",
+    "saving",
+    "tracking",
+    "replacements.recipe.saving",
+    "replacements.recipe.tracking",
+    "replacements.retrain",
+    "replacements.watch",
+)
+
+
+def _with_tuples(value: Any) -> Any:
+    """What was made of JSON, with tuples for its lists."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
 def validate(config: ConfigDict) -> None:
     """Checks a lifelong run's configuration without touching data or models.
 

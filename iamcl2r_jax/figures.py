@@ -108,11 +108,11 @@ def load_runs(workdirs: Sequence[str], labels: Sequence[str] | None = None) -> l
         )
     found = []
     for workdir in workdirs:
-        written = files.read_json(os.path.join(workdir, "config.json"))
+        config = runs.read_config(workdir)
         records = runs.task_records(workdir)
-        if written is None or not records:
+        if config is None or not records:
             raise ConfigError(f"workdir={workdir}: holds no run (config.json) with a finished task")
-        found.append((workdir, ConfigDict(written), records))
+        found.append((workdir, config, records))
     updated = [any(record["replaced_by"] for record in records[1:]) for *_, records in found]
     labels = labels or [
         config.method + (", not replaced" if any(updated) and not was else "")

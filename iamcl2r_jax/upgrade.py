@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from scipy import stats
 
 from iamcl2r_jax import (
@@ -127,7 +126,7 @@ def _write_report(workdir: str, data_dir: str | None, reporter: Reporter) -> Non
     """The report of a run, if it is finished."""
     results = files.read_json(os.path.join(workdir, "results.json"))
     if results is not None:
-        config = ConfigDict(files.read_json(os.path.join(workdir, "config.json")))
+        config = runs.read_config(workdir)
         config.data_dir = data_dir or config.data_dir
         html_report.write_or_tell(config, workdir, results, reporter)
 
@@ -233,13 +232,12 @@ def reevaluate(
       What evaluation.json holds: `evaluations` and `feature_passes` as in results.json.
 
     Raises:
-      DataError, CheckpointError: for bad input; the message is one line.
+      ConfigError, DataError, CheckpointError: for bad input; the message is one line.
     """
-    written = files.read_json(os.path.join(workdir, "config.json"))
+    config = runs.read_config(workdir)
     tasks = runs.task_records(workdir)
-    if written is None or not tasks:
+    if config is None or not tasks:
         raise CheckpointError(f"workdir={workdir} holds no run (config.json) with a finished task")
-    config = ConfigDict(written)
     config.data_dir = data_dir or config.data_dir
     if gallery is None:
         evaluations = inputs.load_evaluations(config)

@@ -82,6 +82,7 @@ def write_run(tmp_path, variables):
         spec, choices = variables
         c = load_config("update_handwriting.py")
         c.method, c.seed, c.num_classes, c.image.size = method, seed, K, 16
+        c.replacements.tasks = c.replacements.classes = ()
         c.model.options.width = 4
         workdir = str(tmp_path / name)
         files.write_json(f"{workdir}/config.json", c.to_dict())
