@@ -176,7 +176,7 @@ def fit(
     rows: jax.Array,
     active: jax.Array | None,
     key: jax.Array,
-) -> tuple[Params, dict[str, jax.Array]]:
+) -> tuple[Params, dict[str, jax.Array], jax.Array]:
     """Trains an adapter; one program for all tasks, whose pairs are of one shape.
 
     Args:
@@ -186,8 +186,9 @@ def fit(
       key: random key of initialisation and batches.
 
     Returns:
-      The adapter, and over all pairs the mean "cosine_before" of o and f and "cosine_after" of
-      ψ(o) and f.
+      The adapter; over all pairs the mean "cosine_before" of o and f and "cosine_after" of ψ(o) and
+      f; and the first step whose gradient is not finite (the last one, if only the adapter is not),
+      -1 if there is none.
     """
     key_init, key_steps = jax.random.split(key)
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
@@ -197,21 +198,27 @@ def fit(
     )
 
     def step(index, carry):
-        params, state = carry
+        params, state, diverged = carry
         key_step = jax.random.fold_in(key_steps, index)
         drawn = jax.random.randint(key_step, (settings.batch_size,), 0, pairs.size)
         batch = pairs.old[drawn], pairs.new[drawn], pairs.labels[drawn]
-        updates, state = optimizer.update(gradient(params, *batch, rows, active)[0], state)
-        return optax.apply_updates(params, updates), state
+        gradients, _ = gradient(params, *batch, rows, active)
+        finite = jnp.isfinite(optax.tree.norm(gradients))
+        diverged = jnp.where((diverged < 0) & ~finite, index, diverged)
+        updates, state = optimizer.update(gradients, state)
+        return optax.apply_updates(params, updates), state, diverged
 
     params = init(key_init, pairs.old.shape[1], settings.hidden)
-    params, _ = jax.lax.fori_loop(0, settings.steps, step, (params, optimizer.init(params)))
+    carry = params, optimizer.init(params), jnp.asarray(-1, jnp.int32)
+    params, _, diverged = jax.lax.fori_loop(0, settings.steps, step, carry)
+    lost = (diverged < 0) & ~jnp.isfinite(optax.tree.norm(params))
+    diverged = jnp.where(lost, settings.steps - 1, diverged)
     counts = jnp.arange(len(pairs.labels)) < pairs.size
     before, after = (
         1.0 - losses.feature_distillation(features, pairs.new, weight=counts)
         for features in (pairs.old, apply(params, pairs.old))
     )
-    return params, {"cosine_before": before, "cosine_after": after}
+    return params, {"cosine_before": before, "cosine_after": after}, diverged
 
 
 def carry(params: Params, gallery: np.ndarray) -> np.ndarray:

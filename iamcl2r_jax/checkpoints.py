@@ -5,7 +5,7 @@ every file must be as it was written, and the stored arrays what the record says
 by leaf.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,13 +40,19 @@ def _checkpointer() -> ocp.Checkpointer:
     )
 
 
-def save(path: str, variables: Variables, record: dict[str, Any]) -> None:
+def save(
+    path: str,
+    variables: Variables,
+    record: dict[str, Any],
+    beside: Sequence[epath.Path] = (),
+) -> None:
     """Writes a checkpoint, atomically.
 
     Args:
       path: directory to make; it must not exist.
       variables: {"params", "batch_stats"}.
       record: what to know about them; JSON values.
+      beside: files that are copied into it; nothing here reads them.
 
     Raises:
       CheckpointError: if `path` exists.
@@ -69,6 +75,8 @@ def save(path: str, variables: Variables, record: dict[str, Any]) -> None:
                         record=ocp.args.JsonSave(record),
                     ),
                 )
+            for file in beside:
+                file.copy(draft / file.name)  # no directory, which Orbax would take for arrays
             files.write_json(draft / _MANIFEST, {"files": _digests(draft)})
             draft.rename(directory)
         except (OSError, ValueError, files.WriteError):
@@ -158,10 +166,13 @@ def load_record(path: str) -> dict[str, Any]:
       CheckpointError: if there is no finished checkpoint at `path`, or it is damaged.
     """
     verify(path)
-    directory = _existing(path)
+    return _read_record(path)
+
+
+def _read_record(path: str) -> dict[str, Any]:
     with _reading(path), _checkpointer() as checkpointer:
         restored = checkpointer.restore(
-            directory, ocp.args.Composite(record=ocp.args.JsonRestore())
+            _existing(path), ocp.args.Composite(record=ocp.args.JsonRestore())
         )
     if not isinstance(record := restored["record"], dict):
         raise CheckpointError(f"checkpoint {path}: its record is no JSON object")
@@ -183,6 +194,31 @@ def load(path: str, expected: Any) -> Variables:
         differs; all that differ are listed.
     """
     verify(path)
+    return _read_variables(path, expected)
+
+
+def load_described(
+    path: str, expected: Callable[[dict[str, Any]], Any]
+) -> tuple[dict[str, Any], Variables]:
+    """The record of a checkpoint and its variables; the files' checksums are taken once for both.
+
+    Args:
+      path: directory of the checkpoint.
+      expected: tells from the record what the variables must be, see `load`; it raises where a
+        record cannot be used.
+
+    Returns:
+      The record, and the variables as of `load`.
+
+    Raises:
+      CheckpointError: see `load`.
+    """
+    verify(path)
+    record = _read_record(path)
+    return record, _read_variables(path, expected(record))
+
+
+def _read_variables(path: str, expected: Any) -> Variables:
     directory = _existing(path)
     with _reading(path), _checkpointer() as checkpointer:
         stored = checkpointer.metadata(directory).item_metadata["variables"]

@@ -8,7 +8,8 @@ A workdir holds:
 
 import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+import shlex
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -26,13 +27,15 @@ DONE, FAILED = 0, 1
 Results = Mapping[str, dict[str, Any] | None]  # by cell, results.json; None of an unfinished run
 
 
-def main(config: ConfigDict, workdir: str | None, only: Collection[str] | None) -> int:
+def main(
+    config: ConfigDict, workdir: str | None, only: Collection[str] | None, command: str
+) -> int:
     """Runs and prints a comparison: what launch/compare.py does.
 
     Args:
       config: see `cells.comparison`.
       workdir: directory of the comparison; by default named after it.
-      only: see `run`.
+      only, command: see `run`.
 
     Returns:
       Its exit status: `FAILED` if a cell has failed, now or in an earlier start.
@@ -40,7 +43,7 @@ def main(config: ConfigDict, workdir: str | None, only: Collection[str] | None) 
     reporter = Reporter()
     workdir = workdir or f"runs/{config.name}"
     with on_sigterm() as preemption:
-        comparison = run(config, workdir, only, reporter, preemption)
+        comparison = run(config, workdir, only, reporter, preemption, command=command)
     comparison_report.show(comparison, reporter.console)
     reporter.message(f"tables and pictures: {workdir}")
     failed = any(cell["state"] == "failed" for cell in comparison["cells"].values())
@@ -53,6 +56,8 @@ def run(
     only: Collection[str] | None = None,
     reporter: Reporter | None = None,
     preemption: Preemption | None = None,
+    *,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Runs the cells that are not finished, then writes tables and pictures of all that are.
 
@@ -66,9 +71,10 @@ def run(
       only: variants or cells to run, see `cells.select`; () to run none. The tables are of all.
       reporter: shows the progress; by default on the terminal.
       preemption: see `lifelong.run`.
+      command: how the program that calls this was started; by default this call.
 
     Returns:
-      What stands in workdir/comparison.json, see `summarize`.
+      What stands in workdir/comparison.json: the `command`, and see `summarize`.
 
     Raises:
       DamagedFileError: if results that are to be tabulated are not as they were written.
@@ -84,9 +90,10 @@ def run(
         _check_stream(cell)
     for number, cell in enumerate(unfinished, start=1):
         reporter.message(f"cell {number}/{len(unfinished)}: {cell.name}")
-        _run_cell(cell, reporter, preemption)
+        _run_cell(cell, reporter, preemption, command)
     results = {cell.name: cell.results() for cell in all_cells}
-    comparison = summarize(config, all_cells, results)
+    command = command or f"comparison.run(config, {workdir!r}, {only!r})"
+    comparison = {"command": command} | summarize(config, all_cells, results)
     files.write_json(os.path.join(workdir, "comparison.json"), comparison)
     comparison_report.write(comparison, _first_results(all_cells, results), workdir)
     return comparison
@@ -99,9 +106,13 @@ def _check_stream(cell: Cell) -> None:
         raise ConfigError(f"variant {cell.variant!r}: {error}") from None
 
 
-def _run_cell(cell: Cell, reporter: Reporter, preemption: Preemption | None) -> None:
+def _run_cell(
+    cell: Cell, reporter: Reporter, preemption: Preemption | None, command: str | None
+) -> None:
+    # Of a flag that is given twice, the last counts.
+    command = command and f"{command} {shlex.quote(f'--only={cell.name}')}"
     try:
-        lifelong.run(cell.config, cell.workdir, reporter, preemption)
+        lifelong.run(cell.config, cell.workdir, reporter, preemption, command=command)
     except files.LockedError as error:
         reporter.message(f"{cell.name} is passed over: {error}")
     except DivergenceError as error:
@@ -128,13 +139,12 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
 
     Returns:
       `name`, `seeds`, `variants` (what each changes of the base), `groups` (field, and the variant
-      of each setting), `cells` (state, and the error of a failed one), `replacements` (tasks at
-      which every finished run replaced its model), `measure` (of the matrices), and `evaluations`:
-      by name `rows` by variant and `references`, rows of models that never saw the stream; of rows
-      see `tables`.
+      of each setting), `cells` (state, and the error of a failed one), `replacements` and
+      `retrained` (tasks at which every finished run replaced its model, or retrained it), `measure`
+      (of the matrices), and `evaluations`: by name `rows` by variant and `references`, rows of
+      models that never saw the stream; of rows see `tables`.
     """
     finished = [run for run in results.values() if run is not None]
-    replacements = [set(run["replacements"]) for run in finished]
     return {
         "name": config.name,
         "seeds": list(config.seeds),
@@ -144,7 +154,8 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
             for group, settings in config.groups.items()
         },
         "cells": {cell.name: _state(cell, results[cell.name]) for cell in all_cells},
-        "replacements": sorted(set.intersection(*replacements)) if replacements else [],
+        "replacements": _in_all(run["replacements"] for run in finished),
+        "retrained": _in_all(run.get("retrained", []) for run in finished),
         "measure": config.base.measures[0],
         "evaluations": {
             name: {
@@ -154,6 +165,12 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
             for name in config.base.evaluations
         },
     }
+
+
+def _in_all(tasks: Iterable[Sequence[int]]) -> list[int]:
+    """What is in each of some lists; nothing if there is none."""
+    sets = list(map(set, tasks))
+    return sorted(set.intersection(*sets)) if sets else []
 
 
 def _state(cell: Cell, results: dict[str, Any] | None) -> dict[str, Any]:

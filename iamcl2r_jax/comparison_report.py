@@ -43,7 +43,8 @@ def write(
     for name, evaluation in comparison["evaluations"].items():
         directory = epath.Path(workdir) / name
         directory.mkdir(parents=True, exist_ok=True)
-        notes = "".join(f"\n{note}\n" for note in _notes(comparison))
+        notes = [*_notes(comparison), f"Tabulated by `{comparison['command']}`."]
+        notes = "".join(f"\n{note}\n" for note in notes)
         for stem, header, rows in _tables(comparison, evaluation):
             (directory / f"{stem}.md").write_text(tables.markdown(header, rows) + notes)
             (directory / f"{stem}.csv").write_text(tables.comma_separated(header, rows))
@@ -91,7 +92,12 @@ def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.
         title = f"{variant}, {name}: AC {evaluation['ac']:.3f}, AA {evaluation['aa']:.2f} %"
         yield (
             f"matrix-{variant}",
-            plots.heat_map(evaluation["matrix"], results["replacements"], title),
+            plots.heat_map(
+                evaluation["matrix"],
+                results["replacements"],
+                title,
+                retrained=results.get("retrained", []),  # earlier versions could not
+            ),
         )
     rows = {v: row for v, row in comparison["evaluations"][name]["rows"].items() if row["n"]}
     if not rows:
@@ -107,6 +113,7 @@ def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.
                 xlabel="task τ",
                 ylabel=ylabel.replace(figure.upper(), f"{figure.upper()}$_τ$"),
                 replacements=comparison["replacements"],
+                retrained=comparison["retrained"],
                 title=name,
             ),
         )

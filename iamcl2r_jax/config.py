@@ -39,6 +39,7 @@ def default_pretrain() -> ConfigDict:
     c.train = _train(epochs=6, learning_rate=0.1)
     c.saving = _saving()
     c.resident_gib = _RESIDENT_GIB  # see default()
+    c.tracking = _tracking()
     return c
 
 
@@ -81,7 +82,7 @@ def default() -> ConfigDict:
     # Directories of the external models, one per task above; () to make them by `recipe`.
     c.replacements.checkpoints = ()
     c.replacements.classes = (60, 120, 240)  # classes of the models made by `recipe`
-    # Its `classes` is set from the line above, its `head` by the method.
+    # Its `classes` come from the line above, its `head` from the method, its `tracking` from below.
     c.replacements.recipe = default_pretrain()
     c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
     c.replacements.recipe.resident_gib = c.get_ref("resident_gib")
@@ -100,8 +101,7 @@ def default() -> ConfigDict:
     # Retrieval measures, keys of retrieval.MEASURES; the first gives matrix, AC and AA.
     c.measures = ("identification", "recall_at_1", "mean_average_precision")
 
-    c.tracking = ConfigDict()  # beside metrics.jsonl; no result depends on it
-    c.tracking.tensorboard = True  # event files in DIR/tensorboard
+    c.tracking = _tracking()
     c.tracking.wandb = False  # Weights & Biases: log in first, or set WANDB_MODE=offline
     return c
 
@@ -176,6 +176,13 @@ def _saving() -> ConfigDict:
     return c
 
 
+def _tracking() -> ConfigDict:
+    """Who is told of every epoch beside metrics.jsonl; no result depends on it."""
+    c = ConfigDict()
+    c.tensorboard = True  # event files in DIR/tensorboard
+    return c
+
+
 def _adapter() -> ConfigDict:
     c = ConfigDict()
     c.hidden = 1024  # width of its hidden layer
@@ -198,6 +205,55 @@ def load(file: str) -> ConfigDict:
     path, _, options = file.partition(":")
     get_config = runpy.run_path(path)["get_config"]
     return (get_config(options) if options else get_config()).lock()
+
+
+def recorded(written: dict[str, Any]) -> ConfigDict:
+    """The configuration that a run has written as JSON, checked.
+
+    Sections and fields that an earlier version had not get their defaults, which are what it did;
+    options of other methods that are not known here are left out.
+
+    Raises:
+      ConfigError: naming the field, its value and what would be right.
+    """
+    try:
+        config = ConfigDict(_with_tuples(written))
+    except (KeyError, TypeError, ValueError) as error:  # of names that no field can have
+        raise ConfigError(" ".join(str(error).split())) from None
+    defaults = default()
+    for field in (*_LATER, *(f"method_options.{name}" for name in methods.METHODS)):
+        parent, _, name = field.rpartition(".")
+        section = config
+        for part in filter(None, parent.split(".")):
+            section = section.get(part) if isinstance(section, ConfigDict) else None
+        if isinstance(section, ConfigDict) and name not in section:
+            section[name] = _lookup(defaults, field)
+    if isinstance(options := config.get("method_options"), ConfigDict):
+        for name in set(options) - methods.METHODS.keys():
+            if name != config.get("method"):
+                del options[name]
+    validate(config)
+    return config
+
+
+# Added since the first runs.
+_LATER = (
+    "adapter",
+    "num_seeds",
+    "saving",
+    "tracking",
+    "replacements.recipe.saving",
+    "replacements.recipe.tracking",
+    "replacements.retrain",
+    "replacements.watch",
+)
+
+
+def _with_tuples(value: Any) -> Any:
+    """What was made of JSON, with tuples for its lists."""
+    if isinstance(value, dict):
+        return {name: _with_tuples(item) for name, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def validate(config: ConfigDict) -> None:

@@ -1,7 +1,7 @@
 """Features once per model, and from them every entry of the compatibility matrices."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -99,22 +99,35 @@ def compatibility_matrices(
       For each measure C [T, T]: C[t, k] is the measure with queries by model t against the gallery
       of model k <= t, carried on by models k+1 to t where these say how; NaN above the diagonal.
     """
-    rows: dict[str, list[list[float]]] = {measure: [] for measure in measures}
-    galleries = []
+    rows = _Rows(evaluation, measures)
     for current in embedded:
+        rows.add(current)
+    return rows.matrices()
+
+
+class _Rows:
+    """The matrices of an evaluation, row by row, and the galleries that the next row takes."""
+
+    def __init__(self, evaluation: Evaluation, measures: Sequence[str]):
+        self._evaluation, self._galleries = evaluation, []
+        self._rows: dict[str, list[list[float]]] = {measure: [] for measure in measures}
+
+    def add(self, current: Embedded) -> None:
+        """The row of the next model."""
         if current.carry is not None:
-            galleries = [current.carry(gallery) for gallery in galleries]
-        galleries.append(current.gallery)
-        for measure in measures:
-            rows[measure].append(
-                [_score(measure, evaluation, current.query, gallery) for gallery in galleries]
-            )
-    return {measure: _lower_triangle(values) for measure, values in rows.items()}
+            self._galleries = [current.carry(gallery) for gallery in self._galleries]
+        self._galleries.append(current.gallery)
+        for measure, rows in self._rows.items():
+            rows.append([self._score(measure, current.query, g) for g in self._galleries])
 
+    def _score(self, measure: str, query: np.ndarray, gallery: np.ndarray) -> float:
+        compute: Callable[..., float] = retrieval.MEASURES[measure]
+        labels, query_labels = self._evaluation.gallery.labels, self._evaluation.query.labels
+        return compute(gallery, labels, query, query_labels)
 
-def _score(measure: str, evaluation: Evaluation, query: np.ndarray, gallery: np.ndarray) -> float:
-    compute: Callable[..., float] = retrieval.MEASURES[measure]
-    return compute(gallery, evaluation.gallery.labels, query, evaluation.query.labels)
+    def matrices(self) -> dict[str, np.ndarray]:
+        """See `compatibility_matrices`."""
+        return {measure: _lower_triangle(rows) for measure, rows in self._rows.items()}
 
 
 def _lower_triangle(rows: list[list[float]]) -> np.ndarray:
@@ -124,13 +137,30 @@ def _lower_triangle(rows: list[list[float]]) -> np.ndarray:
     return matrix
 
 
-def figures(evaluation: Evaluation, embedded: Iterable[Embedded], measures: Sequence[str]) -> dict:
-    """What results.json says of one evaluation: `summarize` of the first measure, and of others.
+def figures(
+    evaluations: Mapping[str, Evaluation],
+    embedded: Iterable[tuple[str, Embedded]],
+    measures: Sequence[str],
+) -> dict[str, dict]:
+    """What results.json says of some evaluations.
 
-    Arguments as of `compatibility_matrices`.
+    Args:
+      evaluations: by name.
+      embedded: the features of each evaluation, named, by each model, oldest first. Taken one at a
+        time; the galleries of all evaluations are kept.
+      measures: see `compatibility_matrices`.
+
+    Returns:
+      For each evaluation `summarize` of the first measure, and of the others.
     """
-    matrices = compatibility_matrices(evaluation, embedded, measures)
-    main, *others = measures
+    rows = {name: _Rows(evaluation, measures) for name, evaluation in evaluations.items()}
+    for name, current in embedded:
+        rows[name].add(current)
+    return {name: _figures(of.matrices()) for name, of in rows.items()}
+
+
+def _figures(matrices: dict[str, np.ndarray]) -> dict:
+    main, *others = matrices
     return {"measure": main, **summarize(matrices[main])} | {
         "measures": {other: summarize(matrices[other]) for other in others}
     }

@@ -42,6 +42,11 @@ class Run:
         """0-based tasks at which the model was replaced."""
         return [task for task, record in enumerate(self.records) if record["replaced_by"]]
 
+    @property
+    def retrained(self) -> list[int]:
+        """0-based tasks at which it was trained anew."""
+        return [task for task, record in enumerate(self.records) if record.get("retrained")]
+
     def results(self) -> dict[str, Any]:
         """What stands in results.json; `ConfigError` if the run is not finished."""
         found = files.read_json(os.path.join(self.workdir, "results.json"))
@@ -103,11 +108,11 @@ def load_runs(workdirs: Sequence[str], labels: Sequence[str] | None = None) -> l
         )
     found = []
     for workdir in workdirs:
-        written = files.read_json(os.path.join(workdir, "config.json"))
+        config = runs.read_config(workdir)
         records = runs.task_records(workdir)
-        if written is None or not records:
+        if config is None or not records:
             raise ConfigError(f"workdir={workdir}: holds no run (config.json) with a finished task")
-        found.append((workdir, ConfigDict(written), records))
+        found.append((workdir, config, records))
     updated = [any(record["replaced_by"] for record in records[1:]) for *_, records in found]
     labels = labels or [
         config.method + (", not replaced" if any(updated) and not was else "")
@@ -160,6 +165,7 @@ def accuracy_figure(runs: Sequence[Run], output: str) -> list[str]:
     """Fig. 4: AA_τ after each task, in percent; one picture for each evaluation."""
     results = {run.workdir: run.results() for run in runs}
     replacements = sorted({task for run in runs for task in run.replacements if task})
+    retrained = sorted({task for run in runs for task in run.retrained})
     stems = []
     for name in _common_evaluations(results):
         series = _by_label(
@@ -170,10 +176,16 @@ def accuracy_figure(runs: Sequence[Run], output: str) -> list[str]:
             xlabel="tasks τ",
             ylabel="$AA_τ$, %",
             replacements=replacements,
+            retrained=retrained,
             deviations=_deviations(series),
             title=name,
         )
-        written = {"evaluation": name, "replacements": replacements, "aa_per_task": series}
+        written = {
+            "evaluation": name,
+            "replacements": replacements,
+            "retrained": retrained,
+            "aa_per_task": series,
+        }
         stems.append(_save(figure, output, f"accuracy-{name}", written))
     return stems
 
@@ -186,14 +198,16 @@ def compatibility_figure(runs: Sequence[Run], output: str) -> list[str]:
     results = {run.workdir: run.results() for run in runs}
     stems = []
     for name in _common_evaluations(results):
-        matrices, replacements, written = {}, {}, {}
+        matrices, replacements, retrained, written = {}, {}, {}, {}
         for run in runs:
             found = results[run.workdir]["evaluations"][name]
             title = f"{run.name}: AC {found['ac']:.2f}, AA {found['aa']:.1f} %"
-            matrices[title], replacements[title] = found["matrix"], run.replacements
+            matrices[title] = found["matrix"]
+            replacements[title], retrained[title] = run.replacements, run.retrained
             written[run.name] = {key: found[key] for key in ("matrix", "ac", "aa")}
         title = f"{name}, hatched: not compatible, bold: model replaced"
-        figure = plots.heat_maps(matrices, replacements, title)
+        title += ", +: retrained from scratch" if any(retrained.values()) else ""
+        figure = plots.heat_maps(matrices, replacements, title, retrained=retrained)
         written = {"evaluation": name, "runs": written}
         stems.append(_save(figure, output, f"compatibility-{name}", written))
     return stems

@@ -93,15 +93,17 @@ def write(
 
     fixed = not heads.is_learnable(method.head)
     directory = os.path.join(workdir, "figures")
+    retrained = results.get("retrained", [])  # earlier versions could not
     page = render(
         config=config,
         config_json=json.dumps(files.as_json(config.to_dict()), indent=1, ensure_ascii=False),
         results=results,
+        retrained=retrained,
         adapts=method.adapts,
         facts=_facts(config, results, stream, newest),
         tasks=_tasks(results, records),
-        evaluations=_evaluations(directory, results),
-        over_tasks=pictures.over_tasks(directory, results),
+        evaluations=_evaluations(directory, results, retrained),
+        over_tasks=pictures.over_tasks(directory, results, retrained),
         searches=[
             pictures.searches(
                 directory,
@@ -123,7 +125,7 @@ def write(
             fixed=fixed,
             seed=config.seed,
         ),
-        training=pictures.training(directory, records, results["replacements"]),
+        training=pictures.training(directory, records, results["replacements"], retrained),
     )
     path = os.path.join(workdir, FILE)
     files.write_text(path, page)
@@ -214,7 +216,9 @@ def _tasks(
             "accuracy": 100 * results["task_accuracy"][task],
             "loss": record["history"][-1]["loss"],
             "seconds": record["seconds"],
-            "external": _external_model(record["replaced_by"]),
+            "start": "retrained from scratch"
+            if record.get("retrained")
+            else _external_model(record["replaced_by"]),
         }
         for task, record in enumerate(records)
     ]
@@ -229,14 +233,16 @@ def _external_model(path: str | None) -> str:
     return f"{path}: {stop - first} classes of {record.get('dataset', 'unknown images')}"
 
 
-def _evaluations(directory: str, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _evaluations(
+    directory: str, results: Mapping[str, Any], retrained: Sequence[int]
+) -> list[dict[str, Any]]:
     """Of each evaluation, its matrices by every measure, the main one first."""
     return [
         {
             "name": name,
             "references": results["references"].get(name, {}),
             "picture": pictures.matrix(
-                directory, name, evaluation["matrix"], results["replacements"]
+                directory, name, evaluation["matrix"], results["replacements"], retrained
             ),
             "measures": [
                 {

@@ -40,6 +40,7 @@ def external_models(
     replacements = config.replacements
     recipe = replacements.recipe.copy_and_resolve_references()
     recipe.head = methods.get(config.method).external_head
+    recipe.tracking.tensorboard = config.tracking.tensorboard
     paths = tuple(replacements.checkpoints)
     missing = {}
     if replacements.tasks and not paths:
@@ -114,6 +115,14 @@ def load_evaluations(config: ConfigDict) -> dict[str, Evaluation]:
         )
         for name, e in config.evaluations.items()
     }
+
+
+ImageSets = tuple[Stream, dict[str, Evaluation]]  # all that a run reads
+
+
+def load_all(config: ConfigDict) -> ImageSets:
+    """The stream, and the evaluations by name."""
+    return load_stream(config), load_evaluations(config)
 
 
 def digests(stream: Stream, evaluations: dict[str, Evaluation]) -> dict[str, str]:

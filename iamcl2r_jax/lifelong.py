@@ -67,6 +67,7 @@ def run(
     preemption: Preemption | None = None,
     *,
     command: str | None = None,
+    loaded: inputs.ImageSets | None = None,
 ) -> dict[str, Any]:
     """Trains on the whole stream, evaluates every pair of models and writes the results.
 
@@ -80,6 +81,7 @@ def run(
       reporter: shows the progress; by default on the terminal.
       preemption: saves and raises `PreemptedError` once requested.
       command: how the program that calls this was started, for the results; by default this call.
+      loaded: the images of this configuration, where the caller has them; loaded if None.
 
     Returns:
       What stands in workdir/results.json.
@@ -109,8 +111,7 @@ def run(
         clock = Clock()
         arrivals.check_watched(config)
         check_stream(config, *inputs.stream_size(config))
-        stream = inputs.load_stream(config)
-        evaluations = inputs.load_evaluations(config)
+        stream, evaluations = loaded or inputs.load_all(config)
         digests = inputs.digests(stream, evaluations)
         distributed.check_same("data", digests)
         refuse_other_data(digests, workdir)
@@ -128,7 +129,7 @@ def run(
             records, external = train_stream(setting, external, workdir)
             clock.lap("train")
             evaluated, passes = evaluate(setting, workdir, evaluations)
-            tracker.evaluations(evaluated, sorted(external))
+            tracker.evaluations(evaluated, sorted(external), config.replacements.retrain)
             reference_figures = references(config, evaluations, external, programs)
             clock.lap("evaluate")
             results = {
@@ -397,22 +398,19 @@ def evaluate(
     config, num_tasks = setting.config, len(setting.stream.tasks)
     passes = 0
 
-    def embeddings(name, evaluation):
+    def embeddings():
         nonlocal passes
-        with setting.reporter.stage(f"evaluation on {name}", num_tasks) as stage:
+        with setting.reporter.stage("evaluation", num_tasks * len(evaluations)) as stage:
             for task in range(num_tasks):
-                setting.preemption.check()
                 model = load_task(config, workdir, task)
                 extract = setting.programs.of(model.spec).features
-                yield embed(extract, model.variables, evaluation, model.carry())
-                passes += 1
-                stage.advance()
+                for name, evaluation in evaluations.items():
+                    setting.preemption.check()
+                    yield name, embed(extract, model.variables, evaluation, model.carry())
+                    passes += 1
+                    stage.advance()
 
-    found = {
-        name: figures(evaluation, embeddings(name, evaluation), config.measures)
-        for name, evaluation in evaluations.items()
-    }
-    return found, passes
+    return figures(evaluations, embeddings(), config.measures), passes
 
 
 def references(

@@ -16,6 +16,7 @@ from iamcl2r_jax import compatibility, theorem
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7F7F7F")
 _LINES = ("-", "--", "-.", ":")
 RIGHT, WRONG = "#009E73", "#D55E00"
+_REPLACED, _RETRAINED = "model replaced", "retrained from scratch"
 _BRIGHT = 0.6  # above this share of the colour map, black is read better than white
 _MOST_NUMBERED = 12  # tasks up to which a matrix has a number in each cell
 
@@ -39,33 +40,47 @@ def heat_colours(
     return colours, np.where(finite & (shares <= _BRIGHT), "#ffffff", "#000000")
 
 
-def heat_map(matrix, replacements: Sequence[int] = (), title: str = "") -> Figure:
+def heat_map(
+    matrix, replacements: Sequence[int] = (), title: str = "", *, retrained: Sequence[int] = ()
+) -> Figure:
     """A compatibility matrix in percent: incompatible entries hatched, replacements in bold.
 
-    Every cell has its number; where there are too many for that, a colour bar stands for them.
+    Tasks that were retrained are slanted, with a plus, and a line below says so. Every cell has its
+    number; where there are too many for that, a colour bar stands for them.
 
     Args:
       matrix: [T, T] in [0, 1]; NaN or None above the diagonal.
       replacements: 0-based tasks at which the model was replaced.
       title: of the figure.
+      retrained: 0-based tasks that were trained anew, from random variables.
     """
     side = _side(len(matrix))
     figure = Figure(figsize=(side, side), layout="constrained")
-    image = _draw_matrix(figure.add_subplot(), matrix, replacements, title, *_range([matrix]))
+    image = _draw_matrix(
+        figure.add_subplot(), matrix, replacements, retrained, title, *_range([matrix])
+    )
     if len(matrix) > _MOST_NUMBERED:
         figure.colorbar(image, label="%", shrink=0.75)
+    if retrained:
+        marks = [f"bold: {_REPLACED}"] * bool(replacements) + [f"+: {_RETRAINED}"]
+        figure.supxlabel("\n".join(marks), fontsize=8)
     return figure
 
 
 def heat_maps(
-    matrices: Mapping[str, Sequence], replacements: Mapping[str, Sequence[int]], title: str = ""
+    matrices: Mapping[str, Sequence],
+    replacements: Mapping[str, Sequence[int]],
+    title: str = "",
+    *,
+    retrained: Mapping[str, Sequence[int]] | None = None,
 ) -> Figure:
     """Compatibility matrices side by side on one scale of colours, each as of `heat_map`.
 
     Args:
       matrices: by their titles, [T, T] each.
       replacements: 0-based tasks at which the model was replaced, by title.
-      title: of the figure.
+      title: of the figure, which explains the marks.
+      retrained: 0-based tasks that were trained anew, by title.
     """
     columns = min(len(matrices), 2 if len(matrices) == 4 else 3)
     rows = -(-len(matrices) // columns)
@@ -74,7 +89,8 @@ def heat_maps(
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     low, high = _range(matrices.values())
     for axes, (name, matrix) in zip(panels, matrices.items(), strict=False):
-        image = _draw_matrix(axes, matrix, replacements[name], name, low, high)
+        anew = (retrained or {}).get(name, ())
+        image = _draw_matrix(axes, matrix, replacements[name], anew, name, low, high)
     for axes in panels[len(matrices) :]:
         axes.set_axis_off()
     figure.colorbar(image, ax=panels, shrink=0.8, label="%")
@@ -93,7 +109,7 @@ def _range(matrices) -> tuple[float, float]:
     return values.min(), values.max()
 
 
-def _draw_matrix(axes, matrix, replacements, title, low, high):
+def _draw_matrix(axes, matrix, replacements, retrained, title, low, high):
     values = 100 * np.asarray(matrix, float)
     size = len(values)
     incompatible = np.tril(np.ones_like(values, bool), -1)
@@ -114,7 +130,7 @@ def _draw_matrix(axes, matrix, replacements, title, low, high):
                 bbox=plate if incompatible[row, column] else None,  # on top of the hatching
             )
     axes.add_collection(_hatched(np.argwhere(incompatible)))
-    _task_ticks(axes, size, replacements)
+    _task_ticks(axes, size, replacements, retrained)
     axes.set_xlabel("gallery of model")
     axes.set_ylabel("queries of model")
     axes.set_title(title, fontsize=10, parse_math=False)
@@ -127,6 +143,7 @@ def curves(
     xlabel: str,
     ylabel: str,
     replacements: Sequence[int] = (),
+    retrained: Sequence[int] = (),
     boundaries: Sequence[int] = (),
     deviations: Mapping[str, Sequence[float]] | None = None,
     title: str = "",
@@ -134,11 +151,14 @@ def curves(
 ) -> Figure:
     """Lines over tasks 1 … T (or epochs), replacements as dotted verticals, ± deviations as bands.
 
+    With retrained tasks, which are dashed verticals, the legend names both.
+
     Args:
       values: of each line, by its label.
       xlabel: what is counted from 1.
       ylabel: quantity and unit.
       replacements: 0-based positions to mark.
+      retrained: 0-based positions to mark otherwise.
       boundaries: 0-based positions of faint verticals, where a task begins among epochs.
       deviations: half width of the band around a line, by label.
       title: of the figure.
@@ -148,17 +168,21 @@ def curves(
     axes = figure.add_subplot()
     for position in boundaries:
         axes.axvline(position + 1, color="0.92", linewidth=1, zorder=0)
-    _draw_curves(axes, values, replacements, deviations)
+    _draw_curves(axes, values, replacements, deviations, _REPLACED if retrained else None)
+    for position in retrained:
+        label = _RETRAINED if position == retrained[0] else None
+        axes.axvline(position + 1, color="0.3", linestyle="--", linewidth=1, zorder=0, label=label)
     if labels is not None:
         axes.set_xticks(np.arange(1, len(labels) + 1), labels)
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, fontsize=10)
-    if len(values) > 4:
+    entries = len(axes.get_legend_handles_labels()[0])
+    if entries > 4:
         axes.legend(
             fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), handlelength=3
         )
-    elif len(values) > 1:
+    elif entries > 1:
         axes.legend(fontsize=8, framealpha=0.6, loc="best", handlelength=3)
     return figure
 
@@ -265,10 +289,9 @@ def _square_limits(axes) -> tuple[float, float]:
     return limits
 
 
-def _draw_curves(axes, values, replacements, deviations) -> None:
+def _draw_curves(axes, values, replacements, deviations, replaced: str | None = None) -> None:
+    """Lines and replacements; the legend names these `replaced`, if at all."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    for position in replacements:
-        axes.axvline(position + 1, color="0.5", linestyle=":", linewidth=1.2, zorder=0)
     for number, (label, line) in enumerate(values.items()):
         line, at = np.asarray(line, float), np.arange(1, len(line) + 1)
         colour = COLOURS[number % len(COLOURS)]
@@ -284,6 +307,9 @@ def _draw_curves(axes, values, replacements, deviations) -> None:
         if deviations and label in deviations:
             spread = np.asarray(deviations[label], float)
             axes.fill_between(at, line - spread, line + spread, color=colour, alpha=0.15, lw=0)
+    for position in replacements:
+        label = replaced if position == replacements[0] else None
+        axes.axvline(position + 1, color="0.5", linestyle=":", linewidth=1.2, zorder=0, label=label)
 
 
 def bars(
@@ -328,10 +354,13 @@ def _hatched(cells: np.ndarray) -> PolyCollection:
     return PolyCollection(squares, facecolor="none", edgecolor=WRONG, linewidth=0, hatch="////")
 
 
-def _task_ticks(axes, size: int, replacements: Sequence[int]) -> None:
+def _task_ticks(
+    axes, size: int, replacements: Sequence[int], retrained: Sequence[int] = ()
+) -> None:
     step = 1 if size <= _MOST_NUMBERED else 5
-    ticks = sorted({*range(0, size, step), *replacements})
+    ticks = sorted({*range(0, size, step), *replacements, *retrained})
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [str(tick + 1) for tick in ticks])
+        axis.set_ticks(ticks, [f"{tick + 1}{'+' if tick in retrained else ''}" for tick in ticks])
         for tick, label in zip(ticks, axis.get_ticklabels(), strict=True):
             label.set_fontweight("bold" if tick in replacements else "normal")
+            label.set_fontstyle("italic" if tick in retrained else "normal")

@@ -9,7 +9,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,6 +28,7 @@ from iamcl2r_jax import (
     methods,
     runtime,
     simplex,
+    tracking,
 )
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import validate_pretrain
@@ -83,8 +86,8 @@ def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
     The name ends in a digest of the recipe, so that another recipe never finds this model.
     """
     identity = recipe.to_dict() | {"classes": classes}
-    for field in ("data_dir", "name", "resident_gib", "saving"):  # no result depends on them
-        del identity[field]
+    for field in ("data_dir", "name", "resident_gib", "saving", "tracking"):
+        del identity[field]  # no result depends on them
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return os.path.join(directory, f"{recipe.name}-{classes}-{digest}")
@@ -127,10 +130,23 @@ def pretrain(
     for classes, path in sorted(paths.items()):
         place = _progress_place(path)
         with files.one_writer(place):
+            started = time.monotonic()
             if distributed.is_first():
                 _refuse_other_images(train, place)
             store = ProgressStore(place, config.saving, reporter)
-            variables, history = trainer.train(classes, store, reporter, preemption)
+            with tracking.open_tracker(config, place) as tracker:
+                variables, history = trainer.train(
+                    classes, store, reporter, preemption, on_epoch=partial(tracker.epochs, 0)
+                )
+                accuracy = trainer.held_out_accuracy(variables, classes)
+                tracker.task(
+                    {
+                        "task": 0,
+                        "history": history,
+                        "task_accuracy": accuracy,
+                        "seconds": time.monotonic() - started,
+                    }
+                )
             records[classes] = {
                 "kind": "external",
                 "model": trainer.spec,
@@ -141,14 +157,13 @@ def pretrain(
                 "dataset": config.dataset,
                 "class_names": list(train.class_names[:classes]),
                 "config": _with_classes(config, classes).to_dict(),
-                "accuracy": trainer.held_out_accuracy(variables, classes),
+                "accuracy": accuracy,
                 "history": history,
                 "versions": runtime.versions(),
             }
             if distributed.is_first():
-                checkpoints.save(path, variables, records[classes])
+                checkpoints.save(path, variables, records[classes], tracking.written(place))
             store.clear()
-        accuracy = records[classes]["accuracy"]
         reporter.message(
             f"external model on {classes} classes of {config.dataset}"
             f"{'' if accuracy is None else f', held-out accuracy {accuracy:.1%}'}: {path}"
@@ -245,7 +260,12 @@ class _Trainer:
         )
 
     def train(
-        self, classes: int, store: ProgressStore, reporter: Reporter, preemption: Preemption
+        self,
+        classes: int,
+        store: ProgressStore,
+        reporter: Reporter,
+        preemption: Preemption,
+        on_epoch: Callable[[Sequence[dict[str, float]]], None],
     ) -> tuple[Variables, list[dict[str, float]]]:
         """Trains on the first `classes` classes: the variables and each epoch's metrics."""
         config = self._config
@@ -281,6 +301,7 @@ class _Trainer:
             steps_per_call=config.saving.steps_per_call,
             reporter=reporter,
             preemption=preemption,
+            on_epoch=on_epoch,
         )
 
     def _classes(self, classes: int) -> methods.Classes:
@@ -319,7 +340,20 @@ def load_external(
       CheckpointError: if it is not a finished checkpoint of an external model, was trained with
         another head, simplex or input, or its arrays are not those of its own architecture.
     """
-    record = checkpoints.load_record(path)
+
+    def expected(record):
+        return _expected_variables(path, num_classes, image, head, record)
+
+    record, variables = checkpoints.load_described(path, expected)
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
+        raise CheckpointError(f"checkpoint {path}: it holds values that are not finite")
+    return ExternalModel(path, record["model"], variables, record)
+
+
+def _expected_variables(
+    path: str, num_classes: int, image: ConfigDict, head: str, record: dict[str, Any]
+) -> Any:
+    """What the arrays of the checkpoint at `path` must be, by its record; see `load_external`."""
     if record.get("kind") != "external":
         raise CheckpointError(
             f"checkpoint {path} is no external model; launch/pretrain.py makes such models"
@@ -360,8 +394,4 @@ def load_external(
                 "one past the last)"
             )
     expected = expected_variables(model, image.size)
-    expected = heads.attach_expected(expected, head, num_classes, spec["num_features"])
-    variables = checkpoints.load(path, expected)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-        raise CheckpointError(f"checkpoint {path}: it holds values that are not finite")
-    return ExternalModel(path, spec, variables, record)
+    return heads.attach_expected(expected, head, num_classes, spec["num_features"])

@@ -41,26 +41,33 @@ class Picture:
     caption: str
 
 
-def matrix(directory: str, name: str, values: Any, replacements: Sequence[int]) -> Picture:
+def matrix(
+    directory: str, name: str, values: Any, replacements: Sequence[int], retrained: Sequence[int]
+) -> Picture:
     """The compatibility matrix of an evaluation."""
     return _picture(
         directory,
         f"matrix_{_file_name(name)}",
-        plots.heat_map(values, replacements, name),
+        plots.heat_map(values, replacements, name, retrained=retrained),
         f"Compatibility matrix of {name} as a heat map.",
         name,
     )
 
 
-def over_tasks(directory: str, results: Mapping[str, Any]) -> list[Picture]:
+def over_tasks(
+    directory: str, results: Mapping[str, Any], retrained: Sequence[int]
+) -> list[Picture]:
     """AA and AC of the models up to each task, a line for each evaluation."""
     return [
-        _over_tasks(directory, results, "aa_per_task", "AA, %", "Average accuracy AA", ".1f"),
-        _over_tasks(directory, results, "ac_per_task", "AC", "Average compatibility AC", ".2f"),
+        _over_tasks(directory, results, retrained, key, ylabel, what, digits)
+        for key, ylabel, what, digits in (
+            ("aa_per_task", "AA, %", "Average accuracy AA", ".1f"),
+            ("ac_per_task", "AC", "Average compatibility AC", ".2f"),
+        )
     ]
 
 
-def _over_tasks(directory, results, key, ylabel, what, digits) -> Picture:
+def _over_tasks(directory, results, retrained, key, ylabel, what, digits) -> Picture:
     lines = {name: evaluation[key] for name, evaluation in results["evaluations"].items()}
     read = "; ".join(
         f"{name}: {', '.join(format(value, digits) for value in line)}"
@@ -69,14 +76,24 @@ def _over_tasks(directory, results, key, ylabel, what, digits) -> Picture:
     return _picture(
         directory,
         key,
-        plots.curves(lines, xlabel="task τ", ylabel=ylabel, replacements=results["replacements"]),
+        plots.curves(
+            lines,
+            xlabel="task τ",
+            ylabel=ylabel,
+            replacements=results["replacements"],
+            retrained=retrained,
+        ),
         f"{what} as curves, after task 1 to {results['num_tasks']}. {read}.",
-        f"{what} of the models so far, after each task τ. Dotted: the model was replaced.",
+        f"{what} of the models so far, after each task τ. Dotted: the model was replaced"
+        f"{'; dashed: it was retrained from scratch' if retrained else ''}.",
     )
 
 
 def training(
-    directory: str, records: Sequence[Mapping[str, Any]], replacements: Sequence[int]
+    directory: str,
+    records: Sequence[Mapping[str, Any]],
+    replacements: Sequence[int],
+    retrained: Sequence[int],
 ) -> list[Picture]:
     """Loss terms and training accuracy of every epoch, all tasks one after another."""
     starts = np.cumsum([0] + [len(record["history"]) for record in records[:-1]]).tolist()
@@ -84,6 +101,7 @@ def training(
         "xlabel": "epoch, over all tasks",
         "boundaries": starts[1:],
         "replacements": [starts[task] for task in replacements],
+        "retrained": [starts[task] for task in retrained],
     }
     history = [metrics for record in records for metrics in record["history"]]
     accuracy = [100 * metrics["accuracy"] for metrics in history]
@@ -92,7 +110,10 @@ def training(
     total = [metrics["loss"] for metrics in history]
     if list(lines.values()) != [total]:  # a single term is the loss
         lines = {"loss": total, **lines}
-    verticals = "Grey verticals: a task begins; dotted: with a replaced model."
+    verticals = (
+        "Grey verticals: a task begins; dotted: with a replaced model"
+        f"{'; dashed: from scratch' if retrained else ''}."
+    )
     at_the_end = ", ".join(f"{name} {line[-1]:.3f}" for name, line in lines.items())
     return [
         _picture(

@@ -84,7 +84,7 @@ class ProgressStore:
         for number in sorted(self._numbers(), reverse=True):
             path = str(self._directory / f"{number:06d}")
             try:
-                record, arrays = checkpoints.load_record(path), checkpoints.load(path, expected)
+                record, arrays = checkpoints.load_described(path, lambda _: expected)
             except CheckpointError as error:
                 self._reporter.message(f"{error}; going back to the one before")
                 damaged.append(path)
@@ -144,6 +144,7 @@ def fit_resumably(
     steps_per_call: int,
     reporter: Reporter,
     preemption: Preemption,
+    members: Sequence[str] = (),
     on_epoch: Callable[[Sequence[dict[str, float]]], None] = lambda history: None,
 ) -> tuple[Variables, list[dict[str, float]]]:
     """`training.fit` from where an earlier start of the same training stopped.
@@ -154,6 +155,7 @@ def fit_resumably(
       store: what earlier starts left, and where this one saves.
       reporter: shows the progress.
       preemption: saves and raises `PreemptedError` once requested.
+      members: what several models trained at once are called.
       on_epoch: is handed the metrics of all epochs so far, first those of an earlier start, then
         again after every epoch.
       epoch, data, learning_rates, key, steps_per_call: see `training.fit`.
@@ -190,7 +192,8 @@ def fit_resumably(
                         store.wait()
                         raise PreemptedError
         except DivergenceError as error:
-            store.note_divergence(error, title, learning_rates)
-            raise DivergenceError(error.epoch, error.step, title) from None
+            which = ", ".join([title, *members[error.member : error.member + 1]])
+            store.note_divergence(error, which, learning_rates)
+            raise DivergenceError(error.epoch, error.step, which) from None
     store.wait()
     return jax.device_get(state.variables), list(position.history)

@@ -7,10 +7,26 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, distributed, heads
+from iamcl2r_jax import checkpoints, distributed, files, heads
 from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax.config import ConfigError, recorded
 from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.task import Model, load_model
+
+
+def read_config(workdir: str) -> ConfigDict | None:
+    """The configuration of the run in a directory; None if there is none.
+
+    Raises:
+      ConfigError: if no run can have had it; the message is one line.
+      DamagedFileError: if it is not as it was written.
+    """
+    path = os.path.join(workdir, "config.json")
+    written = files.read_json(path)
+    try:
+        return None if written is None else recorded(written)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def task_path(workdir: str, task: int) -> str:

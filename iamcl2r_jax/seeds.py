@@ -63,7 +63,8 @@ class SeedsEpoch(CompiledEpoch):
     """`CompiledEpoch` for S seeds at once.
 
     State, key [S], and what `_DATA_AXES` says of the data have a leading axis S. The metrics are
-    scalars as there: their means over the seeds, and those of the i-th seed as "i/NAME".
+    scalars as there: their means over the seeds, and those of the i-th seed as "i/NAME". The first
+    step that is not finite is told of each seed, [S].
     """
 
     def _traced(
@@ -83,8 +84,7 @@ class SeedsEpoch(CompiledEpoch):
         metrics = {name: jnp.mean(values) for name, values in sums.items()}
         for index in range(len(keys)):
             metrics |= {f"{index}/{name}": values[index] for name, values in sums.items()}
-        earliest = jnp.min(jnp.where(diverged < 0, stop, diverged))
-        return state, metrics, jnp.where(jnp.any(diverged >= 0), earliest, -1)
+        return state, metrics, diverged
 
 
 def run(
@@ -131,13 +131,16 @@ def run(
         unfinished = [
             run for run in runs if not os.path.exists(os.path.join(run[1], "results.json"))
         ]
+        loaded = None
         if unfinished:
+            check_stream(config, *inputs.stream_size(config))
+            loaded = inputs.load_all(config)  # no image depends on the seed
             with ExitStack() as stack:
                 for _, place in unfinished:
                     stack.enter_context(files.one_writer(place))
-                train(unfinished, workdir, reporter, preemption)
+                train(unfinished, workdir, loaded, reporter, preemption)
         results = [
-            lifelong.run(seed_config, place, reporter, preemption, command=command)
+            lifelong.run(seed_config, place, reporter, preemption, command=command, loaded=loaded)
             for seed_config, place in runs
         ]
         found = summary(results)
@@ -155,6 +158,7 @@ def one_seed(config: ConfigDict, seed: int) -> ConfigDict:
 def train(
     runs: Sequence[tuple[ConfigDict, str]],
     workdir: str,
+    loaded: inputs.ImageSets,
     reporter: Reporter,
     preemption: Preemption,
 ) -> None:
@@ -163,18 +167,18 @@ def train(
     Args:
       runs: configuration and workdir of each.
       workdir: holds what is under way.
+      loaded: the images of all.
       reporter, preemption: see `lifelong.run`.
     """
     config = runs[0][0]
-    check_stream(config, *inputs.stream_size(config))
-    stream = inputs.load_stream(config)
+    stream, evaluations = loaded
     if not streaming.fits(stream.train.images, config.resident_gib):
         raise ConfigError(
             f"resident_gib={config.resident_gib}: must be at least "
             f"{stream.train.images.nbytes / 2**30:.3g}, what the stream's images take, since "
             "several seeds at once (num_seeds) are not streamed"
         )
-    digests = inputs.digests(stream, inputs.load_evaluations(config))
+    digests = inputs.digests(stream, evaluations)
     for _, place in runs:
         lifelong.refuse_other_data(digests, place)
     external = inputs.external_models(config, reporter, preemption)
@@ -234,6 +238,7 @@ def train_together(
         steps_per_call=setting.config.saving.steps_per_call,
         reporter=setting.reporter,
         preemption=setting.preemption,
+        members=[f"seed {each.config.seed}" for each in settings],
     )
     return [
         (

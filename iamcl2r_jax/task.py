@@ -67,13 +67,21 @@ def load_model(path: str, image_size: int) -> Model:
     Raises:
       CheckpointError: if there is no finished checkpoint, or its arrays are not what it says.
     """
-    record = checkpoints.load_record(path)
+    record, variables = checkpoints.load_described(
+        path, partial(_expected_variables, path, image_size)
+    )
+    adapter = variables.pop("adapter", None)
+    return Model(record["model"], variables, tuple(record["slots"]), adapter=adapter)
+
+
+def _expected_variables(path: str, image_size: int, record: dict[str, Any]) -> Any:
+    """What the arrays of the checkpoint at `path` must be, by its record; see `load_model`."""
     match record:
         case {
             "model": spec,
             "head": heads.SIMPLEX | heads.LINEAR | heads.COSINE as head,
             "num_classes": int(num_classes),
-            "slots": [int(first), int(stop)],
+            "slots": [int(), int()],
         }:
             pass
         case _:
@@ -92,9 +100,7 @@ def load_model(path: str, image_size: int) -> Model:
             expected |= {"adapter": adapters.expected(spec["num_features"], hidden)}
         case adapter:
             raise CheckpointError(f"checkpoint {path}: its adapter is {adapter!r}")
-    variables = checkpoints.load(path, expected)
-    adapter = variables.pop("adapter", None)
-    return Model(spec, variables, (first, stop), adapter=adapter)
+    return expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +280,9 @@ def with_adapter(
     Returns:
       The model, and what its record says of the adapter: its hidden width and the metrics of
       `adapters.fit`.
+
+    Raises:
+      DivergenceError: if its training left the finite numbers.
     """
     config, stream = setting.config, setting.stream
     head = methods.get(config.method).head
@@ -290,7 +299,7 @@ def with_adapter(
         max(len(stream.train_indices(t)) for t in range(len(stream.tasks))),
     )
     rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(config.num_classes)
-    adapter, metrics = adapters.fit(
+    adapter, metrics, diverged = adapters.fit(
         adapters.Settings(**config.adapter),
         head,
         pairs,
@@ -298,6 +307,9 @@ def with_adapter(
         jnp.asarray(seen_rows(config, stream, task)) if learnable else None,
         jax.random.fold_in(_key(config, _ADAPTERS), task),
     )
+    if diverged >= 0:
+        title = f"adapter of task {task + 1}/{len(stream.tasks)}"
+        raise training.DivergenceError(None, int(diverged), title, field="adapter.learning_rate")
     described = {name: float(value) for name, value in metrics.items()}
     described["hidden"] = config.adapter.hidden
     return dataclasses.replace(model, adapter=jax.device_get(adapter)), described

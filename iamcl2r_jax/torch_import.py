@@ -300,15 +300,19 @@ def export_model(directory: str, output: str) -> list[str]:
         raise CheckpointError(f"output={output}: its name must end in {', '.join(writers)}")
     if target.exists():
         raise CheckpointError(f"output={output} exists already; remove it or choose another name")
-    record = checkpoints.load_record(directory)
+
+    def expected(record):
+        spec = record["model"]
+        if spec["num_features"] != record["num_classes"] - 1:
+            raise CheckpointError(
+                f"checkpoint {directory} has {spec['num_features']} features and "
+                f"{record['num_classes']} classes; that is no d-Simplex model"
+            )
+        return expected_variables(checkpoints.create_model(spec), image_size=32)
+
+    record, variables = checkpoints.load_described(directory, expected)
     spec = record["model"]
-    if spec["num_features"] != record["num_classes"] - 1:
-        raise CheckpointError(
-            f"checkpoint {directory} has {spec['num_features']} features and "
-            f"{record['num_classes']} classes; that is no d-Simplex model"
-        )
-    expected = expected_variables(checkpoints.create_model(spec), image_size=32)
-    state = to_torch_state_dict(checkpoints.load(directory, expected), spec["backbone"])
+    state = to_torch_state_dict(variables, spec["backbone"])
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{os.getpid()}.{target.name}")
     try:

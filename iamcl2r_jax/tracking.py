@@ -10,6 +10,9 @@ All three get the same lines in the same order, flat dicts of numbers:
 `global_epoch` those of the run. AC in [0, 1] and AA in percent are those of the models up to the
 task, on the evaluation NAME. The last kind of line comes with the picture task/NAME/matrix.
 
+Pre-training is told in the same words, as task 0, into the directory of its external model (below
+`.NAME.progress` until it is finished), but to Weights & Biases.
+
 The checkpoints say what happened, and the lines are only a view of them: a run that goes on after a
 stop writes all lines anew from what it finds there, so that none is there twice or contradicts.
 """
@@ -57,32 +60,45 @@ class Tracker:
         self._told[task] = len(history)
 
     def task(self, record: Mapping[str, Any]) -> None:
-        """Tells of a finished task, by the record of its checkpoint."""
+        """Tells of a finished task, by the record of its checkpoint.
+
+        Its accuracy may be None: pre-training does without held-out images.
+        """
         task = record["task"]
         self.epochs(task, record["history"])
         figures = {"task/accuracy": record["task_accuracy"], "task/seconds": record["seconds"]}
-        self._write({"task": task} | figures)
+        known = {name: value for name, value in figures.items() if value is not None}
+        self._write({"task": task} | known)
 
-    def evaluations(self, figures: Mapping[str, Any], replacements: Sequence[int]) -> None:
+    def evaluations(
+        self,
+        figures: Mapping[str, Any],
+        replacements: Sequence[int],
+        retrained: Sequence[int] = (),
+    ) -> None:
         """Tells, task by task, what the models up to that task reach.
 
         Args:
           figures: of each evaluation by its name, as in results.json.
           replacements: 0-based tasks at which the model was replaced.
+          retrained: 0-based tasks at which it was trained anew.
         """
         num_tasks = len(next(iter(figures.values()))["matrix"])
         for task in range(num_tasks):
             line, pictures = {"task": task}, {}
-            replaced = [other for other in replacements if other <= task]
+            replaced, anew = (
+                [other for other in marked if other <= task] for marked in (replacements, retrained)
+            )
             for name, evaluation in figures.items():
                 measures = {"": evaluation} | {
                     f"{m}/": e for m, e in evaluation["measures"].items()
                 }
-                for prefix, figure in measures.items():
-                    line[f"task/{name}/{prefix}ac"] = figure["ac_per_task"][task]
-                    line[f"task/{name}/{prefix}aa"] = figure["aa_per_task"][task]
+                for prefix, found in measures.items():
+                    line[f"task/{name}/{prefix}ac"] = found["ac_per_task"][task]
+                    line[f"task/{name}/{prefix}aa"] = found["aa_per_task"][task]
                 block = [row[: task + 1] for row in evaluation["matrix"][: task + 1]]
-                pictures[f"task/{name}/matrix"] = _pixels(plots.heat_map(block, replaced, name))
+                figure = plots.heat_map(block, replaced, name, retrained=anew)
+                pictures[f"task/{name}/matrix"] = _pixels(figure)
             self._write(line, pictures)
 
     def _write(
@@ -105,9 +121,13 @@ def check(tracking: ConfigDict) -> None:
 
 @contextmanager
 def open_tracker(config: ConfigDict, workdir: str) -> Iterator[Tracker]:
-    """The tracker of a run, which begins without lines; closed when the block ends.
+    """The tracker of a run or of pre-training, which begins without lines; closed with the block.
 
     In a job of several processes only the first one writes.
+
+    Args:
+      config: see `config.default` and `config.default_pretrain`.
+      workdir: where to write.
 
     Raises:
       ConfigError: if Weights & Biases is asked for and cannot start.
@@ -118,14 +138,24 @@ def open_tracker(config: ConfigDict, workdir: str) -> Iterator[Tracker]:
             writers.append(stack.enter_context(_json_lines(workdir)))
             if config.tracking.tensorboard:
                 writers.append(stack.enter_context(_tensorboard(workdir)))
-            if config.tracking.wandb:
+            if config.tracking.get("wandb"):  # no field of pre-training's
                 writers.append(stack.enter_context(_weights_and_biases(config, workdir)))
         yield Tracker(config.train.epochs, writers)
 
 
+def written(workdir: str) -> list[epath.Path]:
+    """The files that a tracker left in a directory."""
+    directory = epath.Path(workdir)
+    found = [directory / _LINES, *(directory / _EVENTS).glob(_EVENT_FILES)]
+    return [path for path in found if path.exists()]
+
+
+_LINES, _EVENTS, _EVENT_FILES = "metrics.jsonl", "tensorboard", "events.out.tfevents.*"
+
+
 @contextmanager
 def _json_lines(workdir: str) -> Iterator[Writer]:
-    path = epath.Path(workdir) / "metrics.jsonl"
+    path = epath.Path(workdir) / _LINES
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
 
@@ -137,8 +167,8 @@ def _json_lines(workdir: str) -> Iterator[Writer]:
 
 @contextmanager
 def _tensorboard(workdir: str) -> Iterator[Writer]:
-    directory = epath.Path(workdir) / "tensorboard"
-    for events in directory.glob("events.out.tfevents.*"):  # of the start before
+    directory = epath.Path(workdir) / _EVENTS
+    for events in directory.glob(_EVENT_FILES):  # of the start before
         events.unlink()
     with SummaryWriter(os.fspath(directory)) as summary:
 

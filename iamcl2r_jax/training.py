@@ -11,6 +11,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from iamcl2r_jax import heads, parallel
@@ -371,14 +372,24 @@ class DivergenceError(RuntimeError):
     """Training left the finite numbers; the message names where.
 
     Attributes:
-      epoch, step: 0-based place of the first loss or gradient that is not finite.
+      epoch, step: 0-based place of the first loss or gradient that is not finite; the epoch is None
+        for a training without any.
+      member: which of several models trained at once it was, from 0.
     """
 
-    def __init__(self, epoch: int, step: int, training: str = "training"):
-        self.epoch, self.step = epoch, step
+    def __init__(
+        self,
+        epoch: int | None,
+        step: int,
+        training: str = "training",
+        *,
+        member: int = 0,
+        field: str = "train.learning_rate",
+    ):
+        self.epoch, self.step, self.member = epoch, step, member
+        place = f"step {step + 1}" if epoch is None else f"epoch {epoch + 1}, step {step + 1}"
         super().__init__(
-            f"{training}, epoch {epoch + 1}, step {step + 1}: loss or gradient is not finite; try "
-            "a lower train.learning_rate"
+            f"{training}, {place}: loss or gradient is not finite; try a lower {field}"
         )
 
 
@@ -496,8 +507,10 @@ def fit(
             rate = learning_rates[number]
             state, sums, diverged = epoch(state, given, first, stop, rate, epoch_key(key, number))
             sums, diverged = jax.device_get((sums, diverged))
-            if diverged >= 0:
-                raise DivergenceError(number, int(diverged))
+            if np.any(diverged >= 0):
+                members = np.atleast_1d(diverged)
+                earliest = np.where(members < 0, num_steps, members).argmin()
+                raise DivergenceError(number, int(members[earliest]), member=int(earliest))
             sums = {name: float(value) for name, value in sums.items()}
             position = position.after(sums, stop, num_steps, rate)
             yield state, position

@@ -2,7 +2,7 @@
 
 import dataclasses
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,8 @@ from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.task import Model
 
 CONFIDENCE = 0.95
-FINE_TUNED, REPLACED = "fine-tuned", "across a replacement"  # kinds of updates
+# Kinds of updates.
+FINE_TUNED, REPLACED, RETRAINED = "fine-tuned", "across a replacement", "across a retraining"
 _PARTS = {
     "same": "(a) same class",
     "other": "(b) other classes",
@@ -36,7 +37,8 @@ class Update:
     Attributes:
       old: 0-based task of the old model.
       new: that of the new one.
-      kind: `REPLACED` if the model was replaced after the old one and up to the new one.
+      kind: what was done to the model after the old one, up to the new one; `RETRAINED` if it was
+        ever trained anew, or else `REPLACED` if it ever was.
       classes: names of the stream's classes that both were trained on.
       check: what was measured.
     """
@@ -159,7 +161,6 @@ def check_run(
             models.append(_state(task, features[-1], labels, vectors[-1][: known[task]]))
             stage.advance()
 
-    replaced = {task for task, record in enumerate(records) if record["replaced_by"]}
     updates = []
     with reporter.stage("intervals", len(pairs)) as stage:
         for old, new in pairs:
@@ -174,10 +175,17 @@ def check_run(
                 confidence=CONFIDENCE,
                 seed=seed,
             )
-            kind = REPLACED if replaced & set(range(old + 1, new + 1)) else FINE_TUNED
+            kind = _kind(records[old + 1 : new + 1])
             updates.append(Update(old, new, kind, names[: known[old]], check))
             stage.advance()
     return CheckedRun(updates, models, resamples)
+
+
+def _kind(between: Sequence[Mapping[str, Any]]) -> str:
+    """The kind of an update, from the records of the tasks that it took."""
+    if any(record.get("retrained") for record in between):
+        return RETRAINED
+    return REPLACED if any(record["replaced_by"] for record in between) else FINE_TUNED
 
 
 def _class_vectors(model: Model, record: dict[str, Any], num_stream_classes: int) -> np.ndarray:
@@ -208,7 +216,7 @@ def by_kind(updates: Sequence[Update]) -> dict[str, list[theorem.Check]]:
     """The checks of each kind of update that there is."""
     found = {
         kind: [update.check for update in updates if update.kind == kind]
-        for kind in (FINE_TUNED, REPLACED)
+        for kind in (FINE_TUNED, REPLACED, RETRAINED)
     }
     return {kind: checks for kind, checks in found.items() if checks}
 
@@ -293,14 +301,16 @@ def _model_table(models: Sequence[ModelState], name: str) -> Table:
 def _update_table(updates: Sequence[Update], name: str) -> Table:
     measured = ["before → after", f"margin [{CONFIDENCE:.0%}]", "holds", "beyond", "violated"]
     table = _table(
-        f"{name}: means over the classes of each update, and shares of them; * replaced between",
+        f"{name}: means over the classes of each update, and shares of them; * replaced, "
+        "+ retrained between",
         *("old → new", "classes", "κ old → new", "κ grew"),
         *(f"({part}) {column}" for part in "ab" for column in measured),
     )
+    marks = {FINE_TUNED: "", REPLACED: "*", RETRAINED: "+"}
     for update in updates:
         check = update.check
         cells = [
-            f"{update.old + 1} → {update.new + 1}{'*' if update.kind == REPLACED else ''}",
+            f"{update.old + 1} → {update.new + 1}{marks[update.kind]}",
             str(len(update.classes)),
             _arrow(check.kappa_old.mean(), check.kappa_new.mean()),
             f"{np.mean(check.kappa_new >= check.kappa_old):.0%}",

@@ -7,11 +7,10 @@ with intervals. Also re-evaluates what a run left.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from scipy import stats
 
 from iamcl2r_jax import (
@@ -127,7 +126,7 @@ def _write_report(workdir: str, data_dir: str | None, reporter: Reporter) -> Non
     """The report of a run, if it is finished."""
     results = files.read_json(os.path.join(workdir, "results.json"))
     if results is not None:
-        config = ConfigDict(files.read_json(os.path.join(workdir, "config.json")))
+        config = runs.read_config(workdir)
         config.data_dir = data_dir or config.data_dir
         html_report.write_or_tell(config, workdir, results, reporter)
 
@@ -166,15 +165,15 @@ def compare(
     """
     if len(models) < 2:
         raise ConfigError(f"models={','.join(models)}: name two or more, oldest first")
-    records = _comparable_records(models)
+    records = [checkpoints.load_record(path) for path in models]
+    _check_comparable(models, records)
     evaluations = {
         size: load_evaluation(gallery, query, size, data_dir)
         for size in {record["image"]["size"] for record in records}
     }
     evaluation = next(iter(evaluations.values()))  # for what does not depend on the size
-    values = _values_of_pairs(
-        evaluation, _embeddings(models, records, evaluations, reporter or Reporter()), measure
-    )
+    embedded = _embeddings(models, records, {"": evaluations}, reporter or Reporter())
+    values = _values_of_pairs(evaluation, (features for _, features in embedded), measure)
     matrix = np.full((len(models), len(models)), np.nan)
     for (new, old), per_query in values.items():
         matrix[new, old] = per_query.mean()
@@ -233,13 +232,12 @@ def reevaluate(
       What evaluation.json holds: `evaluations` and `feature_passes` as in results.json.
 
     Raises:
-      DataError, CheckpointError: for bad input; the message is one line.
+      ConfigError, DataError, CheckpointError: for bad input; the message is one line.
     """
-    written = files.read_json(os.path.join(workdir, "config.json"))
+    config = runs.read_config(workdir)
     tasks = runs.task_records(workdir)
-    if written is None or not tasks:
+    if config is None or not tasks:
         raise CheckpointError(f"workdir={workdir} holds no run (config.json) with a finished task")
-    config = ConfigDict(written)
     config.data_dir = data_dir or config.data_dir
     if gallery is None:
         evaluations = inputs.load_evaluations(config)
@@ -247,12 +245,10 @@ def reevaluate(
         loaded = load_evaluation(gallery, query, config.image.size, config.data_dir or None)
         evaluations = {query.dataset: loaded}
     paths = [runs.task_path(workdir, task) for task in range(len(tasks))]
-    records = _comparable_records(paths)
-    reporter = reporter or Reporter()
-    evaluated = {}
-    for name, evaluation in evaluations.items():
-        embedded = _embeddings(paths, records, {config.image.size: evaluation}, reporter, name)
-        evaluated[name] = figures(evaluation, embedded, config.measures)
+    _check_comparable(paths, tasks)
+    by_size = {name: {config.image.size: of} for name, of in evaluations.items()}
+    embedded = _embeddings(paths, tasks, by_size, reporter or Reporter())
+    evaluated = figures(evaluations, embedded, config.measures)
     return {
         "workdir": workdir,
         "num_tasks": len(tasks),
@@ -325,9 +321,8 @@ def paired_interval(first: np.ndarray, second: np.ndarray, seed: int) -> list[fl
     return [float(interval.low), float(interval.high)]
 
 
-def _comparable_records(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """The records of checkpoints, if their features can be compared at all."""
-    records = [checkpoints.load_record(path) for path in paths]
+def _check_comparable(paths: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
+    """Raises `CheckpointError` if the features of some checkpoints cannot be compared at all."""
     for path, record in zip(paths, records, strict=True):
         missing = {"model", "head", "num_classes", "slots", "image"} - record.keys()
         if missing:
@@ -344,35 +339,35 @@ def _comparable_records(paths: Sequence[str]) -> list[dict[str, Any]]:
                 f"checkpoint {path} has {ours}, but {paths[0]} has {first}; models that are "
                 "compared must have the same simplex"
             )
-    return records
 
 
 def _embeddings(
     paths: Sequence[str],
     records: Sequence[dict[str, Any]],
-    evaluations: dict[int, Evaluation],
+    evaluations: Mapping[str, Mapping[int, Evaluation]],
     reporter: Reporter,
-    name: str = "the gallery and queries",
-) -> Iterator[Embedded]:
-    """One feature pass per model; `evaluations` has the images of each size."""
+) -> Iterator[tuple[str, Embedded]]:
+    """One feature pass per model and evaluation, named; these have the images of each size."""
     extractors: dict[str, FeatureExtractor] = {}
-    with reporter.stage(f"evaluation on {name}", len(paths)) as stage:
+    with reporter.stage("evaluation", len(paths) * len(evaluations)) as stage:
         for path, record in zip(paths, records, strict=True):
             model, image = checkpoints.create_model(record["model"]), record["image"]
             key = json.dumps([record["model"], image], sort_keys=True)
             if key not in extractors:  # models of one architecture share a compiled program
                 options = ImageOptions(tuple(image["mean"]), tuple(image["std"]), 0, False)
                 extractors[key] = FeatureExtractor(model, options)
-            loaded, evaluation = load_model(path, image["size"]), evaluations[image["size"]]
-            embedded = embed(extractors[key], loaded.variables, evaluation, loaded.carry())
-            if not (np.isfinite(embedded.query).all() and np.isfinite(embedded.gallery).all()):
-                raise CheckpointError(f"checkpoint {path}: its features are not all finite")
-            yield embedded
-            stage.advance()
+            loaded = load_model(path, image["size"])
+            for name, of_size in evaluations.items():
+                evaluation = of_size[image["size"]]
+                embedded = embed(extractors[key], loaded.variables, evaluation, loaded.carry())
+                if not (np.isfinite(embedded.query).all() and np.isfinite(embedded.gallery).all()):
+                    raise CheckpointError(f"checkpoint {path}: its features are not all finite")
+                yield name, embedded
+                stage.advance()
 
 
 def _values_of_pairs(
-    evaluation: Evaluation, embeddings: Iterator[Embedded], measure: str
+    evaluation: Evaluation, embeddings: Iterable[Embedded], measure: str
 ) -> dict[tuple[int, int], np.ndarray]:
     """The measure of each query, [Q], for each pair (t, k) of models, t >= k."""
     values, galleries = {}, []

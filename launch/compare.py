@@ -22,7 +22,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(_):
-    return comparison.main(_CONFIG.value, _WORKDIR.value, _ONLY.value)
+    return comparison.main(_CONFIG.value, _WORKDIR.value, _ONLY.value, cli.command())
 
 
 if __name__ == "__main__":

@@ -1,15 +1,18 @@
 """Adapters: the loss from its equation, training on a known map, and galleries carried on."""
 
+import dataclasses
 import math
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import adapters, config, evaluation, files, heads, lifelong
+from iamcl2r_jax import adapters, config, evaluation, files, heads, lifelong, task
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.training import DivergenceError
 
 D, HIDDEN, K, PAIRS, CAPACITY = 6, 24, 7, 90, 100
 ACTIVE = np.arange(K) >= 3
@@ -103,7 +106,11 @@ def rotation():
 
 def fitted(pairs, rows):
     rows = jnp.asarray(rows, jnp.float32)
-    return adapters.fit(SETTINGS, heads.LINEAR, pairs, rows, None, jax.random.key(0))
+    params, metrics, diverged = adapters.fit(
+        SETTINGS, heads.LINEAR, pairs, rows, None, jax.random.key(0)
+    )
+    assert diverged == -1
+    return params, metrics
 
 
 def test_fit_finds_a_rotation_and_it_holds_for_other_images(rotation):
@@ -131,6 +138,43 @@ def test_fit_finds_a_rotation_and_it_holds_for_other_images(rotation):
     fewer = adapters.make_pairs(old[:9], old[:9] @ q, labels[:9], CAPACITY)
     fitted(fewer, rows)
     assert adapters.fit._cache_size() == traces
+
+
+@pytest.mark.parametrize(
+    ("broken", "rate", "step"), [(np.nan, 1e-2, 0), (1.0, np.float32(3e38), 1)]
+)
+def test_an_adapter_that_is_not_finite_is_told(rotation, broken, rate, step):
+    """From its first step, with a classifier that is not; from its second, by too long a first."""
+    q, old, labels = rotation
+    pairs = adapters.make_pairs(old[:PAIRS], old[:PAIRS] @ q, labels[:PAIRS], CAPACITY)
+    settings = dataclasses.replace(SETTINGS, learning_rate=float(rate), steps=3)
+    *_, diverged = adapters.fit(
+        settings, heads.LINEAR, pairs, jnp.full((K, D), broken), None, jax.random.key(0)
+    )
+    assert diverged == step
+
+
+def test_divergence_of_an_adapter_ends_the_run_in_one_line(monkeypatch):
+    monkeypatch.setattr(adapters, "fit", lambda *_: ({}, {}, np.int32(3)))
+    c = config.default()
+    c.method, c.num_classes = "fan", K
+    stream = types.SimpleNamespace(
+        tasks=[range(1), range(1, 2)],
+        train=types.SimpleNamespace(images=np.zeros((2, 1)), labels=np.arange(2)),
+        train_indices=lambda number: np.asarray([number]),
+    )
+    programs = types.SimpleNamespace(
+        of=lambda spec: types.SimpleNamespace(features=lambda *_: np.zeros((1, D)))
+    )
+    setting = task.Setting(c, stream, None, programs, None, None)
+    rows = jnp.zeros((K, D))
+    model = task.Model({}, heads.attach({"params": {}}, rows), (0, K))
+    message = (
+        r"^adapter of task 2/2, step 4: loss or gradient is not finite; "
+        r"try a lower adapter\.learning_rate$"
+    )
+    with pytest.raises(DivergenceError, match=message):
+        task.with_adapter(setting, 1, model, model)
 
 
 def test_more_pairs_than_the_capacity_are_refused():

@@ -487,6 +487,16 @@ def deep_places(record):
     ]
 
 
+def described(record, variables):
+    """Stands in for `checkpoints.load_described`: a checkpoint that holds these."""
+
+    def load(path, expected):
+        expected(record)
+        return record, variables
+
+    return load
+
+
 @counted("records of external models", 120)
 @given(data=st.data())
 def test_a_record_that_is_not_right_is_refused(world, external, data):
@@ -496,8 +506,7 @@ def test_a_record_that_is_not_right_is_refused(world, external, data):
     changed = data.draw(changes(record))
     c = smallworld.get_config(str(world))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoints, "load_record", lambda path: changed)
-        patched.setattr(checkpoints, "load", lambda path, expected: variables)
+        patched.setattr(checkpoints, "load_described", described(changed, variables))
         loaded, message = attempt(
             CheckpointError, pretraining.load_external, "foreign", c.num_classes, c.image
         )
@@ -541,8 +550,7 @@ def test_values_that_are_not_finite_are_refused(world, external):
     c = smallworld.get_config(str(world))
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), variables)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoints, "load_record", lambda path: record)
-        patched.setattr(checkpoints, "load", lambda path, expected: broken)
+        patched.setattr(checkpoints, "load_described", described(record, broken))
         with pytest.raises(CheckpointError, match="holds values that are not finite"):
             pretraining.load_external("foreign", c.num_classes, c.image)
 

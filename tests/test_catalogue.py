@@ -245,5 +245,6 @@ assert "tensorflow" not in sys.modules
 
 
 def test_other_sets_keep_the_catalogues_builder(tmp_path):
-    builder = tfds.builder("svhn_cropped", data_dir=str(tmp_path))
+    with catalogue.without_leftovers():
+        builder = tfds.builder("svhn_cropped", data_dir=str(tmp_path))
     assert catalogue.without_tensorflow(builder, str(tmp_path)) is builder

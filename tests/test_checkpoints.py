@@ -1,9 +1,11 @@
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import checkpoints
+from iamcl2r_jax import checkpoints, files
 from iamcl2r_jax.checkpoints import CheckpointError
 
 VARIABLES = {
@@ -26,6 +28,44 @@ def test_round_trip_is_bit_identical(path):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
     assert checkpoints.load_record(path) == {"kind": "test", "numbers": [1, 2.5, None]}
+
+
+def test_record_and_variables_are_checked_with_one_look_at_each_file(path, monkeypatch):
+    looked, digest = [], files.digest
+
+    def counted(file):
+        looked.append(file.name)
+        return digest(file)
+
+    monkeypatch.setattr(files, "digest", counted)
+    seen = []
+
+    def expected(record):
+        seen.append(record)
+        return VARIABLES
+
+    record, variables = checkpoints.load_described(path, expected)
+    assert seen == [record] == [{"kind": "test", "numbers": [1, 2.5, None]}]
+    np.testing.assert_array_equal(
+        variables["params"]["conv"]["kernel"], VARIABLES["params"]["conv"]["kernel"]
+    )
+    there = [file.name for file in pathlib.Path(path).rglob("*") if file.is_file()]
+    assert sorted([*looked, "manifest.json"]) == sorted(there)
+
+
+def test_a_record_that_cannot_be_used_ends_the_loading(path):
+    def expected(record):
+        raise CheckpointError(f"checkpoint {path}: {record['kind']} is of no use")
+
+    with pytest.raises(CheckpointError, match="test is of no use"):
+        checkpoints.load_described(path, expected)
+
+
+def test_nothing_of_a_damaged_checkpoint_is_looked_at(path):
+    (damaged,) = pathlib.Path(path).glob("record/metadata")
+    damaged.write_bytes(damaged.read_bytes() + b" ")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.load_described(path, lambda record: pytest.fail("it was looked at"))
 
 
 def test_every_difference_is_listed(path):

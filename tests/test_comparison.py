@@ -162,7 +162,8 @@ def test_what_is_there_is_tabulated_and_nothing_is_run(tmp_path, monkeypatch, ca
     leave(tmp_path, er0, recorded(0.1, 45.0, external="external/b"))
     files.write_json(f"{er1.workdir}/failure.json", {"error": "loss is nan"})
 
-    assert comparison.main(c, str(tmp_path), []) == comparison.FAILED
+    typed = "python launch/compare.py '--config=my config.py' --only="
+    assert comparison.main(c, str(tmp_path), [], typed) == comparison.FAILED
     found = files.read_json(str(tmp_path / "comparison.json"))
     assert found["cells"] == {
         "hoc-seed0": {"state": "finished"},
@@ -183,6 +184,8 @@ def test_what_is_there_is_tabulated_and_nothing_is_run(tmp_path, monkeypatch, ca
     table = (tmp_path / "digits" / "table.md").read_text()
     assert tables.markdown("variant", digits["rows"] | digits["references"]) in table
     assert "er-seed1 failed: loss is nan" in table
+    assert found["command"] == typed
+    assert table.endswith(f"\nTabulated by `{typed}`.\n")
     assert "+0.100 ± 0.000" in capsys.readouterr().out
     pictures = ("matrix-hoc", "matrix-er", "ac", "aa", "ac_per_task", "aa_per_task")
     for name in pictures:
@@ -191,7 +194,7 @@ def test_what_is_there_is_tabulated_and_nothing_is_run(tmp_path, monkeypatch, ca
 
     # A finished run outweighs an earlier failure.
     leave(tmp_path, er1, recorded(0.1, 45.0, external="external/b"))
-    assert comparison.main(c, str(tmp_path), []) == comparison.DONE
+    assert comparison.main(c, str(tmp_path), [], typed) == comparison.DONE
     assert "er-seed1" not in (tmp_path / "digits" / "table.md").read_text()
 
 
@@ -208,12 +211,12 @@ def recorder(monkeypatch):
     """Stands in for the runs: leaves a recorded result, or diverges with method er."""
     ran = []
 
-    def run(cell_config, workdir, reporter, preemption):
+    def run(cell_config, workdir, reporter, preemption, *, command):
         ran.append((cell_config.method, cell_config.seed))
         if cell_config.method == "er" and cell_config.seed == 0:
             raise DivergenceError(2, 0, "task 2")
         files.write_json(f"{workdir}/config.json", cell_config.to_dict())
-        files.write_json(f"{workdir}/results.json", recorded(0.5, 50.0))
+        files.write_json(f"{workdir}/results.json", recorded(0.5, 50.0) | {"command": command})
 
     monkeypatch.setattr(lifelong, "run", run)
     monkeypatch.setattr(inputs, "stream_size", lambda _: (52, 5))
@@ -254,12 +257,24 @@ def test_a_part_can_be_run(only, ran, recorder, unpictured, tmp_path):
     assert recorder == ran
 
 
+def test_cells_and_tables_say_how_they_were_made(recorder, unpictured, tmp_path):
+    c = two_methods()
+    all_cells = cells.expand(c, str(tmp_path))
+    typed = "python launch/compare.py --config=c.py --only=hoc"
+    found = comparison.run(c, str(tmp_path), only=["hoc"], command=typed)
+    assert found["command"] == typed
+    assert all_cells[0].results()["command"] == f"{typed} --only=hoc-seed0"
+    found = comparison.run(c, str(tmp_path))
+    assert found["command"] == f"comparison.run(config, {str(tmp_path)!r}, None)"
+    assert all_cells[3].results()["command"] is None  # the run then says what called it
+
+
 def test_what_another_process_runs_is_passed_over(monkeypatch, recorder, unpictured, tmp_path):
     record = lifelong.run
 
-    def locked(cell_config, workdir, *others):
+    def locked(cell_config, workdir, *others, **options):
         with files.one_writer(workdir):
-            record(cell_config, workdir, *others)
+            record(cell_config, workdir, *others, **options)
 
     monkeypatch.setattr(lifelong, "run", locked)
     c = two_methods()
@@ -476,3 +491,9 @@ def test_a_cell_is_an_ordinary_run(tmp_path, monkeypatch):
         assert row["figures"]["aa"]["mean"] == results["evaluations"]["digits"]["aa"]
     again = upgrade.reevaluate(str(workdir / "cells" / "simplex-seed0"), None, None)
     assert again["evaluations"] == results["evaluations"]
+
+
+def test_curves_of_a_comparison_are_marked_where_all_its_runs_agree():
+    assert comparison._in_all([[0, 4, 2], [2, 0]]) == [0, 2]
+    assert comparison._in_all([[0], []]) == []
+    assert comparison._in_all([]) == []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import config, models
+from iamcl2r_jax import config, files, models
 from iamcl2r_jax.config import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -187,3 +187,40 @@ def test_a_config_takes_its_backbone_after_the_colon(name):
         assert chosen.name != plain.name  # nor does it take the plain run's directory
     else:
         config.validate_pretrain(chosen)
+
+
+def test_a_configuration_comes_back_from_json_as_it_was():
+    for c in (config.default(), config.load(str(CONFIGS / "cifar100r.py"))):
+        assert config.recorded(files.as_json(c.to_dict())).to_dict() == c.to_dict()
+
+
+def test_a_configuration_of_another_version_is_read():
+    written = files.as_json(config.default().to_dict())
+    for name in ("adapter", "num_seeds", "saving", "tracking"):
+        del written[name]
+    del written["method_options"]["fan"], written["replacements"]["retrain"]
+    del written["replacements"]["recipe"]["tracking"]
+    written["method_options"]["no_more"] = {"weight": 1.0}
+    assert config.recorded(written).to_dict() == config.default().to_dict()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image": None}, r"^image=None: must be a ConfigDict with the fields crop_padding"),
+        ({"image": 0}, r"^image=0: must be a ConfigDict with the fields crop_padding"),
+        ({"measures": "recall_at_1"}, r"^measures='recall_at_1': must be a tuple of str"),
+        ({"replacements": 3}, r"^replacements=3: must be a ConfigDict"),
+        ({"evaluations": {}}, r"^evaluations: there is none"),
+        ({"evaluations": {"a": {"dataset": "b"}}}, r"^evaluations\.a\.gallery_split: is missing"),
+        ({"method": {}}, r"^method=.*: must be a text"),
+        ({"methods": 1}, r"^methods: is no field; did you mean method\?"),
+        ({"a.b": 1}, r"a\.b"),
+        ({"items": 1}, r"items"),
+    ],
+)
+def test_a_configuration_that_no_run_wrote_is_one_line(change, message):
+    written = files.as_json(config.default().to_dict()) | change
+    with pytest.raises(ConfigError, match=message) as error:
+        config.recorded(written)
+    assert "\n" not in str(error.value)

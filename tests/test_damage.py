@@ -165,7 +165,7 @@ def random_like(variables, seed):
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), variables)
 
 
-def random_external_model(trainer, classes, *_):
+def random_external_model(trainer, classes, *_, **__):
     model = checkpoints.create_model(trainer.spec)
     expected = training.expected_variables(model, smallworld.SIZE)
     return random_like(expected, classes), [{"loss": 1.0, "accuracy": 0.5}]

@@ -69,11 +69,20 @@ def write_run(tmp_path, variables):
     """Writes a finished run of two tasks on handwriting and returns its directory."""
 
     def write(
-        name, *, method="hoc", seed=0, models=(0, 1), replaced=(0, 1), ce=(2.0, 1.0), c22=0.9
+        name,
+        *,
+        method="hoc",
+        seed=0,
+        models=(0, 1),
+        replaced=(0, 1),
+        retrained=(),
+        ce=(2.0, 1.0),
+        c22=0.9,
     ):
         spec, choices = variables
         c = load_config("update_handwriting.py")
         c.method, c.seed, c.num_classes, c.image.size = method, seed, K, 16
+        c.replacements.tasks = c.replacements.classes = ()
         c.model.options.width = 4
         workdir = str(tmp_path / name)
         files.write_json(f"{workdir}/config.json", c.to_dict())
@@ -91,6 +100,7 @@ def write_run(tmp_path, variables):
                 "num_classes": K,
                 "slots": [K - 5 * (task + 1), K],
                 "replaced_by": "external" if task in replaced else None,
+                "retrained": task in retrained,
                 "memory": [],
                 "task_accuracy": 0.5,
                 "history": [{"ce": v + 3 * (1 - task), "loss": 0.1 * v - task} for v in ce],
@@ -136,6 +146,20 @@ def test_accuracy_says_which_runs_were_never_replaced(write_run, tmp_path):
     lines = {label: line["mean"] for label, line in drawn["aa_per_task"].items()}
     np.testing.assert_allclose(lines["hoc"], [50, 60])
     np.testing.assert_allclose(lines["hoc, not replaced"], [50, 50])
+
+
+def test_retrained_tasks_are_not_taken_for_replaced_ones(write_run, tmp_path):
+    run = write_run("a", replaced=(0,), retrained=(1,))
+    drawn = draw("accuracy", [run], tmp_path / "out")["accuracy-digits"]
+    assert (drawn["replacements"], drawn["retrained"]) == ([], [1])
+    assert "retrained from scratch" in (tmp_path / "out" / "accuracy-digits.svg").read_text()
+    draw("compatibility", [run], tmp_path / "out")
+    svg = (tmp_path / "out" / "compatibility-digits.svg").read_text()
+    assert "bold: model replaced, +: retrained from scratch" in svg
+    assert svg.count("<!-- 2+ -->") == 2  # on both axes
+    records = figures.load_runs([run])[0].records
+    assert updates._kind(records) == updates.RETRAINED
+    assert updates._kind(records[:1]) == updates.REPLACED
 
 
 def test_matrices_are_named_apart_by_method_seed_and_place(write_run, tmp_path):

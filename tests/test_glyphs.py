@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from iamcl2r_jax.data import alphabets, rendering
+from iamcl2r_jax.data import alphabets, catalogue, rendering
 from iamcl2r_jax.data.glyphs import Glyphs, GlyphsConfig
 
 CLASSES = alphabets.LATIN + alphabets.DIGITS + alphabets.EXTERNAL
@@ -20,7 +20,8 @@ def prepare(data_dir, **changes):
     """Prepares a tiny configuration; returns its builder."""
     options = {"characters": CHARACTERS, "train_per_class": TRAIN, "test_per_class": TEST}
     config = GlyphsConfig(name="tiny", **options | changes)
-    builder = Glyphs(config=config, data_dir=data_dir)
+    with catalogue.without_leftovers():
+        builder = Glyphs(config=config, data_dir=data_dir)
     builder.download_and_prepare(file_format="array_record")
     return builder
 

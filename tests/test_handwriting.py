@@ -7,7 +7,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 
-from iamcl2r_jax.data import rendering
+from iamcl2r_jax.data import catalogue, rendering
 from iamcl2r_jax.data.handwriting import Handwriting
 
 TOP, LEFT, SIDE = rendering.BASELINE - 16, 8, 16  # where a scan stands
@@ -15,7 +15,8 @@ TOP, LEFT, SIDE = rendering.BASELINE - 16, 8, 16  # where a scan stands
 
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
-    builder = Handwriting(data_dir=tmp_path_factory.mktemp("handwriting"))
+    with catalogue.without_leftovers():
+        builder = Handwriting(data_dir=tmp_path_factory.mktemp("handwriting"))
     builder.download_and_prepare(file_format="array_record")
     assert builder.info.features["label"].names == [str(i) for i in range(10)]
     assert "tensorflow" not in sys.modules

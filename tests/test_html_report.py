@@ -28,7 +28,7 @@ from iamcl2r_jax import (
 )
 
 CLASSES = ("a", "b<i>&amp;", "$c_d$", "e")  # a folder's name may hold what HTML and TeX read
-REPLACEMENTS = (0, 2)
+REPLACEMENTS, RETRAINED = (0, 2), (1,)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def small_config(folder, method="hoc"):
     c.stream.dataset = f"folder:{folder}"
     c.stream.initial_classes = 3
     c.stream.increment = 1
-    c.replacements.tasks = REPLACEMENTS
+    c.replacements.tasks, c.replacements.retrain = REPLACEMENTS, RETRAINED
     c.evaluations = {name: config.evaluation(f"folder:{folder}") for name in ("near", "far/off")}
     return c
 
@@ -85,6 +85,7 @@ def made_up_results(c, num_tasks):
         "num_tasks": num_tasks,
         "classes_per_task": [3] + [1] * (num_tasks - 1),
         "replacements": [t for t in REPLACEMENTS if t < num_tasks],
+        "retrained": [t for t in RETRAINED if t < num_tasks],
         "task_accuracy": [0.5 / (t + 1) for t in range(num_tasks)],
         "evaluations": figures,
         "references": {name: {"untrained": 12.345, "first_external": 45.6} for name in figures},
@@ -110,6 +111,7 @@ def record(c, model, number, results):
         "num_classes": c.num_classes,
         "slots": [12, 16],
         "replaced_by": "external/nowhere" if number in results["replacements"] else None,
+        "retrained": number in results["retrained"],
         "memory": [],
         "task_accuracy": 0.5,
         "history": history,
@@ -257,7 +259,8 @@ def test_matrix_has_the_values_of_the_results(small, page, name, measure):
     values = figures["matrix"]
     head, *rows = page.table("matrix", evaluation=name, measure=measure)
     marked = [(cell.get("class"), text) for cell, text in head[1][1:]]
-    assert marked == [("replaced", "1*"), (None, "2")]
+    assert marked == [("replaced", "1*"), ("retrained", "2+")]
+    assert [cells[0][1] for _, cells in rows] == ["1*", "2+"]
     incompatible = 0
     for t, (_, cells) in enumerate(rows):
         shown = [(cell.get("class"), text) for cell, text in cells[1 : t + 2]]
@@ -293,8 +296,12 @@ def test_page_tells_how_it_came_about(small, page):
     tasks = [[text for _, text in cells] for _, cells in page.table("tasks")[1:]]
     assert tasks == [
         ["1", "3", "50.0", "1.500", "1.5", "external/nowhere"],
-        ["2", "1", "25.0", "1.500", "1.5", "–"],
+        ["2", "1", "25.0", "1.500", "1.5", "retrained from scratch"],
     ]
+    assert "and trained from scratch on the images of all tasks so far at task 2." in text
+    told = [caption for caption in page.captions if "Dotted: the model was replaced" in caption]
+    assert len(told) == 2
+    assert all("dashed: it was retrained from scratch" in caption for caption in told)
     assert "&#39;--config.name=a</span> <span>b&#39;" in text  # the command, as a shell takes it
     _, _, configuration = text.partition("Whole configuration")
     configuration = html.unescape(configuration.partition("<code>")[2].partition("</code>")[0])

@@ -4,13 +4,16 @@ from functools import partial
 
 import chex
 import flax.linen as nn
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from iamcl2r_jax import config, files, html_report, lifelong, models, runs, seeds
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.data import sources
 from iamcl2r_jax.preemption import PreemptedError, Preemption
+from iamcl2r_jax.training import DivergenceError
 
 # Float32 rounding, amplified over 26 steps: variables were found to differ by up to 3.3e-6, metrics
 # by 2.3e-7; the two seeds by more than 0.01.
@@ -66,9 +69,20 @@ def make_config(folder, method="hoc", **fields):
 
 @pytest.fixture(scope="module")
 def together(folder, tmp_path_factory):
-    """Workdir and summary of seeds 3 and 4."""
-    workdir = tmp_path_factory.mktemp("together")
-    return workdir, seeds.run(make_config(folder, seed=3, num_seeds=2), str(workdir))
+    """Workdir and summary of seeds 3 and 4, for which each image set was loaded once."""
+    workdir, loaded = tmp_path_factory.mktemp("together"), []
+
+    def load(dataset, split, **options):
+        loaded.append((dataset, split))
+        return load_images(dataset, split, **options)
+
+    load_images = sources.load
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load", load)
+        summary = seeds.run(make_config(folder, seed=3, num_seeds=2), str(workdir))
+    # The stream's two splits, and the same two as queries and gallery.
+    assert sorted(loaded) == sorted(2 * [(folder, "train"), (folder, "test")])
+    return workdir, summary
 
 
 def assert_same_run(c, workdir, alone):
@@ -160,6 +174,21 @@ def test_stopped_seeds_go_on_as_if_they_had_not_been(folder, together, tmp_path,
         for number in range(2):
             pair = (runs.load_task(c, str(place), number).variables for place in places)
             chex.assert_trees_all_equal(*pair)
+
+
+def test_the_seed_that_diverges_is_named(folder, tmp_path, monkeypatch):
+    start_variables = lifelong.start_variables
+
+    def broken(c, *args, **options):
+        variables = start_variables(c, *args, **options)
+        return jax.tree.map(lambda leaf: leaf * np.nan, variables) if c.seed == 4 else variables
+
+    monkeypatch.setattr(lifelong, "start_variables", broken)
+    which = "task 1/2 of 2 seeds, seed 4"
+    with pytest.raises(DivergenceError, match=f"^{which}, epoch 1, step 1: loss or gradient"):
+        seeds.run(make_config(folder, seed=3, num_seeds=2), str(tmp_path))
+    noted = files.read_json(tmp_path / "progress" / "0-3-4" / "divergence.json")
+    assert noted["training"] == which
 
 
 def test_one_program_serves_all_tasks(folder, tmp_path, monkeypatch):

@@ -1,13 +1,14 @@
 """Named data sets as arrays: folders, TFDS sets, and the errors for what is not there."""
 
 import importlib.util
+import tempfile
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from iamcl2r_jax.data import sources
+from iamcl2r_jax.data import catalogue, sources
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -217,6 +218,19 @@ def test_tfds_set(tmp_path):
     np.testing.assert_array_equal(train.labels, number % 3)
 
 
+def test_nothing_is_left_among_the_temporary_files(tmp_path, monkeypatch):
+    temporary, data_dir = tmp_path / "temporary", str(tmp_path / "data")
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    sources.describe("tiny_source", data_dir=data_dir)
+    sources.load("tiny_source", "train", image_size=4, data_dir=data_dir)
+    _error("breaks_on_the_way", data_dir=data_dir)
+    with catalogue.without_leftovers():
+        builder = tfds.builder("cifar100", data_dir=data_dir)
+    catalogue.without_tensorflow(builder, data_dir)
+    assert not list(temporary.iterdir())
+
+
 def test_tfds_set_is_prepared_once_and_read_in_one_order(tmp_path):
     TinySource.generated = 0
     before = sources.describe("tiny_source", data_dir=str(tmp_path))
@@ -306,8 +320,8 @@ def test_a_set_that_another_process_prepared_meanwhile_is_used(tmp_path, monkeyp
 
 
 def test_a_set_stored_for_tensorflow_only(tmp_path):
-    builder = tfds.builder("tiny_source", data_dir=str(tmp_path))
     sources.load("tiny_source", "train", image_size=4, data_dir=str(tmp_path))
+    builder = tfds.builder("tiny_source", data_dir=str(tmp_path))
     info = builder.data_path / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     assert "stored as tfrecord" in _error("tiny_source", data_dir=str(tmp_path))

@@ -1,4 +1,5 @@
 import dataclasses
+import types
 from functools import partial
 
 import chex
@@ -267,6 +268,27 @@ def test_divergence_names_epoch_and_step(setting, epoch):
             epoch, state, task_data(given), [1e20] * 5, jax.random.key(0), steps_per_call=2
         ):
             pass
+
+
+@pytest.mark.parametrize(
+    ("told", "step", "member"), [(3, 3, 0), ([-1, 3, 2], 2, 2), ([2, 2], 2, 0), ([-1, 0], 0, 1)]
+)
+def test_of_models_trained_at_once_the_first_to_diverge_is_named(setting, told, step, member):
+    _, given = setting
+
+    class Told:
+        """Stands in for the compiled program."""
+
+        program = types.SimpleNamespace(batch_size=2, batch_sharding=None)
+
+        def __call__(self, state, *_):
+            return state, {"loss": np.float32(np.nan)}, np.asarray(told, np.int32)
+
+    with pytest.raises(training.DivergenceError) as error:
+        next(
+            training.fit(Told(), None, task_data(given), [0.1], jax.random.key(0), steps_per_call=4)
+        )
+    assert (error.value.epoch, error.value.step, error.value.member) == (0, step, member)
 
 
 def test_first_step_with_a_gradient_that_is_not_finite_is_told(setting, epoch):

@@ -297,6 +297,9 @@ def test_bad_input_is_refused(place, models, tmp_path):
         upgrade.main("run", None, None, None, output="elsewhere/results.json")
     with pytest.raises(CheckpointError, match="holds no run"):
         upgrade.main(str(tmp_path), None, None, None)
+    files.write_json(str(tmp_path / "config.json"), {"method": "hoc", "image": {"size": 16}})
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config\.json: .*: is missing"):
+        upgrade.main(str(tmp_path), None, None, None)
     with pytest.raises(files.WriteError, match="cannot be written"):
         upgrade.main(None, both, gallery, query, output=str(place / "models/old/record/metadata/x"))
 

@@ -5,6 +5,7 @@ subclasses below replace just that and keep everything else, the URLs and checks
 and the version, so that what they write is the catalogue's data set and its own builder reads it.
 """
 
+import contextlib
 import functools
 import gzip
 import pathlib
@@ -16,6 +17,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.core import registered
+from tensorflow_datasets.core.utils import py_utils
 
 
 def without_tensorflow(
@@ -33,7 +35,20 @@ def without_tensorflow(
     if builder.name not in _BY_NAME:
         return builder
     config = builder.builder_config.name if builder.builder_config else None
-    return _subclass(builder.name)(data_dir=data_dir, config=config, version=str(builder.version))
+    subclass = _subclass(builder.name)
+    with without_leftovers():
+        return subclass(data_dir=data_dir, config=config, version=str(builder.version))
+
+
+def without_leftovers() -> contextlib.AbstractContextManager:
+    """A context to make builders in, so that they leave no empty directories behind.
+
+    For every set that is not prepared, TFDS makes a temporary directory, and leaves it, to fetch
+    the set's metadata from a bucket into which it then does not look.
+    """
+    return py_utils.temporary_assignment(
+        tfds.core.DatasetInfo, "initialize_from_bucket", lambda info: None
+    )
 
 
 @functools.cache

@@ -314,7 +314,8 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     if base in OWN_BUILDERS:
         importlib.import_module(OWN_BUILDERS[base])
     try:
-        return tfds.builder(name, data_dir=data_dir)
+        with catalogue.without_leftovers():
+            return tfds.builder(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         known = [*OWN_BUILDERS, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(base, known)

@@ -1,0 +1,117 @@
+"""What pre-training leaves beside the model; the model itself is tested with runs that use it."""
+
+import json
+import pathlib
+
+import pytest
+import small_runs
+from small_runs import K
+
+from iamcl2r_jax import checkpoints, config, files, inputs, pretraining
+from iamcl2r_jax.preemption import PreemptedError, Preemption
+from iamcl2r_jax.progress import Reporter
+
+CLASSES = 4
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    small_runs.write_images(root, stream=small_runs.STREAM, open=4, external=CLASSES)
+    with pytest.MonkeyPatch.context() as patched:
+        small_runs.register(patched)
+        yield root
+
+
+@pytest.fixture
+def recipe(images):
+    run = small_runs.small_config(images)
+    c = config.default_pretrain()
+    c.name, c.dataset, c.num_classes, c.classes = "small", f"folder:{images}/external", K, CLASSES
+    c.image, c.train = run.image, run.train
+    c.model.backbone = "small"
+    with c.unlocked():
+        c.model.options = config.ConfigDict()
+    c.train.epochs = 3
+    c.saving.every_epochs = 1
+    return c
+
+
+def made(recipe, path, preemption=None):
+    """The lines that pre-training leaves in the model's directory, and its record."""
+    pretraining.pretrain(recipe, {CLASSES: str(path)}, Reporter(), preemption)
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], checkpoints.load_record(str(path))
+
+
+def test_its_epochs_are_in_the_directory_of_the_model(recipe, tmp_path, caplog):
+    lines, record = made(recipe, tmp_path / "model")
+    *epochs, end = lines
+    assert epochs == [
+        {"task": 0, "epoch": n, "global_epoch": n}
+        | {f"train/{name}": value for name, value in metrics.items()}
+        for n, metrics in enumerate(record["history"], start=1)
+    ]
+    assert len(epochs) == 3
+    assert end.pop("task/seconds") > 0
+    assert end == {"task": 0, "task/accuracy": record["accuracy"]}
+    (events,) = (tmp_path / "model").glob("events.out.tfevents.*")
+    assert b"train/loss" in events.read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    # They are part of what its checksums vouch for.
+    manifest = files.read_json(tmp_path / "model" / "manifest.json")["files"]
+    assert {"metrics.jsonl", events.name} < set(manifest)
+    pretraining.load_external(str(tmp_path / "model"), K, recipe.image)
+    assert not caplog.records  # Orbax warns of what it does not know
+
+
+class AfterSomeCalls(Preemption):
+    """Asked to stop at the so-manieth time that the training asks."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.left = calls
+
+    def agreed(self):
+        self.left -= 1
+        return self.left <= 0
+
+
+def test_lines_of_one_that_was_stopped_are_there_once(recipe, tmp_path):
+    whole, _ = made(recipe, tmp_path / "whole")
+    path = tmp_path / "stopped"
+    with pytest.raises(PreemptedError):
+        made(recipe, path, AfterSomeCalls(2))
+    assert not path.exists()
+    under_way = pathlib.Path(tmp_path / ".stopped.progress" / "metrics.jsonl").read_text()
+    assert len(under_way.splitlines()) == 2  # while it goes on, they can be followed there
+    again, _ = made(recipe, path)
+    assert again[:-1] == whole[:-1]
+
+
+def test_pretraining_of_a_run_is_tracked_as_the_run_says(recipe, images, tmp_path):
+    """And by who has no held-out images, so that there is no accuracy to tell."""
+    c = small_runs.small_config(images)
+    c.replacements.tasks, c.replacements.classes = (0,), (CLASSES,)
+    c.replacements.directory = str(tmp_path)
+    c.replacements.recipe = recipe
+    recipe.test_split = ""
+    c.tracking.tensorboard = False
+    (model,) = inputs.external_models(c, Reporter(), Preemption()).values()
+    assert {p.name for p in pathlib.Path(model.path).iterdir()} >= {"metrics.jsonl", "record"}
+    assert not list(pathlib.Path(model.path).rglob("*tfevents*"))
+    *epochs, end = (pathlib.Path(model.path) / "metrics.jsonl").read_text().splitlines()
+    assert len(epochs) == 3
+    assert set(json.loads(end)) == {"task", "task/seconds"}
+
+
+def test_a_model_is_found_whoever_is_told_of_its_epochs(recipe):
+    told = pretraining.checkpoint_path("", recipe, CLASSES)
+    recipe.tracking.tensorboard = False
+    assert pretraining.checkpoint_path("", recipe, CLASSES) == told
+
+
+def test_models_made_before_are_still_found():
+    """A change of this name would train everybody's external models again."""
+    path = pretraining.checkpoint_path("", config.default().replacements.recipe, 120)
+    assert path == "glyphs-120-7d9f1b31"
