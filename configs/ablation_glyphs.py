@@ -11,6 +11,7 @@ from iamcl2r_jax import cells, config
 
 def get_config():
     c = cells.comparison("ablation_glyphs", config.default())
+    c.vary_external_models = True  # as in configs/compare_glyphs.py, whose runs of hoc are the base
     cells.ablate(c, "lambda", "method_options.hoc.ce_weight", (0.01, 0.1, 0.5))
     cells.ablate(c, "mu", "method_options.hoc.mu", (3.0, 10.0, 30.0))
     cells.ablate(c, "memory_per_class", "memory_per_class", (5, 20, 80))

@@ -2,8 +2,9 @@
 
     python launch/compare.py --config=configs/compare_glyphs.py
 
-About two minutes a cell on two CPU cores, and once the external models: three with the simplex,
-three with a learnable head. A part, for instance on another machine, and then the table of all:
+About two minutes a cell on two CPU cores, and for each seed two for the three external models with the
+simplex and two for those with a learnable head. Each seed has external models of its own, since what a
+method reaches depends on them more than on anything else that is random. A part, for instance on another machine, and then the table of all:
 
     python launch/compare.py --config=configs/compare_glyphs.py --only=er,bct_er-seed0
     python launch/compare.py --config=configs/compare_glyphs.py --only=
@@ -14,4 +15,6 @@ from iamcl2r_jax import cells, config, methods
 
 def get_config():
     variants = {name: {"method": name} for name in methods.METHODS}
-    return cells.comparison("compare_glyphs", config.default(), variants)
+    c = cells.comparison("compare_glyphs", config.default(), variants)
+    c.vary_external_models = True
+    return c

@@ -25,7 +25,7 @@ class Cell:
 
     Attributes:
       variant: its name.
-      seed: of the run; external models made by a recipe do not depend on it.
+      seed: of the run, and of its external models too if these vary, see `comparison`.
       config: of the run.
       workdir: of the run.
     """
@@ -75,6 +75,9 @@ def comparison(
     c.name = name  # names the comparison and its default directory
     c.base = base  # the run that all are variants of
     c.seeds = (0, 1, 2)  # each variant is run with each of them
+    # Whether external models made by a recipe are made with each seed too. If not, all runs start
+    # from the same ones, and the deviation over seeds says nothing about other external models.
+    c.vary_external_models = False
     # {variant: {dotted field of base: value}}, in the order of the tables.
     c.variants = ConfigDict(dict(variants or {}), allow_dotted_keys=True, sort_keys=False)
     # Ablations, {group: {"field": dotted field of base, "settings": its values}}, see `ablate`.
@@ -199,7 +202,10 @@ def _cell_config(config: ConfigDict, variant: str, overrides: Overrides, seed: i
     for field in overrides:
         if field.split(".")[0] in _COMMON:
             raise ConfigError(f"variant {variant!r}: {field} must be the same for all variants")
-    cell_config = override(config.base, overrides | {"seed": seed}, f"variant {variant!r}")
+    seeds = {"seed": seed}
+    if config.vary_external_models:
+        seeds["replacements.recipe.seed"] = seed
+    cell_config = override(config.base, overrides | seeds, f"variant {variant!r}")
     try:
         validate(cell_config)
     except ConfigError as error:
