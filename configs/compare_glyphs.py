@@ -2,9 +2,10 @@
 
     python launch/compare.py --config=configs/compare_glyphs.py
 
-About two minutes a cell on two CPU cores, and for each seed two for the three external models with the
-simplex and two for those with a learnable head. Each seed has external models of its own, since what a
-method reaches depends on them more than on anything else that is random. A part, for instance on another machine, and then the table of all:
+About two minutes a cell on two CPU cores. Each seed also has external models of its own, three with
+the simplex and three with a learnable head, two minutes for three; what a method reaches depends
+on them more than on anything else that is random. A part, for instance on another machine, and
+then the table of all:
 
     python launch/compare.py --config=configs/compare_glyphs.py --only=er,bct_er-seed0
     python launch/compare.py --config=configs/compare_glyphs.py --only=

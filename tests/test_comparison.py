@@ -153,6 +153,28 @@ def test_a_table_of_nothing_has_its_columns():
     assert tables.text_cells("method", rows)[1] == ["hoc", "0"] + 8 * ["-"]
 
 
+def test_external_models_vary_with_the_seed_if_asked_to(tmp_path):
+    c = two_methods()
+    for varied, seeds in ((False, [0, 0]), (True, [0, 1])):
+        c.vary_external_models = varied
+        made = cells.expand(c, str(tmp_path))
+        recipes = [cell.config.replacements.recipe for cell in made if cell.variant == "hoc"]
+        assert [recipe.seed for recipe in recipes] == seeds
+
+    # Then the first external model is one for each seed and head.
+    for cell, accuracy in zip(made, (58.0, 70.0, 76.0, 72.0), strict=True):
+        results = recorded(0.5, 70.0)
+        results["references"]["digits"]["first_external"] = accuracy
+        leave(tmp_path, cell, results)
+    assert comparison.main(c, str(tmp_path), [], "typed") == comparison.DONE
+    rows = files.read_json(str(tmp_path / "comparison.json"))["evaluations"]["digits"]["references"]
+    assert {name: row["figures"]["aa"]["values"] for name, row in rows.items()} == {
+        "untrained": [20.0, 20.0],
+        "first external (hoc)": [58.0, 76.0],
+        "first external (er)": [70.0, 72.0],
+    }
+
+
 def test_what_is_there_is_tabulated_and_nothing_is_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lifelong, "run", None)
     c = two_methods()
