@@ -4,7 +4,8 @@
 
 Random images in the shape of CIFAR100R/10: 30,000 to train on in 7 or 31 tasks, 70 epochs each,
 with a memory and replacements as in the paper, then the evaluation of every model on 60,000 images.
-Wall time from the images in memory to the matrix, compilation and saving included. Training and
+Wall time from the images in memory to the matrix, compilation and saving included, and the peak of
+device memory by then, as JAX counts it. Training and
 loading of external models are not part of it: random networks take their place.
 
 The PyTorch side trains some epochs of one task in the official code's shape, `DataLoader`s and the
@@ -127,11 +128,14 @@ def main(argv: list[str] | None = None):
     config = protocol_config(args)
     per_class, queries, gallery = (2, 40, 20) if args.small else (300, 50_000, 10_000)
     seconds = run(config, per_class, synthetic.evaluation(queries, gallery))
+    peak = harness.peak_memory()  # before the PyTorch side's own arrays
     rows = [] if on_gpu else [("device", _NO_GPU)]
     rows += [(name, f"{seconds[name]:.1f} s") for name in ("train", "evaluate", "total")]
     rows += [(name, str(seconds[name])) for name in ("traces", "passes", "steps")]
+    rows.append(("peak device memory", harness.gigabytes(peak)))
     theirs, why = (None, "left out") if args.no_torch else torch_seconds_per_step(config, args)
     figures = {"ours": seconds, "torch_seconds_per_step": theirs, "measured_on_gpu": on_gpu}
+    figures["peak_bytes_in_use"] = peak
     if theirs is None:
         rows.append(("PyTorch", why))
         ratio = seconds["total"] / _GOALS[args.tasks]

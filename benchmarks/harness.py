@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+
 from iamcl2r_jax import runtime
 
 RESULTS = pathlib.Path("runs/benchmarks")
@@ -65,6 +67,16 @@ def milliseconds(seconds: Sequence[float]) -> str:
     """The median and the range, for a table."""
     low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
     return f"{1e3 * middle:.1f} ms ({1e3 * low:.1f} to {1e3 * high:.1f})"
+
+
+def peak_memory() -> int | None:
+    """Most bytes that JAX has had on its first device; None where the device does not tell."""
+    return (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def gigabytes(number: int | None) -> str:
+    """A number of bytes, for a table."""
+    return "not told by this device" if number is None else f"{number / 1e9:.3f} GB"
 
 
 def finish(

@@ -346,14 +346,28 @@ class CompiledEpoch:
         key: jax.Array,
     ) -> tuple[TrainState, Metrics, jax.Array]:
         """Arguments and results as of `train_steps`, without `program`; `state` is consumed."""
-        return self._steps(
-            state,
-            data,
-            jnp.asarray(first, jnp.int32),
-            jnp.asarray(stop, jnp.int32),
-            jnp.asarray(learning_rate, jnp.float32),
-            key,
-        )
+        return self._steps(state, data, *_scalars(first, stop, learning_rate), key)
+
+    def trace(
+        self,
+        state: TrainState,
+        data: TaskData,
+        first: int,
+        stop: int,
+        learning_rate: float,
+        key: jax.Array,
+    ) -> jax.stages.Traced:
+        """What such a call runs, to be lowered and looked at; `state` and `data` may be shapes."""
+        return self._steps.trace(state, data, *_scalars(first, stop, learning_rate), key)
+
+
+def _scalars(first: int, stop: int, learning_rate: float) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of fixed dtypes, or another kind of number would be traced again."""
+    return (
+        jnp.asarray(first, jnp.int32),
+        jnp.asarray(stop, jnp.int32),
+        jnp.asarray(learning_rate, jnp.float32),
+    )
 
 
 def cosine_schedule(learning_rate: float, final_learning_rate: float, epochs: int) -> list[float]:

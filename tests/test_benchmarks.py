@@ -6,12 +6,15 @@ compile_time.py, devices.py and gpu_protocol.py take longer than a test may, and
 import importlib
 import json
 import pathlib
+import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from iamcl2r_jax import losses, training
+from iamcl2r_jax.models.conv import conv2d
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
@@ -94,3 +97,62 @@ def test_data_path(load, tmp_path, capsys):
 def test_one_trace(load, tmp_path, capsys):
     written = run(load("traces"), tmp_path, capsys)
     assert (written["traces"], written["tasks"]) == (1, 4)
+
+
+def test_roofline(load, tmp_path, capsys):
+    """The program is the one that test_train_step compiled."""
+    written = run(load("roofline"), tmp_path, capsys, "--repeats=1")
+    (step,) = written["steps"].values()
+    assert (
+        written["ratio"] == step["flops"] / step["seconds"][0] / written["matrix_rates"]["float32"]
+    )
+    assert step["planned_memory"]["temporary"] > 0
+
+
+@pytest.mark.parametrize(
+    ("platform", "size", "pairs"), [("cpu", 1, 4), ("cuda", 1, 4), ("cuda", 3, 16)]
+)
+def test_the_body_of_a_loop_counts_once(load, platform, size, pairs):
+    """`pairs` of input and output positions of a 2x2 map are multiplied; what is outside is not."""
+
+    @jax.jit
+    def program(maps, kernel, number):
+        def body(_, x):
+            return conv2d(x, kernel, padding=size // 2)
+
+        return jax.lax.fori_loop(0, number, body, maps)
+
+    traced = program.trace(jnp.zeros((5, 2, 2, 16)), jnp.zeros((size, size, 16, 16)), 7)
+    found = load("roofline").counted_flops(traced, platform)
+    assert found == pytest.approx(5 * pairs * 2 * 16 * 16, abs=5)  # and the loop's own arithmetic
+
+
+def test_calls_of_libraries_are_counted_without_their_scratch(load):
+    text = """
+ENTRY %main (a: bf16[4,8], b: f32[8,2]) -> f32[4,2] {
+  %a = bf16[4,8]{1,0} parameter(0)
+  %b.1 = f32[8,2]{1,0} parameter(1)
+  %call = (f32[4,2]{1,0}, u8[1024]{0}) custom-call(%a, %b.1), custom_call_target="__cublas$gemm"
+  ROOT %first = f32[4,2]{1,0} get-tuple-element(%call), index=0
+}
+"""
+    assert load("roofline").library_bytes(text) == 2 * 32 + 4 * 16 + 4 * 8
+
+
+def test_which_side_of_the_roofline_limits(load):
+    roofline = load("roofline")
+    low = roofline.roofline(100.0, 50.0, 2.0, matrix_rate=1000.0, bandwidth=100.0)
+    assert (low["limit"], low["bound"], low["share_of_roofline"]) == ("memory", 200.0, 0.25)
+    assert (low["share_of_matrix_rate"], low["intensity"]) == (0.05, 2.0)
+    high = roofline.roofline(100.0, 5.0, 2.0, matrix_rate=1000.0, bandwidth=100.0)
+    assert (high["limit"], high["bound"], high["share_of_roofline"]) == ("compute", 1000.0, 0.05)
+    assert roofline.fixed_seconds({8: 3.0, 16: 5.0}) == 1.0
+    assert roofline.fixed_seconds({8: 3.0}) is None
+
+
+def test_peak_memory_where_the_device_tells(load, monkeypatch):
+    harness = load("harness")
+    for told, expected in ((None, None), ({"peak_bytes_in_use": 3}, 3)):
+        device = types.SimpleNamespace(memory_stats=lambda told=told: told)
+        monkeypatch.setattr(harness.jax, "devices", lambda device=device: [device])
+        assert harness.peak_memory() == expected
