@@ -5,8 +5,8 @@
 Random images in the shape of CIFAR100R/10: 30,000 to train on in 7 or 31 tasks, 70 epochs each,
 with a memory and replacements as in the paper, then the evaluation of every model on 60,000 images.
 Wall time from the images in memory to the matrix, compilation and saving included, and the peak of
-device memory by then, as JAX counts it. Training and
-loading of external models are not part of it: random networks take their place.
+device memory until then. Training and loading of external models are not part of it: random
+networks take their place.
 
 The PyTorch side trains some epochs of one task in the official code's shape, `DataLoader`s and the
 loss read after every step, in float32; its time a step times the protocol's number of steps is

@@ -110,10 +110,11 @@ def test_roofline(load, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("platform", "size", "pairs"), [("cpu", 1, 4), ("cuda", 1, 4), ("cuda", 3, 16)]
+    ("platform", "size", "pairs"),
+    [("cpu", 1, 16), ("cuda", 1, 16), ("cpu", 3, 16 * 9), ("cuda", 3, 10 * 10)],
 )
 def test_the_body_of_a_loop_counts_once(load, platform, size, pairs):
-    """`pairs` of input and output positions of a 2x2 map are multiplied; what is outside is not."""
+    """On a 4x4 map; `pairs` of positions are multiplied, on a GPU those within the image."""
 
     @jax.jit
     def program(maps, kernel, number):
@@ -122,7 +123,7 @@ def test_the_body_of_a_loop_counts_once(load, platform, size, pairs):
 
         return jax.lax.fori_loop(0, number, body, maps)
 
-    traced = program.trace(jnp.zeros((5, 2, 2, 16)), jnp.zeros((size, size, 16, 16)), 7)
+    traced = program.trace(jnp.zeros((5, 4, 4, 16)), jnp.zeros((size, size, 16, 16)), 7)
     found = load("roofline").counted_flops(traced, platform)
     assert found == pytest.approx(5 * pairs * 2 * 16 * 16, abs=5)  # and the loop's own arithmetic
 
