@@ -3,7 +3,7 @@
     python launch/compare.py --config=configs/ablation_glyphs.py
 
 Settings other than these: --config.groups.mu.settings="(1,10,100)". The base is run once and stands
-in every table. Each K needs external models of its own.
+in every table. Each seed, and of it each K, needs three external models of its own.
 """
 
 from iamcl2r_jax import cells, config
@@ -11,7 +11,7 @@ from iamcl2r_jax import cells, config
 
 def get_config():
     c = cells.comparison("ablation_glyphs", config.default())
-    c.vary_external_models = True  # as in configs/compare_glyphs.py, whose runs of hoc are the base
+    c.vary_external_models = True  # as in configs/compare_glyphs.py; the base is its hoc, run again
     cells.ablate(c, "lambda", "method_options.hoc.ce_weight", (0.01, 0.1, 0.5))
     cells.ablate(c, "mu", "method_options.hoc.mu", (3.0, 10.0, 30.0))
     cells.ablate(c, "memory_per_class", "memory_per_class", (5, 20, 80))

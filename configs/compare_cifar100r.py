@@ -3,6 +3,9 @@
     python launch/compare.py --config=configs/compare_cifar100r.py
     python launch/compare.py --config=configs/compare_cifar100r.py:tasks=31
 
+All seeds start from the same external models, as in the paper, so that the deviation is of what
+else is random; --config.vary_external_models=True makes new ones for each seed.
+
 Not yet run at full size. The paper's figures stand in configs/cifar100r.py. Retrieval of single
 images, 50,000 queries in 10,000 for each pair of models, is left out by
 --config.base.measures="('identification',)".

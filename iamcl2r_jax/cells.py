@@ -75,8 +75,9 @@ def comparison(
     c.name = name  # names the comparison and its default directory
     c.base = base  # the run that all are variants of
     c.seeds = (0, 1, 2)  # each variant is run with each of them
-    # Whether external models made by a recipe are made with each seed too. If not, all runs start
-    # from the same ones, and the deviation over seeds says nothing about other external models.
+    # Whether external models made by a recipe are made with each seed, and not with the recipe's
+    # own. If not, all runs start from the same ones, and the deviation over seeds says nothing
+    # about other external models.
     c.vary_external_models = False
     # {variant: {dotted field of base: value}}, in the order of the tables.
     c.variants = ConfigDict(dict(variants or {}), allow_dotted_keys=True, sort_keys=False)
@@ -204,6 +205,10 @@ def _cell_config(config: ConfigDict, variant: str, overrides: Overrides, seed: i
             raise ConfigError(f"variant {variant!r}: {field} must be the same for all variants")
     seeds = {"seed": seed}
     if config.vary_external_models:
+        if "replacements.recipe.seed" in overrides:
+            raise ConfigError(
+                f"variant {variant!r}: replacements.recipe.seed: vary_external_models sets it"
+            )
         seeds["replacements.recipe.seed"] = seed
     cell_config = override(config.base, overrides | seeds, f"variant {variant!r}")
     try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import cells, comparison_report, files, inputs, lifelong, methods, tables
+from iamcl2r_jax import cells, comparison_report, files, inputs, lifelong, pretraining, tables
 from iamcl2r_jax.cells import Cell
 from iamcl2r_jax.config import ConfigError, check_stream
 from iamcl2r_jax.preemption import Preemption, on_sigterm
@@ -207,7 +207,7 @@ def _reference_rows(
     for cell in all_cells:
         run = results[cell.name]
         for reference, accuracy in run["references"][evaluation].items() if run else ():
-            model, seed = _reference_model(cell, reference)
+            model, seed = _reference_model(cell, run, reference)
             accuracies.setdefault(reference, {}).setdefault(model, {})[seed] = accuracy
             users.setdefault(model, {})[cell.variant] = None
     rows = {}
@@ -221,16 +221,15 @@ def _reference_rows(
     return rows
 
 
-def _reference_model(cell: Cell, reference: str) -> tuple[str, int | None]:
+def _reference_model(cell: Cell, run: dict[str, Any], reference: str) -> tuple[str, int | None]:
     """What tells a reference model from others of another seed, and the seed it depends on."""
     c = cell.config
     if reference == "untrained":
-        model, seed = (c.num_classes, c.model.to_dict(), c.image.to_dict()), cell.seed
-    elif c.replacements.checkpoints:
-        model, seed = c.replacements.checkpoints[0], None
-    else:
-        recipe = c.replacements.recipe.to_dict()
-        seed = recipe.pop("seed")
-        head = methods.get(c.method).external_head
-        model = recipe | {"head": head, "classes": c.replacements.classes[0]}
-    return json.dumps(model, sort_keys=True), seed
+        network = (c.num_classes, c.model.to_dict(), c.image.to_dict())
+        return json.dumps(network, sort_keys=True), cell.seed
+    first = min(run["external_models"], key=int)
+    if c.replacements.checkpoints or int(first) not in c.replacements.tasks:
+        return run["external_models"][first], None
+    recipe = inputs.recipe_of(c)
+    seed, recipe.seed = recipe.seed, 0
+    return pretraining.checkpoint_path("", recipe, c.replacements.classes[0]), seed

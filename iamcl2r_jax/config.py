@@ -236,12 +236,14 @@ def recorded(written: dict[str, Any]) -> ConfigDict:
     return config
 
 
-# Added since the first runs.
+# Added since the first runs, which did what the defaults say.
 _LATER = (
     "adapter",
     "num_seeds",
+    "resident_gib",
     "saving",
     "tracking",
+    "replacements.recipe.resident_gib",
     "replacements.recipe.saving",
     "replacements.recipe.tracking",
     "replacements.retrain",

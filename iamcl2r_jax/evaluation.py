@@ -137,7 +137,7 @@ def _lower_triangle(rows: list[list[float]]) -> np.ndarray:
     return matrix
 
 
-def figures(
+def measured(
     evaluations: Mapping[str, Evaluation],
     embedded: Iterable[tuple[str, Embedded]],
     measures: Sequence[str],

@@ -30,6 +30,14 @@ def _stream_classes(config: ConfigDict) -> tuple[str, ...]:
     ).class_names
 
 
+def recipe_of(config: ConfigDict) -> ConfigDict:
+    """The recipe of a run's external models, with the head that its method asks for."""
+    recipe = config.replacements.recipe.copy_and_resolve_references()
+    recipe.head = methods.get(config.method).external_head
+    recipe.tracking.tensorboard = config.tracking.tensorboard
+    return recipe
+
+
 def external_models(
     config: ConfigDict, reporter: Reporter, preemption: Preemption
 ) -> dict[int, ExternalModel]:
@@ -37,10 +45,7 @@ def external_models(
 
     They are made with the head that the method asks for, and those given must have it.
     """
-    replacements = config.replacements
-    recipe = replacements.recipe.copy_and_resolve_references()
-    recipe.head = methods.get(config.method).external_head
-    recipe.tracking.tensorboard = config.tracking.tensorboard
+    replacements, recipe = config.replacements, recipe_of(config)
     paths = tuple(replacements.checkpoints)
     missing = {}
     if replacements.tasks and not paths:

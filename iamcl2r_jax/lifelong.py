@@ -36,7 +36,7 @@ from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.data.stream import Stream, remember
-from iamcl2r_jax.evaluation import Evaluation, compatibility_matrices, embed, figures
+from iamcl2r_jax.evaluation import Evaluation, compatibility_matrices, embed, measured
 from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel, image_spec
 from iamcl2r_jax.progress import Reporter
@@ -410,7 +410,7 @@ def evaluate(
                     passes += 1
                     stage.advance()
 
-    return figures(evaluations, embeddings(), config.measures), passes
+    return measured(evaluations, embeddings(), config.measures), passes
 
 
 def references(

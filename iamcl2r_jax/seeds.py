@@ -175,7 +175,7 @@ def train(
     if not streaming.fits(stream.train.images, config.resident_gib):
         raise ConfigError(
             f"resident_gib={config.resident_gib}: must be at least "
-            f"{stream.train.images.nbytes / 2**30:.3g}, what the stream's images take, since "
+            f"{stream.train.images.nbytes / 2**30}, what the stream's images take, since "
             "several seeds at once (num_seeds) are not streamed"
         )
     digests = inputs.digests(stream, evaluations)

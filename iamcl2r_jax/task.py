@@ -182,7 +182,7 @@ class Setting:
 
     config: ConfigDict
     stream: Stream
-    dataset: training.Dataset | training.HostDataset
+    dataset: streaming.Dataset | streaming.HostDataset
     programs: ProgramsBySpec
     reporter: Reporter
     preemption: Preemption
@@ -191,8 +191,8 @@ class Setting:
 
 def stream_dataset(
     config: ConfigDict, stream: Stream, programs: ProgramsBySpec
-) -> training.Dataset | training.HostDataset:
-    """The stream's training images where they fit, labelled by row of the classifier."""
+) -> streaming.Dataset | streaming.HostDataset:
+    """The stream's training images, labelled by row of the classifier, on the devices or not."""
     slots = simplex.downstream_slot(stream.train.labels, config.num_classes)
     return streaming.place(stream.train.images, slots, config.resident_gib, programs.batch_sharding)
 

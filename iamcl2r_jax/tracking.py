@@ -10,8 +10,8 @@ All three get the same lines in the same order, flat dicts of numbers:
 `global_epoch` those of the run. AC in [0, 1] and AA in percent are those of the models up to the
 task, on the evaluation NAME. The last kind of line comes with the picture task/NAME/matrix.
 
-Pre-training is told in the same words, as task 0, into the directory of its external model (below
-`.NAME.progress` until it is finished), but to Weights & Biases.
+Pre-training is told in the same words, as task 0, to metrics.jsonl and TensorBoard alone: below
+`.NAME.progress` while it goes on, then in its external model's directory.
 
 The checkpoints say what happened, and the lines are only a view of them: a run that goes on after a
 stop writes all lines anew from what it finds there, so that none is there twice or contradicts.

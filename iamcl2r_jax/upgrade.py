@@ -34,7 +34,7 @@ from iamcl2r_jax.evaluation import (
     Evaluation,
     FeatureExtractor,
     embed,
-    figures,
+    measured,
     summarize,
 )
 from iamcl2r_jax.progress import Reporter
@@ -248,7 +248,7 @@ def reevaluate(
     _check_comparable(paths, tasks)
     by_size = {name: {config.image.size: of} for name, of in evaluations.items()}
     embedded = _embeddings(paths, tasks, by_size, reporter or Reporter())
-    evaluated = figures(evaluations, embedded, config.measures)
+    evaluated = measured(evaluations, embedded, config.measures)
     return {
         "workdir": workdir,
         "num_tasks": len(tasks),

@@ -175,6 +175,25 @@ def test_external_models_vary_with_the_seed_if_asked_to(tmp_path):
     }
 
 
+def test_a_variant_cannot_set_what_varies_with_the_seed(tmp_path):
+    variants = {"hoc": {}, "other": {"replacements.recipe.seed": 3}}
+    c = cells.comparison("ours", config.default(), variants)
+    c.vary_external_models = True
+    with pytest.raises(ConfigError, match=r"'other': .*seed: vary_external_models sets it"):
+        cells.expand(c, str(tmp_path))
+
+
+def test_models_that_arrived_are_told_by_where_they_came_from(tmp_path):
+    c = two_methods()
+    c.seeds, c.base.replacements.tasks, c.base.replacements.classes = (0,), (), ()
+    c.base.replacements.watch = str(tmp_path)
+    for cell, name in zip(cells.expand(c, str(tmp_path)), ("a", "b"), strict=True):
+        leave(tmp_path, cell, recorded(0.5, 70.0) | {"external_models": {"1": f"arrived/{name}"}})
+    assert comparison.main(c, str(tmp_path), [], "typed") == comparison.DONE
+    rows = files.read_json(str(tmp_path / "comparison.json"))["evaluations"]["digits"]["references"]
+    assert list(rows) == ["untrained", "first external (hoc)", "first external (er)"]
+
+
 def test_what_is_there_is_tabulated_and_nothing_is_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(lifelong, "run", None)
     c = two_methods()

@@ -196,10 +196,11 @@ def test_a_configuration_comes_back_from_json_as_it_was():
 
 def test_a_configuration_of_another_version_is_read():
     written = files.as_json(config.default().to_dict())
-    for name in ("adapter", "num_seeds", "saving", "tracking"):
+    for name in ("adapter", "num_seeds", "resident_gib", "saving", "tracking"):
         del written[name]
     del written["method_options"]["fan"], written["replacements"]["retrain"]
-    del written["replacements"]["recipe"]["tracking"]
+    for name in ("resident_gib", "saving", "tracking"):
+        del written["replacements"]["recipe"][name]
     written["method_options"]["no_more"] = {"weight": 1.0}
     assert config.recorded(written).to_dict() == config.default().to_dict()
 

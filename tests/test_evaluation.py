@@ -46,7 +46,7 @@ def embedded(seed, of):
 
 def test_evaluations_of_one_model_after_another_are_those_of_each_alone(sets):
     pairs = [(name, embedded(task, of)) for task in range(NUM_TASKS) for name, of in sets.items()]
-    together = evaluation.figures(sets, pairs, MEASURES)
+    together = evaluation.measured(sets, pairs, MEASURES)
     for name, of in sets.items():
         alone = [found for other, found in pairs if other == name]
         matrices = evaluation.compatibility_matrices(of, alone, MEASURES)
@@ -69,7 +69,7 @@ def test_queries_of_one_model_and_evaluation_are_in_memory_at_once(sets):
                 assert sum(query() is not None for query in queries) <= 2  # the last is let go next
                 yield name, found
 
-    evaluation.figures(sets, one_by_one(), MEASURES)
+    evaluation.measured(sets, one_by_one(), MEASURES)
     assert len(queries) == 2 * NUM_TASKS
 
 
@@ -96,4 +96,4 @@ def test_each_model_of_a_run_is_restored_once(sets, monkeypatch):
         for task in range(NUM_TASKS)
         for name, of in sets.items()
     ]
-    assert found == evaluation.figures(sets, pairs, MEASURES)
+    assert found == evaluation.measured(sets, pairs, MEASURES)

@@ -47,12 +47,21 @@ def test_rounding_in_single_precision_is_that_of_sums(size, channels):
         np.testing.assert_allclose(ours, expected, rtol=0, atol=2e-6 * np.abs(expected).max())
 
 
-def test_several_kernels_at_once():
-    x, kernel, _ = _arguments((4, 4), 3, 5, np.float32)
-    kernels = np.stack([kernel, -kernel, 2 * kernel])
-    together = jax.vmap(winograd.conv3x3, in_axes=(None, 0))(x, kernels)
-    for got, one in zip(together, kernels, strict=True):
-        np.testing.assert_allclose(got, winograd.conv3x3(x, one), rtol=1e-5, atol=1e-5)
+@pytest.mark.parametrize("channels", [3, 5, 32])  # shared windows, copied columns, tiles
+def test_several_networks_at_once(channels):
+    """As seeds are trained: other maps and other kernels, with their gradients."""
+    conv = partial(matmul_conv, stride=1, padding=1)
+    members = [
+        [scale * a for a in _arguments((4, 4), channels, channels, np.float32)]
+        for scale in (1.0, -0.5, 2.0)
+    ]
+    together = jax.vmap(partial(_value_and_gradients, conv))(
+        *map(np.stack, zip(*members, strict=True))
+    )
+    for member, arguments in enumerate(members):
+        for got, expected in zip(together, _value_and_gradients(conv, *arguments), strict=True):
+            scale = np.abs(expected).max()
+            np.testing.assert_allclose(got[member], expected, rtol=0, atol=2e-6 * scale)
 
 
 def _multiplications(size, channels, dtype=np.float32):

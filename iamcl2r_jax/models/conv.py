@@ -1,8 +1,9 @@
 """Two-dimensional convolution that picks its lowering by platform.
 
 GPUs and TPUs have native convolutions. XLA's on CPU are several times slower than a matrix product
-over the same numbers (and slower still inside a loop), so there the convolution *is* a matrix
-product. Both lowerings compute the same function up to rounding.
+over the same numbers (and slower still inside a loop), so there the convolution *is* matrix
+products, with fewer multiplications where that pays (`winograd.py`). Both lowerings compute
+the same function up to rounding.
 """
 
 from functools import partial
