@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -44,6 +45,7 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
     """
     # What goes wrong is told once, below; Orbax would tell it page after page.
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = _without_late_writes
     if joins_job:
         _define_job_flags()
 
@@ -81,6 +83,15 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             return _fail(_message(error), 2)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _without_late_writes(unraisable: Any) -> None:
+    """The interpreter's hook, but for what TensorStore's threads print when a save has failed.
+
+    Their other writes end after Orbax has closed the event loop that they report to.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def command() -> str:

@@ -218,7 +218,7 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_saved(start, whole, tmp_pat
     ended = start(tmp_path, largest_file=2500)
     assert ended["status"] == 1
     lines = [line for line in ended["errors"].splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1
+    assert len(lines) == 1, ended["errors"]
     assert re.fullmatch(
         rf"error: {tmp_path}/\S+ cannot be written \(File too large\); what was saved before is "
         "whole, and once there is room or permission the same command continues",

@@ -259,6 +259,6 @@ def test_several_seeds_at_once_are_not_streamed(small, images, tmp_path):
     c = small_runs.small_config(images)
     c.num_seeds, c.resident_gib = 2, 0.0
     with pytest.raises(
-        ConfigError, match=r"^resident_gib=0\.0: must be at least 3\.58e-06, .*num_s"
+        ConfigError, match=r"^resident_gib=0\.0: must be at least 3\.5762786865234375e-06, .*num_s"
     ):
         seeds.run(c, str(tmp_path / "run"))
