@@ -25,8 +25,9 @@ _DRAWN = (("ac", "AC"), ("aa", "AA (%)"))
 _NOTE = (
     "Mean ± sample standard deviation (n - 1) over n seeds; - is not run or not defined. AC, AA, "
     "ACA, BC and FC are of {measure}, other measures stand with their AA. AC and ACA in [0, 1]; BC "
-    "and FC differences of accuracies in [0, 1]; final task: accuracy of the classifier on "
-    "held-out images of all classes after the last task."
+    "and FC differences of accuracies in [0, 1]; across: mean accuracy of the pairs of models with "
+    "a replacement between them; final task: accuracy of the classifier on held-out images of all "
+    "classes after the last task."
 )
 
 

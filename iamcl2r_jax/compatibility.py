@@ -103,3 +103,21 @@ def forward_compatibility(matrix) -> float:
     matrix = _validated(matrix)
     costs = np.diagonal(matrix, offset=-1) - np.diagonal(matrix)[1:]
     return float(costs.mean()) if costs.size else float("nan")
+
+
+def accuracy_across_replacements(matrix, replacements) -> float:
+    """100 · mean of C[t, k] over t > k with a replacement at one of the tasks k+1 … t, in percent.
+
+    What galleries are worth to models that share no training with theirs. Unlike AC it does not ask
+    for more than the old model's own accuracy, so a weak old model does not raise it. NaN if no
+    pair has a replacement between its models. Not in the paper.
+
+    Args:
+      matrix: C [T, T].
+      replacements: 0-based tasks that start from an external model.
+    """
+    matrix = _validated(matrix)
+    replaced = np.isin(np.arange(len(matrix)), replacements)
+    models = np.cumsum(replaced)  # which external model each comes from
+    across = np.tri(len(matrix), k=-1, dtype=bool) & (models[:, np.newaxis] > models)
+    return float(100 * matrix[across].mean()) if across.any() else float("nan")

@@ -250,6 +250,9 @@ def _evaluations(
                     "name": _named(measure)[0],
                     "meaning": _named(measure)[1],
                     "figures": figures,
+                    "across": compatibility.accuracy_across_replacements(
+                        figures["matrix"], results["replacements"]
+                    ),
                     "rows": _cells(figures["matrix"]),
                 }
                 for measure, figures in (

@@ -72,7 +72,11 @@ def print_evaluations(
     """Prints the compatibility matrices of a run, with AC, AA and what reference models reach."""
     for name, evaluation in evaluations.items():
         _print_matrix(console, name, evaluation, replacements, retrained)
-        figures = [f"{name}: AC {evaluation['ac']:.3f}", f"AA {evaluation['aa']:.2f} %"] + [
+        figures = [f"{name}: AC {evaluation['ac']:.3f}", f"AA {evaluation['aa']:.2f} %"]
+        across = compatibility.accuracy_across_replacements(evaluation["matrix"], replacements)
+        if np.isfinite(across):
+            figures.append(f"across replacements {across:.2f} %")
+        figures += [
             f"{reference.replace('_', ' ')} model alone {value:.2f} %"
             for reference, value in (references or {}).get(name, {}).items()
         ]

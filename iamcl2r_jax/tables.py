@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from iamcl2r_jax import compatibility
+
 Row = dict[str, Any]
 
 
@@ -29,6 +31,7 @@ class _Column:
 _COLUMNS = {
     "ac": _Column("AC", ".3f"),
     "aa": _Column("AA %"),
+    "across": _Column("across %"),
     "aca": _Column("ACA", ".3f"),
     "bc": _Column("BC", "+.3f"),
     "fc": _Column("FC", "+.3f"),
@@ -70,11 +73,15 @@ def reference_row(accuracies: Sequence[float]) -> Row:
 def figures(results: dict, evaluation: str) -> dict[str, float | None]:
     """The figures of one run on one evaluation, in the units of results.json.
 
-    AC, AA, ACA, BC and FC are of the main measure; every other measure is there by its AA.
+    AC, AA, ACA, BC and FC are of the main measure, as is "across", the accuracy across replacements
+    in percent; every other measure is there by its AA.
     """
     found = results["evaluations"][evaluation]
+    across = compatibility.accuracy_across_replacements(found["matrix"], results["replacements"])
     return (
-        {name: found[name] for name in ("ac", "aa", "aca", "bc", "fc")}
+        {name: found[name] for name in ("ac", "aa")}
+        | {"across": None if np.isnan(across) else across}
+        | {name: found[name] for name in ("aca", "bc", "fc")}
         | {measure: summary["aa"] for measure, summary in found["measures"].items()}
         | {"final_accuracy": results["task_accuracy"][-1]}
     )

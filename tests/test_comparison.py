@@ -44,7 +44,7 @@ def recorded(ac, aa, *, external="external/a", untrained=20.0, final=0.5):
         "aa_per_task": [50.0, aa],
     }
     return {
-        "replacements": [0],
+        "replacements": [0, 1],
         "external_models": {"0": external},
         "task_accuracy": [0.9, final],
         "evaluations": {
@@ -88,6 +88,7 @@ def test_a_row_is_mean_and_sample_deviation_over_the_seeds_that_are_there():
     }
     assert row["figures"]["aa"]["mean"] == 62.0
     assert row["figures"]["aa"]["deviation"] == pytest.approx(8**0.5)
+    assert row["figures"]["across"]["mean"] == pytest.approx(60.0)  # the matrix's only pair
     assert row["figures"]["recall_at_1"]["mean"] == 63.0
     assert row["figures"]["final_accuracy"]["mean"] == pytest.approx(0.15)
     assert row["aa_per_task"] == [50.0, 62.0]
@@ -118,20 +119,29 @@ ROWS = {
 
 
 def test_markdown():
-    line = "| {:9} | {:>11} | {:>13} | {:>12} | {:>13} | {:>14} | {:>14} | {:>12} | {:>12} |\n"
-    titles = ("method", "n", "AC", "AA %", "ACA", "BC", "FC", "Recall@1 %", "final task %")
-    hoc = ("0.700 ± 0.141", "77.50 ± 0.71", "0.350 ± 0.071", "+0.100 ± 0.000", "-0.100 ± 0.000")
-    er = ("0.100", "45.38", "0.050", "+0.100", "-0.100", "46.38", "50.0")
-    untrained = ("-", "19.00 ± 1.41", *5 * ["-"])
-    widths = (11, 13, 12, 13, 14, 14, 12, 12)
+    line = "| {:9} |" + " {:>11} | {:>13} | {:>12} | {:>12} | {:>13} |"
+    line += " {:>14} | {:>14} | {:>12} | {:>12} |\n"
+    titles = ("method", "n", "AC", "AA %", "across %", "ACA", "BC", "FC", "Recall@1 %")
+    titles += ("final task %",)
+    hoc = (
+        "0.700 ± 0.141",
+        "77.50 ± 0.71",
+        "60.00 ± 0.00",
+        "0.350 ± 0.071",
+        "+0.100 ± 0.000",
+        "-0.100 ± 0.000",
+    )
+    er = ("0.100", "45.38", "60.00", "0.050", "+0.100", "-0.100", "46.38", "50.0")
+    untrained = ("-", "19.00 ± 1.41", *6 * ["-"])
+    widths = (11, 13, 12, 12, 13, 14, 14, 12, 12)
     assert tables.markdown("method", ROWS) == "".join(
         [
             line.format(*titles),
             f"| :-------- | {' | '.join('-' * (width - 1) + ':' for width in widths)} |\n",
             line.format("hoc", "2", *hoc, "78.50 ± 0.71", "50.0 ± 0.0"),
             line.format("er", "1, 1 failed", *er),
-            line.format("cvs", "0, 2 failed", *7 * ["failed"]),
-            line.format("a\\|b", "0", *7 * ["-"]),
+            line.format("cvs", "0, 2 failed", *8 * ["failed"]),
+            line.format("a\\|b", "0", *8 * ["-"]),
             line.format("untrained", "2", *untrained),
         ]
     )
@@ -140,17 +150,17 @@ def test_markdown():
 def test_csv_is_unrounded():
     rows = {name: ROWS[name] for name in ("er", "cvs")}
     assert tables.comma_separated("method", rows) == (
-        "method,n,failed,ac_mean,ac_deviation,aa_mean,aa_deviation,aca_mean,aca_deviation,"
+        "method,n,failed,ac_mean,ac_deviation,aa_mean,aa_deviation,across_mean,across_deviation,aca_mean,aca_deviation,"
         "bc_mean,bc_deviation,fc_mean,fc_deviation,recall_at_1_mean,recall_at_1_deviation,"
         "final_accuracy_mean,final_accuracy_deviation\n"
-        "er,1,1,0.1,,45.375,,0.05,,0.1,,-0.1,,46.375,,0.5,\n"
-        "cvs,0,2,,,,,,,,,,,,,,\n"
+        "er,1,1,0.1,,45.375,,60.0,,0.05,,0.1,,-0.1,,46.375,,0.5,\n"
+        "cvs,0,2,,,,,,,,,,,,,,,,\n"
     )
 
 
 def test_a_table_of_nothing_has_its_columns():
     rows = {"hoc": tables.make_row("digits", [None])}
-    assert tables.text_cells("method", rows)[1] == ["hoc", "0"] + 8 * ["-"]
+    assert tables.text_cells("method", rows)[1] == ["hoc", "0"] + 9 * ["-"]
 
 
 def test_external_models_vary_with_the_seed_if_asked_to(tmp_path):

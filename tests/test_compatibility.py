@@ -122,3 +122,34 @@ def test_refuses_in_one_line(matrix, message):
         with pytest.raises(ValueError, match=message) as error:
             measure(matrix)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("replacements", "expected"),
+    [
+        ([0], NAN),  # one external model for all
+        ([2], 45),  # (2, 0) and (2, 1)
+        ([0, 1], 20),  # (1, 0) and (2, 0)
+        ((0, 1, 2), 40),
+        ([], NAN),
+    ],
+)
+def test_accuracy_across_replacements_by_hand(replacements, expected):
+    rows, *_ = CASES["mixed"]
+    result = compatibility.accuracy_across_replacements(full(rows), replacements)
+    assert isinstance(result, float)
+    assert result == pytest.approx(expected, nan_ok=True)
+    filled = compatibility.accuracy_across_replacements(full(rows, 7.0), replacements)
+    assert filled == pytest.approx(expected, nan_ok=True)
+
+
+def test_accuracy_across_replacements_is_the_mean_of_pairs_that_share_no_training():
+    replacements = [0, 2, 4]
+    pairs = [
+        PUBLISHED[t][k]
+        for t in range(7)
+        for k in range(t)
+        if any(k < task <= t for task in replacements)
+    ]
+    result = compatibility.accuracy_across_replacements(full(PUBLISHED), replacements)
+    assert result == pytest.approx(100 * np.mean(pairs))
