@@ -18,6 +18,9 @@ class ConfigError(ValueError):
     """A field has a value that cannot work; the message is one line."""
 
 
+# Fields of a run and of a pre-training on which no result depends.
+WITHOUT_EFFECT = ("resident_gib", "saving", "tracking")
+
 _RESIDENT_GIB = 8.0  # half of a small accelerator's memory; ImageNet at 32x32 takes 3.7
 
 
@@ -238,14 +241,10 @@ def recorded(written: dict[str, Any]) -> ConfigDict:
 
 # Added since the first runs, which did what the defaults say.
 _LATER = (
+    *WITHOUT_EFFECT,
+    *(f"replacements.recipe.{field}" for field in WITHOUT_EFFECT),
     "adapter",
     "num_seeds",
-    "resident_gib",
-    "saving",
-    "tracking",
-    "replacements.recipe.resident_gib",
-    "replacements.recipe.saving",
-    "replacements.recipe.tracking",
     "replacements.retrain",
     "replacements.watch",
 )

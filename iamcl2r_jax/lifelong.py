@@ -33,7 +33,13 @@ from iamcl2r_jax import (
     tracking,
 )
 from iamcl2r_jax.centres import ClassCentres
-from iamcl2r_jax.config import ConfigError, check_stream, differences, validate
+from iamcl2r_jax.config import (
+    WITHOUT_EFFECT,
+    ConfigError,
+    check_stream,
+    differences,
+    validate,
+)
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.data.stream import Stream, remember
 from iamcl2r_jax.evaluation import Evaluation, compatibility_matrices, embed, measured
@@ -214,7 +220,7 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     Options of other methods are such, and those of adapters for a method that trains none: a new
     method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
-    without = {"saving", "tracking", "num_seeds", "resident_gib"}
+    without = {"num_seeds", *WITHOUT_EFFECT}
     without |= {name for name in ("retrain", "watch") if not config.get(name)}
     kept = {name: value for name, value in config.items() if name not in without}
     if "method_options" in kept:

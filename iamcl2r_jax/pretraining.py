@@ -31,7 +31,7 @@ from iamcl2r_jax import (
     tracking,
 )
 from iamcl2r_jax.checkpoints import CheckpointError
-from iamcl2r_jax.config import validate_pretrain
+from iamcl2r_jax.config import WITHOUT_EFFECT, validate_pretrain
 from iamcl2r_jax.data import sources, streaming
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
@@ -86,8 +86,8 @@ def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
     The name ends in a digest of the recipe, so that another recipe never finds this model.
     """
     identity = recipe.to_dict() | {"classes": classes}
-    for field in ("data_dir", "name", "resident_gib", "saving", "tracking"):
-        del identity[field]  # no result depends on them
+    for field in ("data_dir", "name", *WITHOUT_EFFECT):
+        del identity[field]
     text = json.dumps(identity, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return os.path.join(directory, f"{recipe.name}-{classes}-{digest}")
