@@ -21,7 +21,8 @@ import harness
 import jax
 import synthetic
 
-from iamcl2r_jax import runtime, training
+from iamcl2r_jax import training
+from iamcl2r_jax.system import runtime
 
 
 def start(cache: str, small: bool) -> dict[str, float]:

@@ -18,9 +18,9 @@ import jax
 import synthetic
 
 from iamcl2r_jax import config, training
-from iamcl2r_jax.preemption import Preemption
-from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.resume import ProgressStore, fit_resumably
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
 
 
 class TimedEpoch(training.CompiledEpoch):

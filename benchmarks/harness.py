@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from iamcl2r_jax import runtime
+from iamcl2r_jax.system import runtime
 
 RESULTS = pathlib.Path("runs/benchmarks")
 

@@ -16,8 +16,8 @@ import harness
 import synthetic
 
 from iamcl2r_jax import lifelong, recipes
-from iamcl2r_jax.preemption import Preemption
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.task import ProgramsBySpec, Setting, stream_dataset
 
 

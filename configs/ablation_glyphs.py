@@ -6,7 +6,8 @@ Settings other than these: --config.groups.mu.settings="(1,10,100)". The base is
 in every table. Each seed, and of it each K, needs three external models of its own.
 """
 
-from iamcl2r_jax import cells, config
+from iamcl2r_jax import config
+from iamcl2r_jax.comparisons import cells
 
 
 def get_config():

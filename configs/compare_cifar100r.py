@@ -11,7 +11,8 @@ images, 50,000 queries in 10,000 for each pair of models, is left out by
 --config.base.measures="('identification',)".
 """
 
-from iamcl2r_jax import cells, config, config_args, methods, recipes
+from iamcl2r_jax import config, config_args, methods, recipes
+from iamcl2r_jax.comparisons import cells
 
 
 def get_config(arg=None):

@@ -11,7 +11,8 @@ then the table of all:
     python launch/compare.py --config=configs/compare_glyphs.py --only=
 """
 
-from iamcl2r_jax import cells, config, methods
+from iamcl2r_jax import config, methods
+from iamcl2r_jax.comparisons import cells
 
 
 def get_config():

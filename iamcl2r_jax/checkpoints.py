@@ -14,7 +14,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from iamcl2r_jax import files, models
+from iamcl2r_jax import models
+from iamcl2r_jax.system import files
 
 Variables = dict[str, Any]
 

@@ -7,9 +7,9 @@ from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
 from iamcl2r_jax.evaluation import Evaluation
-from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
 
 
 def stream_size(config: ConfigDict) -> tuple[int, int]:

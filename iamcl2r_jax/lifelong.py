@@ -21,17 +21,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import (
-    arrivals,
-    checkpoints,
-    distributed,
-    files,
-    html_report,
-    inputs,
-    methods,
-    runtime,
-    tracking,
-)
+from iamcl2r_jax import arrivals, checkpoints, inputs, methods
 from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.config import (
     WITHOUT_EFFECT,
@@ -43,12 +33,14 @@ from iamcl2r_jax.config import (
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.data.stream import Stream, remember
 from iamcl2r_jax.evaluation import Evaluation, compatibility_matrices, embed, measured
-from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel, image_spec
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.resume import ProgressStore
 from iamcl2r_jax.runs import intact_task_records, load_task, task_path
-from iamcl2r_jax.runtime import Clock
+from iamcl2r_jax.system import distributed, files, runtime, tracking
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.system.runtime import Clock
 from iamcl2r_jax.task import (
     Model,
     ProgramsBySpec,

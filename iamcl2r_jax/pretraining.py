@@ -20,16 +20,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import (
-    checkpoints,
-    distributed,
-    files,
-    heads,
-    methods,
-    runtime,
-    simplex,
-    tracking,
-)
+from iamcl2r_jax import checkpoints, heads, methods, simplex
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import WITHOUT_EFFECT, validate_pretrain
 from iamcl2r_jax.data import sources, streaming
@@ -38,9 +29,10 @@ from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation import FeatureExtractor
 from iamcl2r_jax.parallel import batch_sharding
-from iamcl2r_jax.preemption import Preemption
-from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.resume import ProgressStore, fit_resumably
+from iamcl2r_jax.system import distributed, files, runtime, tracking
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import (
     CompiledEpoch,
     OldModel,

@@ -14,10 +14,11 @@ from etils import epath
 from flax import serialization
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, distributed, files, runtime
+from iamcl2r_jax import checkpoints
 from iamcl2r_jax.checkpoints import CheckpointError
-from iamcl2r_jax.preemption import PreemptedError, Preemption
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system import distributed, files, runtime
+from iamcl2r_jax.system.preemption import PreemptedError, Preemption
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import (
     CompiledEpoch,
     DivergenceError,

@@ -7,10 +7,11 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, distributed, files, heads
+from iamcl2r_jax import checkpoints, heads
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError, recorded
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system import distributed, files
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.task import Model, load_model
 
 

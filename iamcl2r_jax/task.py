@@ -20,11 +20,11 @@ from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation import FeatureExtractor
 from iamcl2r_jax.parallel import batch_sharding
-from iamcl2r_jax.preemption import Preemption
 from iamcl2r_jax.pretraining import ExternalModel, image_options
-from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.resume import ProgressStore, fit_resumably
-from iamcl2r_jax.tracking import Tracker
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.system.tracking import Tracker
 
 
 @dataclasses.dataclass(frozen=True)

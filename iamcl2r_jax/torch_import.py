@@ -23,9 +23,10 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, heads, pretraining, runtime, simplex, torch_files
+from iamcl2r_jax import checkpoints, heads, pretraining, simplex, torch_files
 from iamcl2r_jax.checkpoints import CheckpointError, Variables
 from iamcl2r_jax.models.layers import linear_init
+from iamcl2r_jax.system import runtime
 from iamcl2r_jax.training import expected_variables
 
 _RESNET = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}

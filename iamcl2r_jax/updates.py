@@ -16,7 +16,7 @@ from iamcl2r_jax import checkpoints, heads, inputs, runs, simplex, theorem
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.evaluation import FeatureExtractor
 from iamcl2r_jax.pretraining import image_options
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.task import Model
 
 CONFIDENCE = 0.95

@@ -13,17 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from iamcl2r_jax import (
-    checkpoints,
-    compatibility,
-    files,
-    html_report,
-    inputs,
-    report,
-    retrieval,
-    runs,
-    runtime,
-)
+from iamcl2r_jax import checkpoints, compatibility, inputs, retrieval, runs
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
@@ -37,7 +27,9 @@ from iamcl2r_jax.evaluation import (
     measured,
     summarize,
 )
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.reports import html_report, report
+from iamcl2r_jax.system import files, runtime
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.task import load_model
 
 COMPATIBLE, INCOMPATIBLE = 0, 3  # exit statuses; bad input is 2, a crash 1

@@ -8,7 +8,8 @@ Exit status: 0, 1 if a cell failed, 2 for bad input.
 from absl import flags
 from ml_collections import config_flags
 
-from iamcl2r_jax import cli, comparison
+from iamcl2r_jax.comparisons import comparison
+from iamcl2r_jax.system import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="What to compare.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the comparison; default runs/NAME.")

@@ -8,7 +8,8 @@ Exit status with --models: 0 if every upgrade is compatible, 3 if not; 2 for bad
 
 from absl import flags
 
-from iamcl2r_jax import cli, upgrade
+from iamcl2r_jax import upgrade
+from iamcl2r_jax.system import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, to evaluate what it left.")
 _MODELS = flags.DEFINE_list("models", None, "Two or more checkpoints to compare, oldest first.")

@@ -5,7 +5,8 @@ python launch/export_torch.py --checkpoint=DIR --output=F.pt (or F.safetensors)
 
 from absl import flags
 
-from iamcl2r_jax import cli, torch_import
+from iamcl2r_jax import torch_import
+from iamcl2r_jax.system import cli
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "External model, or task of a run.")
 _OUTPUT = flags.DEFINE_string("output", None, "File to write: .pt, .pth or .safetensors.")

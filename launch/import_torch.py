@@ -5,7 +5,8 @@ python launch/import_torch.py --checkpoint=F.pt --backbone=resnet18 --output=DIR
 
 from absl import flags
 
-from iamcl2r_jax import cli, models, torch_import
+from iamcl2r_jax import models, torch_import
+from iamcl2r_jax.system import cli
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "torch.save or .safetensors file to read.")
 _BACKBONE = flags.DEFINE_enum("backbone", None, list(models.BACKBONES), "Its architecture.")

@@ -4,7 +4,7 @@ import pathlib
 
 import jax
 
-from iamcl2r_jax import runtime
+from iamcl2r_jax.system import runtime
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A second `make test` need not compile again.

@@ -10,7 +10,8 @@ from functools import partial
 
 import flax.linen as nn
 
-from iamcl2r_jax import config, html_report, models
+from iamcl2r_jax import config, models
+from iamcl2r_jax.reports import html_report
 
 ROOT = pathlib.Path(__file__).parents[1]
 

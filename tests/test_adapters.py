@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import adapters, config, evaluation, files, heads, lifelong, task
+from iamcl2r_jax import adapters, config, evaluation, heads, lifelong, task
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.system import files
 from iamcl2r_jax.training import DivergenceError
 
 D, HIDDEN, K, PAIRS, CAPACITY = 6, 24, 7, 90, 100

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import checkpoints, files
+from iamcl2r_jax import checkpoints
 from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax.system import files
 
 VARIABLES = {
     "params": {"conv": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}},

@@ -5,19 +5,10 @@ import pathlib
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import (
-    cells,
-    comparison,
-    comparison_report,
-    config,
-    files,
-    inputs,
-    lifelong,
-    methods,
-    tables,
-    upgrade,
-)
+from iamcl2r_jax import config, inputs, lifelong, methods, upgrade
+from iamcl2r_jax.comparisons import cells, comparison, comparison_report, tables
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.system import files
 from iamcl2r_jax.training import DivergenceError
 
 # ml_collections loads config files by a method that Python has deprecated.

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import config, files, models
+from iamcl2r_jax import config, models
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.system import files
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

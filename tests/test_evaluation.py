@@ -9,8 +9,8 @@ import pytest
 from iamcl2r_jax import evaluation, lifelong
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation import Embedded, Evaluation
-from iamcl2r_jax.preemption import Preemption
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
 
 MEASURES = ("recall_at_1", "identification")
 NUM_TASKS = 3

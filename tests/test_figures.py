@@ -16,10 +16,8 @@ from rich.console import Console
 from iamcl2r_jax import (
     checkpoints,
     figures,
-    files,
     heads,
     inputs,
-    plots,
     runs,
     simplex,
     theorem,
@@ -31,7 +29,9 @@ from iamcl2r_jax.config_args import ConfigArgError
 from iamcl2r_jax.data.stream import split_tasks
 from iamcl2r_jax.evaluation import FeatureExtractor, summarize
 from iamcl2r_jax.pretraining import image_options
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.reports import plots
+from iamcl2r_jax.system import files
+from iamcl2r_jax.system.progress import Reporter
 
 ROOT = pathlib.Path(__file__).parents[1]
 place = archives.place  # a fixture

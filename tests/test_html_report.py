@@ -10,22 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iamcl2r_jax import (
-    checkpoints,
-    config,
-    evaluation,
-    files,
-    html_report,
-    inputs,
-    methods,
-    plots,
-    progress,
-    report_pictures,
-    runs,
-    runtime,
-    simplex,
-    task,
-)
+from iamcl2r_jax import checkpoints, config, evaluation, inputs, methods, runs, simplex, task
+from iamcl2r_jax.reports import html_report, plots, report_pictures
+from iamcl2r_jax.system import files, progress, runtime
 
 CLASSES = ("a", "b<i>&amp;", "$c_d$", "e")  # a folder's name may hold what HTML and TeX read
 REPLACEMENTS, RETRAINED = (0, 2), (1,)

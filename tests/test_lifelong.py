@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import checkpoints, config, files, lifelong, pretraining, runs, training
+from iamcl2r_jax import checkpoints, config, lifelong, pretraining, runs, training
 from iamcl2r_jax import task as task_module
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
-from iamcl2r_jax.preemption import PreemptedError, Preemption
-from iamcl2r_jax.progress import Reporter
-from iamcl2r_jax.tracking import Tracker
+from iamcl2r_jax.system import files
+from iamcl2r_jax.system.preemption import PreemptedError, Preemption
+from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.system.tracking import Tracker
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

@@ -16,7 +16,6 @@ from iamcl2r_jax import (
     adapters,
     checkpoints,
     config,
-    files,
     heads,
     lifelong,
     losses,
@@ -33,8 +32,9 @@ from iamcl2r_jax.centres import ClassCentres
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.preemption import Preemption
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system import files
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
 
 K, D, BATCH, SIZE = 10, 9, 8, 8
 EARLIER, NEW, UNSEEN = (9, 8, 7), (6, 5), (4, 3, 2, 1, 0)

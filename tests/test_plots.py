@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iamcl2r_jax import plots
+from iamcl2r_jax.reports import plots
 
 MATRIX = np.where(np.tri(4, dtype=bool), np.arange(16).reshape(4, 4) / 20, np.nan)
 

@@ -7,9 +7,10 @@ import pytest
 import small_runs
 from small_runs import K
 
-from iamcl2r_jax import checkpoints, config, files, inputs, pretraining
-from iamcl2r_jax.preemption import PreemptedError, Preemption
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax import checkpoints, config, inputs, pretraining
+from iamcl2r_jax.system import files
+from iamcl2r_jax.system.preemption import PreemptedError, Preemption
+from iamcl2r_jax.system.progress import Reporter
 
 CLASSES = 4
 

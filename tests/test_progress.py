@@ -6,8 +6,8 @@ import re
 import pytest
 from rich.console import Console
 
-from iamcl2r_jax import progress
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system import progress
+from iamcl2r_jax.system.progress import Reporter
 
 METRICS = {"loss": 1.25, "accuracy": 0.5}
 

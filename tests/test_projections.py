@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from iamcl2r_jax import projections
+from iamcl2r_jax.reports import projections
 from iamcl2r_jax.simplex import dsimplex
 
 

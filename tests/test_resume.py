@@ -20,10 +20,11 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from iamcl2r_jax import checkpoints, config, files, models, preemption, training
-from iamcl2r_jax.preemption import PreemptedError, on_sigterm
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax import checkpoints, config, models, training
 from iamcl2r_jax.resume import ProgressStore
+from iamcl2r_jax.system import files, preemption
+from iamcl2r_jax.system.preemption import PreemptedError, on_sigterm
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import DivergenceError, Position, TrainState
 
 

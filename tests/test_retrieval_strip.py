@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from iamcl2r_jax import retrieval_strip
 from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.reports import retrieval_strip
 
 
 def image_set(labels):

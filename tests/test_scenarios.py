@@ -30,7 +30,6 @@ from iamcl2r_jax import (
     heads,
     lifelong,
     models,
-    report,
     retrieval,
     runs,
     training,
@@ -39,7 +38,8 @@ from iamcl2r_jax import task as task_module
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.pretraining import ExternalModel
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.reports import report
+from iamcl2r_jax.system.progress import Reporter
 
 HEADS = {heads.SIMPLEX: "hoc", heads.LINEAR: "bct_er", heads.COSINE: "cvs"}
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iamcl2r_jax import config, files, html_report, lifelong, models, runs, seeds
+from iamcl2r_jax import config, lifelong, models, runs, seeds
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
-from iamcl2r_jax.preemption import PreemptedError, Preemption
+from iamcl2r_jax.reports import html_report
+from iamcl2r_jax.system import files
+from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.training import DivergenceError
 
 # Float32 rounding, amplified over 26 steps: variables were found to differ by up to 3.3e-6, metrics

@@ -12,7 +12,7 @@ import pytest
 import smallest_run
 
 from iamcl2r_jax import lifelong
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system.progress import Reporter
 
 SETTLED = 4  # 0-based task after which nothing new is compiled or loaded
 

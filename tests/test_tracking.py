@@ -8,8 +8,9 @@ import types
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from iamcl2r_jax import config, tracking
+from iamcl2r_jax import config
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.system import tracking
 
 HISTORY = [{"loss": 2.0, "accuracy": 0.25}, {"loss": 1.0, "accuracy": 0.5}]
 RECORDS = [

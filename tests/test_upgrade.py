@@ -14,12 +14,13 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from iamcl2r_jax import checkpoints, compatibility, files, retrieval, simplex, training, upgrade
+from iamcl2r_jax import checkpoints, compatibility, retrieval, simplex, training, upgrade
 from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError, validate
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.evaluation import FeatureExtractor
+from iamcl2r_jax.system import files
 from iamcl2r_jax.upgrade import Split
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -13,8 +13,8 @@ from rich.console import Console
 from iamcl2r_jax import checkpoints, config, losses, methods, models, simplex, training
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.models.vit import TransformerBlock
-from iamcl2r_jax.progress import Reporter
 from iamcl2r_jax.resume import ProgressStore
+from iamcl2r_jax.system.progress import Reporter
 
 K, SIZE, BATCH = 8, 8, 4
 SMALL = {"width": 8, "depth": 2, "heads": 2}

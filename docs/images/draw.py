@@ -6,7 +6,8 @@ python docs/images/draw.py runs/hoc/results.json [runs/simplex_fd/results.json .
 import pathlib
 import sys
 
-from iamcl2r_jax import files, plots
+from iamcl2r_jax.reports import plots
+from iamcl2r_jax.system import files
 
 EVALUATION = "digits"
 HERE = pathlib.Path(__file__).parent

@@ -26,8 +26,8 @@ from PIL import Image, ImageOps
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import py_utils
 
-from iamcl2r_jax import distributed
 from iamcl2r_jax.data import catalogue
+from iamcl2r_jax.system import distributed
 
 FOLDER_PREFIX = "folder:"
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")

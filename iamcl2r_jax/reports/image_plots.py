@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from iamcl2r_jax.plots import COLOURS, RIGHT, WRONG
-from iamcl2r_jax.projections import FeatureView
-from iamcl2r_jax.retrieval_strip import Strip
+from iamcl2r_jax.reports.plots import COLOURS, RIGHT, WRONG
+from iamcl2r_jax.reports.projections import FeatureView
+from iamcl2r_jax.reports.retrieval_strip import Strip
 
 
 def retrieval_strip(strip: Strip) -> Figure:

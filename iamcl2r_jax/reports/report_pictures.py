@@ -11,10 +11,11 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from iamcl2r_jax import image_plots, plots, projections, retrieval_strip, simplex
+from iamcl2r_jax import simplex
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation import Evaluation
+from iamcl2r_jax.reports import image_plots, plots, projections, retrieval_strip
 
 _QUERIES, _NEAREST, _GALLERY = 8, 8, 1024  # of a retrieval strip
 _IMAGES_PER_CLASS = 40  # in the view of the features

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from iamcl2r_jax import compatibility, html_report
+from iamcl2r_jax import compatibility
+from iamcl2r_jax.reports import html_report
 
 
 def print_results(results: dict, workdir: str, console: Console | None = None) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from iamcl2r_jax import distributed
+from iamcl2r_jax.system import distributed
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, continues
 _GRACE_SECONDS = 8.0  # to finish a call of the compiled program and save

@@ -8,8 +8,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import files
 from iamcl2r_jax.config import ConfigError, validate
+from iamcl2r_jax.system import files
 
 Overrides = dict[str, Any]  # values by dotted field of a run's configuration
 

@@ -21,7 +21,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from iamcl2r_jax import distributed
+from iamcl2r_jax.system import distributed
 
 _SECONDS_BETWEEN_LINES = 10.0
 

@@ -16,8 +16,9 @@ from typing import Any
 from etils import epath
 from rich.console import Console
 
-from iamcl2r_jax import plots, tables
-from iamcl2r_jax.cells import BASE
+from iamcl2r_jax.comparisons import tables
+from iamcl2r_jax.comparisons.cells import BASE
+from iamcl2r_jax.reports import plots
 
 # Figure, its per-task form, and the axis.
 _DRAWN = (("ac", "AC"), ("aa", "AA (%)"))

@@ -14,11 +14,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import cells, comparison_report, files, inputs, lifelong, pretraining, tables
-from iamcl2r_jax.cells import Cell
+from iamcl2r_jax import inputs, lifelong, pretraining
+from iamcl2r_jax.comparisons import cells, comparison_report, tables
+from iamcl2r_jax.comparisons.cells import Cell
 from iamcl2r_jax.config import ConfigError, check_stream
-from iamcl2r_jax.preemption import Preemption, on_sigterm
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.system import files
+from iamcl2r_jax.system.preemption import Preemption, on_sigterm
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import DivergenceError
 
 # Exit statuses of launch/compare.py.

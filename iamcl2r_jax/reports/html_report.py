@@ -16,22 +16,13 @@ import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import (
-    checkpoints,
-    compatibility,
-    distributed,
-    files,
-    heads,
-    inputs,
-    methods,
-    plots,
-    runs,
-    simplex,
-)
-from iamcl2r_jax import report_pictures as pictures
+from iamcl2r_jax import checkpoints, compatibility, heads, inputs, methods, runs, simplex
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation import Evaluation
-from iamcl2r_jax.progress import Reporter
+from iamcl2r_jax.reports import plots
+from iamcl2r_jax.reports import report_pictures as pictures
+from iamcl2r_jax.system import distributed, files
+from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.task import Model, ProgramsBySpec
 
 FILE = "report.html"
@@ -155,7 +146,7 @@ def write_or_tell(
 def render(**context) -> str:
     """The page, from all that templates/report.html names."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("iamcl2r_jax"),
+        loader=jinja2.PackageLoader(__package__),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -31,8 +31,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from iamcl2r_jax import plots
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.reports import plots
 
 # Takes a line's number, the line, and pictures uint8 [H, W, 3] by name.
 Writer = Callable[[int, Mapping[str, float], Mapping[str, np.ndarray]], None]

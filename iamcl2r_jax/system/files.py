@@ -14,7 +14,7 @@ from typing import Any
 import filelock
 from etils import epath
 
-from iamcl2r_jax import distributed
+from iamcl2r_jax.system import distributed
 
 _CHECKSUM = "sha256"  # of the other fields, as encoded here
 

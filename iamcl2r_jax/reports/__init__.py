@@ -1,0 +1,1 @@
+"""What a person sees of results: printed matrices, the page of a run, plots."""
