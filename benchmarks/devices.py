@@ -139,6 +139,7 @@ def main(argv: list[str] | None = None):
     options.add_argument("--epochs", type=int, default=_EPOCHS, help="of the model to start from")
     options.add_argument("--dtype", choices=_TOLERANCES, help="one precision, in this process")
     args = options.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")
     if args.dtype:
         found = compare(args.dtype, args.steps, args.epochs)
         print(json.dumps(found))

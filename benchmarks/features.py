@@ -11,6 +11,7 @@ ratio: ours / PyTorch eager in its faster memory layout. Goal: at most 1.0.
 import statistics
 
 import harness
+import jax
 import numpy as np
 import synthetic
 import torch
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None):
     options.add_argument("--batches", type=int, default=4, help="batches measured together")
     options.add_argument("--width", type=int, default=64, help="channels of the first stage")
     args = options.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # as PyTorch here; GPUs have gpu_protocol.py
     width, num_features = args.width, 1023
     if args.small:
         width, num_features, args.batches = 4, 31, 1

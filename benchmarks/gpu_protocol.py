@@ -104,10 +104,8 @@ def torch_seconds_per_step(config, args) -> tuple[float | None, str]:
         device="cuda" if torch.cuda.is_available() else "cpu",
     )
     steps = (int(case.data.new.size) + int(case.data.memory.size)) // batch_size
-    torch_baseline.official_loop(trainer, case.data, 1, args.workers)
-    started = time.perf_counter()
-    torch_baseline.official_loop(trainer, case.data, args.torch_epochs, args.workers)
-    return (time.perf_counter() - started) / (steps * args.torch_epochs), ""
+    _, seconds = torch_baseline.official_loop(trainer, case.data, args.torch_epochs, args.workers)
+    return seconds / (steps * args.torch_epochs), ""
 
 
 def main(argv: list[str] | None = None):
@@ -122,6 +120,9 @@ def main(argv: list[str] | None = None):
     on_gpu = jax.default_backend() == "gpu"
     if not on_gpu and not args.small:
         print(f"{_NO_GPU}: JAX finds none; --small shows that the program works")
+        return None
+    if on_gpu and jax.device_count() > 1:
+        print(f"{_NO_GPU}: JAX sees {jax.device_count()}; set CUDA_VISIBLE_DEVICES to one of them")
         return None
     if args.small:
         args.workers, args.torch_epochs = 0, 1

@@ -39,8 +39,9 @@ def main(argv: list[str] | None = None):
     options.add_argument("--batch-size", type=int, default=128)
     options.add_argument("--width", type=int, default=64, help="channels of the first stage")
     options.add_argument("--steps", type=int, default=5, help="steps measured together")
+    options.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32")
     args = options.parse_args(argv)
-    sizes = {"batch_size": args.batch_size, "width": args.width}
+    sizes = {"batch_size": args.batch_size, "width": args.width, "dtype": args.dtype}
     if args.small:
         args.seeds, args.steps = 2, 1
         sizes = {"batch_size": 8, "width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}

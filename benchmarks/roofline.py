@@ -19,6 +19,8 @@ The roofline, min(matrix rate, intensity x bandwidth), knows two limits. A step 
 others: products too small to fill the device, and what a step takes whatever its batch, such as
 starting kernels. The line through the smallest and the largest batch tells how much the latter is.
 
+With JAX_PLATFORMS set it needs the CPU beside the GPU, "cuda,cpu", for XLA's count.
+
 ratio: the step's rate / the device's matrix rate in the same dtype, at the largest batch. A share:
 1 would be the most, and it has no goal.
 """

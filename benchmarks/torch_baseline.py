@@ -7,6 +7,7 @@ a figure. `official_loop` has instead the shape of common training code, and of 
 
 import dataclasses
 import itertools
+import time
 from collections.abc import Callable
 
 import numpy as np
@@ -273,14 +274,17 @@ class _Samples(torch.utils.data.Dataset):
         return (image / 255 - self._mean) / self._std, int(self._labels[index])
 
 
-def official_loop(trainer: Trainer, data: TaskData, epochs: int, workers: int) -> float:
+def official_loop(
+    trainer: Trainer, data: TaskData, epochs: int, workers: int
+) -> tuple[float, float]:
     """Training of common shape: `DataLoader`s, samples augmented one by one, figures every step.
 
     Half of each batch comes from a loader of the memory and half from one of the new samples, and
     the loss is read after every step, as in the official code.
 
     Returns:
-      The last loss.
+      The last loss, and the seconds of all steps but for one epoch before them, in which the
+      loaders start their processes and the device warms up.
     """
     device, half = trainer.padded.device, trainer.batch_size // 2
     images, labels = np.asarray(data.dataset.images), np.asarray(data.dataset.labels)
@@ -296,13 +300,22 @@ def official_loop(trainer: Trainer, data: TaskData, epochs: int, workers: int) -
                 num_workers=workers,
                 pin_memory=device.type == "cuda",
                 persistent_workers=workers > 0,
+                # A fork would copy JAX's threads in whatever state they are.
+                multiprocessing_context="forkserver" if workers else None,
             )
         )
     steps = (len(trainer.new) + len(trainer.memory)) // trainer.batch_size
     endless = [itertools.chain.from_iterable(itertools.repeat(loader)) for loader in loaders]
-    loss = float("nan")
-    for parts in itertools.islice(zip(*endless, strict=True), epochs * steps):
-        batch, targets = (torch.cat(values).to(device) for values in zip(*parts, strict=True))
+    loss, started = float("nan"), time.perf_counter()
+    for number, parts in enumerate(
+        itertools.islice(zip(*endless, strict=True), (1 + epochs) * steps)
+    ):
+        if number == steps:
+            started = time.perf_counter()  # the loss has been read: no work is under way
+        batch, targets = (
+            torch.cat([value.to(device, non_blocking=True) for value in values])
+            for values in zip(*parts, strict=True)
+        )
         batch = batch.contiguous(memory_format=LAYOUTS[trainer.layout])
         loss = trainer.step(batch, targets.long()).item()
-    return loss
+    return loss, time.perf_counter() - started

@@ -103,6 +103,7 @@ def main(argv: list[str] | None = None):
     options.add_argument("--steps", type=int, default=5, help="steps measured together")
     options.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     args = options.parse_args(argv)
+    jax.config.update("jax_platforms", "cpu")  # as PyTorch here; GPUs have gpu_protocol.py
     torch.set_num_threads(1 if args.small else harness.cores())
     sizes = {"batch_size": args.batch_size, "width": args.width}
     if args.small:

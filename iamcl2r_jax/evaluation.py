@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from iamcl2r_jax import compatibility, retrieval
@@ -49,8 +50,9 @@ class FeatureExtractor:
         batches = []
         for start in range(0, len(images), _BATCH_SIZE):
             batch = images[start : start + _BATCH_SIZE]
-            padding = [(0, _BATCH_SIZE - len(batch))] + [(0, 0)] * 3
-            batches.append(self._features(variables, np.pad(batch, padding)))
+            if missing := _BATCH_SIZE - len(batch):
+                batch = np.pad(batch, [(0, missing)] + [(0, 0)] * 3)
+            batches.append(self._features(variables, batch))
         return np.concatenate(jax.device_get(batches))[: len(images)]
 
 
@@ -105,6 +107,14 @@ def compatibility_matrices(
     return rows.matrices()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Gallery:
+    """A gallery's features, and for each measure the features and labels that it looks at."""
+
+    features: np.ndarray
+    seen_by: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
 class _Rows:
     """The matrices of an evaluation, row by row, and the galleries that the next row takes."""
 
@@ -115,15 +125,27 @@ class _Rows:
     def add(self, current: Embedded) -> None:
         """The row of the next model."""
         if current.carry is not None:
-            self._galleries = [current.carry(gallery) for gallery in self._galleries]
-        self._galleries.append(current.gallery)
+            self._galleries = [
+                self._stored(current.carry(gallery.features)) for gallery in self._galleries
+            ]
+        self._galleries.append(self._stored(current.gallery))
+        query = jnp.asarray(current.query)  # to the device once for all galleries
         for measure, rows in self._rows.items():
-            rows.append([self._score(measure, current.query, g) for g in self._galleries])
+            compute: Callable[..., float] = retrieval.MEASURES[measure]
+            rows.append(
+                [
+                    compute(*gallery.seen_by[measure], query, self._evaluation.query.labels)
+                    for gallery in self._galleries
+                ]
+            )
 
-    def _score(self, measure: str, query: np.ndarray, gallery: np.ndarray) -> float:
-        compute: Callable[..., float] = retrieval.MEASURES[measure]
-        labels, query_labels = self._evaluation.gallery.labels, self._evaluation.query.labels
-        return compute(gallery, labels, query, query_labels)
+    def _stored(self, features: np.ndarray) -> "_Gallery":
+        labels = self._evaluation.gallery.labels
+        seen_by = {
+            measure: retrieval.REDUCTIONS.get(measure, lambda *gallery: gallery)(features, labels)
+            for measure in self._rows
+        }
+        return _Gallery(features, seen_by)
 
     def matrices(self) -> dict[str, np.ndarray]:
         """See `compatibility_matrices`."""

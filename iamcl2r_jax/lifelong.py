@@ -321,7 +321,7 @@ def stream_tasks(
     for record in records:
         setting.tracker.task(record)
     memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
-    model = first_model(config)
+    model = None
     for task in range(len(records)):
         external = external | arrivals.take(config, workdir, task, external, reporter)
     if records:
@@ -336,6 +336,8 @@ def stream_tasks(
         previous, adapter = model, None
         if task in external:
             model = Model.of(external[task])
+        elif model is None:
+            model = first_model(config)
         variables = start_variables(config, task, model, replaced=task in external)
         model, history = yield TaskTraining(task, model, variables, memory, centres)
         if method.uses_memory:

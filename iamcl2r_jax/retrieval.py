@@ -18,14 +18,16 @@ _SCORES_AT_ONCE = 2**24  # similarities held in memory, 64 MiB
 
 
 def _checked(name, features, labels):
-    features, labels = np.asarray(features), np.asarray(labels)
+    # What is on a device stays there: the queries of a model are compared with many galleries.
+    features = features if isinstance(features, jax.Array) else np.asarray(features)
+    labels = np.asarray(labels)
     if features.ndim != 2 or not features.size:
         raise ValueError(f"{name}: expected non-empty features [N, D], got {list(features.shape)}")
     if labels.shape != features.shape[:1]:
         raise ValueError(
             f"{name}_labels: expected shape [{len(features)}], got {list(labels.shape)}"
         )
-    if not np.isfinite(features).all():
+    if not features.__array_namespace__().isfinite(features).all():
         raise ValueError(f"{name}: features must be finite, got NaN or infinity")
     return features, labels
 
@@ -76,12 +78,20 @@ def _others_ahead(query, query_classes, gallery, gallery_classes):
 _similarities = jax.jit(losses.cosine_similarities)
 
 
-def _chunks(query, num_gallery) -> Iterator[tuple[slice, np.ndarray]]:
+def _chunks(query, num_gallery) -> Iterator[tuple[slice, np.ndarray | jax.Array]]:
     """Slices of the queries, and the queries there padded to one shape, so that jit traces once."""
-    size = min(max(1, _SCORES_AT_ONCE // num_gallery), len(query))
+    size = max(1, _SCORES_AT_ONCE // num_gallery)
+    if len(query) <= size:
+        yield slice(0, len(query)), query
+        return
+    query = np.asarray(query)
     for start in range(0, len(query), size):
         chunk = query[start : start + size]
-        yield slice(start, start + len(chunk)), np.pad(chunk, [(0, size - len(chunk)), (0, 0)])
+        missing = size - len(chunk)
+        yield (
+            slice(start, start + len(chunk)),
+            np.pad(chunk, [(0, missing), (0, 0)]) if missing else chunk,
+        )
 
 
 def _ranks(gallery, gallery_labels, query, query_labels) -> np.ndarray:
@@ -202,4 +212,10 @@ MEASURES: dict[str, Callable[..., float]] = {
     "identification": identification_accuracy,
     "recall_at_1": recall_at_1,
     "mean_average_precision": mean_average_precision,
+}
+
+# All that a measure looks at of a gallery, where that is less: maps (gallery, gallery_labels) to
+# features and labels that stand for them, up to rounding, for whoever compares them more than once.
+REDUCTIONS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
+    "identification": class_means,
 }

@@ -126,10 +126,15 @@ class Program:
 
     def init_state(self, variables: Variables) -> TrainState:
         """Fresh momentum around a copy of `variables`, since the state is donated."""
-        params, batch_stats = jax.tree.map(
-            jnp.copy, (variables["params"], variables.get("batch_stats", {}))
-        )
-        return TrainState(params, batch_stats, self.optimizer().init(params))
+        return _init_state(self, variables)
+
+
+@partial(jax.jit, static_argnames=("program",))  # one program to compile instead of dozens
+def _init_state(program: Program, variables: Variables) -> TrainState:
+    params, batch_stats = jax.tree.map(
+        jnp.copy, (variables["params"], variables.get("batch_stats", {}))
+    )
+    return TrainState(params, batch_stats, program.optimizer().init(params))
 
 
 @partial(jax.jit, static_argnames=("model", "image_size"))
@@ -176,7 +181,7 @@ def train_step(
         old_features = program.old_model.apply(old_variables, images, train=False)
         if program.head == heads.LINEAR:
             old_rows = heads.rows_of(old_variables)
-            old_logits = old_features @ old_rows.T
+            old_logits = heads.scores(program.head, old_features, old_rows)
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -194,7 +199,9 @@ def train_step(
             logits=logits,
             rows=rows,
             classes=classes,
-            old_head_logits=None if old_rows is None else features @ old_rows.T,
+            old_head_logits=(
+                None if old_rows is None else heads.scores(program.head, features, old_rows)
+            ),
             old_logits=old_logits,
         )
         loss, terms = program.loss(inputs)

@@ -1,6 +1,11 @@
 """Settings shared by all tests."""
 
+import os
 import pathlib
+
+# Several processes of tests would each reserve most of a GPU, and tolerances are float32's, not
+# TF32's; JAX_PLATFORMS=cuda tries all the same.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 

@@ -1,5 +1,6 @@
 """Retrieval against naive loops and scikit-learn, and the cases that naive code gets wrong."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
@@ -208,3 +209,24 @@ def test_refuses_in_one_line(measure, change, message):
 def test_refuses_k_below_one(features):
     with pytest.raises(ValueError, match=r"ks: expected positive integers, got \(0, 1\)"):
         retrieval.recall_at_k(*features, ks=(0, 1))
+
+
+@pytest.mark.parametrize("measure", retrieval.REDUCTIONS)
+def test_what_a_measure_looks_at_stands_for_the_gallery(features, measure):
+    gallery, gallery_labels, query, query_labels = features
+    compute = retrieval.MEASURES[measure]
+    reduced = retrieval.REDUCTIONS[measure](gallery, gallery_labels)
+    assert len(reduced[0]) < len(gallery)
+    assert compute(*reduced, query, query_labels) == compute(*features)
+
+
+@pytest.mark.parametrize("measure", retrieval.MEASURES)
+@pytest.mark.parametrize("at_once", [retrieval._SCORES_AT_ONCE, 50])
+def test_queries_may_be_on_a_device_and_come_in_parts(features, monkeypatch, measure, at_once):
+    compute = retrieval.MEASURES[measure]
+    expected = compute(*features)
+    monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", at_once)
+    gallery, gallery_labels, query, query_labels = features
+    assert compute(gallery, gallery_labels, jnp.asarray(query), query_labels) == expected
+    with pytest.raises(ValueError, match="query: features must be finite"):
+        compute(gallery, gallery_labels, jnp.asarray(query).at[3, 2].set(jnp.nan), query_labels)

@@ -54,10 +54,16 @@ def project(x: jax.Array, num_features: int, dtype: jnp.dtype) -> jax.Array:
     Returns:
       Unnormalised features [B, D], float32 or wider.
     """
-    projection = nn.Dense(
-        num_features, use_bias=False, kernel_init=linear_init, dtype=dtype, name="projection"
-    )
     wide = jnp.promote_types(dtype, jnp.float32)
+    projection = nn.Dense(
+        num_features,
+        use_bias=False,
+        kernel_init=linear_init,
+        dtype=dtype,
+        # Products are summed in the wider type anyway; the sums are not to be rounded back.
+        dot_general=partial(jax.lax.dot_general, preferred_element_type=wide),
+        name="projection",
+    )
     return projection(jnp.mean(x, axis=(1, 2))).astype(wide)
 
 

@@ -1,5 +1,6 @@
 """How the programs in launch/ start, and how they tell a person what is wrong."""
 
+import logging as standard_logging
 import shlex
 import sys
 from collections.abc import Callable
@@ -45,6 +46,8 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
     """
     # What goes wrong is told once, below; Orbax would tell it page after page.
     logging.set_verbosity(logging.FATAL)
+    # But that JAX found no driver for the GPU, and goes on without one, is not told elsewhere.
+    standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
     sys.unraisablehook = _without_late_writes
     if joins_job:
         _define_job_flags()
