@@ -279,7 +279,7 @@ def test_a_request_not_heeded_ends_the_process_all_the_same():
     """Here the main thread never comes back to Python, as when XLA compiles for long."""
     program = textwrap.dedent("""
         import ctypes
-        from iamcl2r_jax import preemption
+        from iamcl2r_jax.system import preemption
         preemption._GRACE_SECONDS = 0.3
         with preemption.on_sigterm():
             print("ready", flush=True)
