@@ -50,9 +50,9 @@ class FeatureExtractor:
         batches = []
         for start in range(0, len(images), _BATCH_SIZE):
             batch = images[start : start + _BATCH_SIZE]
-            if missing := _BATCH_SIZE - len(batch):
-                batch = np.pad(batch, [(0, missing)] + [(0, 0)] * 3)
-            batches.append(self._features(variables, batch))
+            # Also where nothing is missing: on CPU, a copy is read faster than a slice of an array.
+            padding = [(0, _BATCH_SIZE - len(batch))] + [(0, 0)] * 3
+            batches.append(self._features(variables, np.pad(batch, padding)))
         return np.concatenate(jax.device_get(batches))[: len(images)]
 
 
