@@ -7,9 +7,8 @@ and batch statistics and HOC candidates are of the whole batch. Both programs do
 the same parameters on the same batches, and every step's loss is compared.
 
 The steps are those of an update in the protocol: real images (scikit-learn's digits 5 to 9, and
-memory of 0 to 4), from a model that was trained on 0 to 4 and is also the frozen teacher. Where a
-random network begins to learn noise, steps amplify any rounding by a quarter each, and float32 says
-nothing after twenty of them.
+memory of 0 to 4), from a model that was trained on 0 to 4 and is also the frozen teacher. A random
+network that begins to learn noise amplifies any rounding instead, and float32 then says nothing.
 
 ratio: the larger of (largest relative difference / tolerance) over float64 (tolerance 1e-9) and
 float32 (1e-4, since ReLU's kinks amplify rounding). Goal: below 1.
@@ -84,9 +83,8 @@ def losses(case: synthetic.Case, num_steps: int) -> list[float]:
     epoch = training.CompiledEpoch(case.program)
     state, found = case.program.init_state(case.variables), []
     for index in range(num_steps):
-        # An epoch's order is drawn anew by every call, so each step is the first of an epoch.
-        key = jax.random.key(index)
-        state, sums, _ = epoch(state, case.data, 0, 1, _RATE, key)
+        # Each the first of an epoch of its own: what an epoch has depends on the pools.
+        state, sums, _ = epoch(state, case.data, 0, 1, _RATE, jax.random.key(index))
         found.append(float(sums["loss"]))
     return found
 

@@ -197,13 +197,14 @@ def summarize(matrix: np.ndarray) -> dict:
         "matrix": [[None if np.isnan(c) else float(c) for c in row] for row in matrix],
         "ac": compatibility.average_compatibility(matrix),
         "aa": compatibility.average_accuracy(matrix),
-        "aca": _finite(compatibility.average_compatibility_accuracy(matrix)),
-        "bc": _finite(compatibility.backward_compatibility(matrix)),
-        "fc": _finite(compatibility.forward_compatibility(matrix)),
+        "aca": finite(compatibility.average_compatibility_accuracy(matrix)),
+        "bc": finite(compatibility.backward_compatibility(matrix)),
+        "fc": finite(compatibility.forward_compatibility(matrix)),
         "ac_per_task": compatibility.average_compatibility_per_task(matrix).tolist(),
         "aa_per_task": compatibility.average_accuracy_per_task(matrix).tolist(),
     }
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """The value as JSON holds it: null where it is undefined."""
     return value if np.isfinite(value) else None

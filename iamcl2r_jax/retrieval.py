@@ -87,11 +87,7 @@ def _chunks(query, num_gallery) -> Iterator[tuple[slice, np.ndarray | jax.Array]
     query = np.asarray(query)
     for start in range(0, len(query), size):
         chunk = query[start : start + size]
-        missing = size - len(chunk)
-        yield (
-            slice(start, start + len(chunk)),
-            np.pad(chunk, [(0, missing), (0, 0)]) if missing else chunk,
-        )
+        yield slice(start, start + len(chunk)), np.pad(chunk, [(0, size - len(chunk)), (0, 0)])
 
 
 def _ranks(gallery, gallery_labels, query, query_labels) -> np.ndarray:

@@ -124,17 +124,13 @@ class Program:
             optax.trace(decay=self.momentum),
         )
 
+    @partial(jax.jit, static_argnums=0)  # one program to compile instead of dozens
     def init_state(self, variables: Variables) -> TrainState:
         """Fresh momentum around a copy of `variables`, since the state is donated."""
-        return _init_state(self, variables)
-
-
-@partial(jax.jit, static_argnames=("program",))  # one program to compile instead of dozens
-def _init_state(program: Program, variables: Variables) -> TrainState:
-    params, batch_stats = jax.tree.map(
-        jnp.copy, (variables["params"], variables.get("batch_stats", {}))
-    )
-    return TrainState(params, batch_stats, program.optimizer().init(params))
+        params, batch_stats = jax.tree.map(
+            jnp.copy, (variables["params"], variables.get("batch_stats", {}))
+        )
+        return TrainState(params, batch_stats, self.optimizer().init(params))
 
 
 @partial(jax.jit, static_argnames=("model", "image_size"))

@@ -141,7 +141,8 @@ def test_markdown():
 def test_csv_is_unrounded():
     rows = {name: ROWS[name] for name in ("er", "cvs")}
     assert tables.comma_separated("method", rows) == (
-        "method,n,failed,ac_mean,ac_deviation,aa_mean,aa_deviation,across_mean,across_deviation,aca_mean,aca_deviation,"
+        "method,n,failed,ac_mean,ac_deviation,aa_mean,aa_deviation,"
+        "across_mean,across_deviation,aca_mean,aca_deviation,"
         "bc_mean,bc_deviation,fc_mean,fc_deviation,recall_at_1_mean,recall_at_1_deviation,"
         "final_accuracy_mean,final_accuracy_deviation\n"
         "er,1,1,0.1,,45.375,,60.0,,0.05,,0.1,,-0.1,,46.375,,0.5,\n"

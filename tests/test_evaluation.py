@@ -6,7 +6,7 @@ import weakref
 import numpy as np
 import pytest
 
-from iamcl2r_jax import evaluation, lifelong
+from iamcl2r_jax import evaluation, lifelong, retrieval
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation import Embedded, Evaluation
 from iamcl2r_jax.system.preemption import Preemption
@@ -97,3 +97,19 @@ def test_each_model_of_a_run_is_restored_once(sets, monkeypatch):
         for name, of in sets.items()
     ]
     assert found == evaluation.measured(sets, pairs, MEASURES)
+
+
+def test_a_gallery_is_reduced_once_for_all_models(sets, monkeypatch):
+    of, reduce, reduced = sets["three"], retrieval.REDUCTIONS["identification"], []
+
+    def counting(gallery, labels):
+        reduced.append(gallery)
+        return reduce(gallery, labels)
+
+    monkeypatch.setitem(retrieval.REDUCTIONS, "identification", counting)
+    models = [
+        Embedded(features(seed, of.query.images), features(seed, of.gallery.images))
+        for seed in range(NUM_TASKS)
+    ]
+    evaluation.compatibility_matrices(of, models, MEASURES)
+    assert len(reduced) == NUM_TASKS

@@ -2,6 +2,7 @@
 
 import base64
 import html.parser
+import io
 import json
 import pathlib
 import shutil
@@ -9,9 +10,10 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from iamcl2r_jax import checkpoints, config, evaluation, inputs, methods, runs, simplex, task
-from iamcl2r_jax.reports import html_report, plots, report_pictures
+from iamcl2r_jax.reports import html_report, plots, report, report_pictures
 from iamcl2r_jax.system import files, progress, runtime
 
 CLASSES = ("a", "b<i>&amp;", "$c_d$", "e")  # a folder's name may hold what HTML and TeX read
@@ -270,6 +272,30 @@ def test_headline_has_the_figures_of_the_results(small, page):
             figures, references = figures["measures"][attrs["data-measure"]], ["", ""]
         shown = [text for _, text in cells[1:]]
         assert shown == [f"{figures['ac']:.3f}", f"{figures['aa']:.2f}", *references]
+
+
+@pytest.mark.parametrize("replacements", [[0], [0, 1]])
+def test_accuracy_across_replacements_is_told_where_there_is_such_a_pair(
+    small, tmp_path, replacements
+):
+    c, workdir, results, _ = small
+    results = results | {"replacements": replacements, "retrained": []}
+    place = tmp_path / "run"
+    shutil.copytree(workdir, place)
+    written = pathlib.Path(html_report.write(c, str(place), results))
+    console = Console(record=True, file=io.StringIO(), width=200)
+    report.print_evaluations(results["evaluations"], replacements, console)
+    printed = console.export_text()
+    for attrs, cells in Page(written.read_text("utf-8")).table("figures")[1:]:
+        figures = results["evaluations"][attrs["data-evaluation"]]
+        is_main = attrs["data-measure"] == figures["measure"]
+        figures = figures if is_main else figures["measures"][attrs["data-measure"]]
+        value = f"{100 * figures['matrix'][1][0]:.2f}"  # the only pair of two models
+        shown = [text for _, text in cells[1:]]
+        assert len(shown) == (4 if replacements == [0] else 5)
+        assert (shown[2] == value) == (replacements == [0, 1])
+        if is_main:
+            assert (f"across replacements {value} %" in printed) == (replacements == [0, 1])
 
 
 def test_page_tells_how_it_came_about(small, page):

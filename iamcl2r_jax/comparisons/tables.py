@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from iamcl2r_jax import compatibility
+from iamcl2r_jax.evaluation import finite
 
 Row = dict[str, Any]
 
@@ -80,7 +81,7 @@ def figures(results: dict, evaluation: str) -> dict[str, float | None]:
     across = compatibility.accuracy_across_replacements(found["matrix"], results["replacements"])
     return (
         {name: found[name] for name in ("ac", "aa")}
-        | {"across": None if np.isnan(across) else across}
+        | {"across": finite(across)}
         | {name: found[name] for name in ("aca", "bc", "fc")}
         | {measure: summary["aa"] for measure, summary in found["measures"].items()}
         | {"final_accuracy": results["task_accuracy"][-1]}

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import checkpoints, compatibility, heads, inputs, methods, runs, simplex
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation import Evaluation
+from iamcl2r_jax.evaluation import Evaluation, finite
 from iamcl2r_jax.reports import plots
 from iamcl2r_jax.reports import report_pictures as pictures
 from iamcl2r_jax.system import distributed, files
@@ -241,8 +241,10 @@ def _evaluations(
                     "name": _named(measure)[0],
                     "meaning": _named(measure)[1],
                     "figures": figures,
-                    "across": compatibility.accuracy_across_replacements(
-                        figures["matrix"], results["replacements"]
+                    "across": finite(
+                        compatibility.accuracy_across_replacements(
+                            figures["matrix"], results["replacements"]
+                        )
                     ),
                     "rows": _cells(figures["matrix"]),
                 }
