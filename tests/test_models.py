@@ -77,7 +77,7 @@ def test_both_lowerings_agree_in_values_and_gradients(case, dtype, tolerance):
     def both(*arguments):
         return [
             _value_and_gradients(partial(conv, stride=stride, padding=padding), *arguments)
-            for conv in (matmul_conv, native_conv)
+            for conv in (conv2d, native_conv)
         ]
 
     with jax.enable_x64(dtype == np.float64):
@@ -145,6 +145,26 @@ def test_the_platform_picks_the_lowering(function):
         elsewhere = traced.lower(lowering_platforms=(platform,)).as_text()
         assert "stablehlo.convolution" in elsewhere
         assert "stablehlo.dot_general" not in elsewhere
+
+
+@pytest.mark.parametrize("case", [(1, 1, 5, 3, 1, 1), (2, 2, 5, 3, 2, 1), (2, 2, 5, 1, 2, 0)])
+def test_a_single_output_is_one_product_of_what_it_reads_on_every_platform(case):
+    x, kernel = _arguments(case, np.float32)
+    *_, stride, padding = case
+
+    def gradients(x, kernel):
+        conv = partial(conv2d, stride=stride, padding=padding)
+        return jax.grad(lambda *a: conv(*a).sum(), argnums=(0, 1))(x, kernel)
+
+    traced = jax.jit(partial(conv2d, stride=stride, padding=padding)).trace(x, kernel)
+    backward = jax.jit(gradients).trace(x, kernel)
+    for platform in ("cpu", "cuda", "tpu"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.dot_general") == 1
+        for lowered in (text, backward.lower(lowering_platforms=(platform,)).as_text()):
+            assert "stablehlo.convolution" not in lowered
+            assert "stablehlo.gather" not in lowered
+            assert "stablehlo.scatter" not in lowered
 
 
 def test_what_is_compiled_on_cpu_holds_no_convolution():

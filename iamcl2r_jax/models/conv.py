@@ -2,8 +2,12 @@
 
 GPUs and TPUs have native convolutions. XLA's on CPU are several times slower than a matrix product
 over the same numbers (and slower still inside a loop), so there the convolution *is* matrix
-products, with fewer multiplications where that pays (`winograd.py`). Both lowerings compute
+products, with fewer multiplications where that pays (`winograd.py`). All lowerings compute
 the same function up to rounding.
+
+Where the output is a single position, as in the last stage of a network for small images, the
+convolution is one product on every platform: native ones copy the taps that nothing reads too,
+and their gradients turn and transpose the whole kernel.
 """
 
 from functools import partial
@@ -71,6 +75,15 @@ def _product_pull_back(saved, cotangent):
 
 
 _product.defvjp(lambda columns, matrix: (columns @ matrix, (columns, matrix)), _product_pull_back)
+
+
+def _single_output(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
+    """The convolution to [B, 1, 1, C'] as one product of the cells that it reads."""
+    k_h, k_w, _, features = kernel.shape
+    read_h, read_w = min(x.shape[1], k_h - padding), min(x.shape[2], k_w - padding)
+    cells = x[:, :read_h, :read_w].reshape(len(x), -1)
+    taps = kernel[padding : padding + read_h, padding : padding + read_w]
+    return _product(cells, taps.reshape(-1, features))[:, None, None]
 
 
 def _dense(x: jax.Array, kernel: jax.Array, rows: np.ndarray, cols: np.ndarray) -> jax.Array:
@@ -206,6 +219,12 @@ def conv2d(
             f"groups={groups}: must divide the {x.shape[-1]} channels of the input and the "
             f"{kernel.shape[-1]} of the output"
         )
+    single = all(
+        0 <= size + 2 * padding - k < stride and padding < k
+        for size, k in zip(x.shape[1:3], kernel.shape[:2], strict=True)
+    )
+    if single and groups == 1:
+        return _single_output(x, kernel, padding)
     options = {"stride": stride, "padding": padding}
     grouped = options | {"groups": groups}
     return jax.lax.platform_dependent(
