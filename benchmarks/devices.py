@@ -49,7 +49,7 @@ def update_case(num_epochs: int) -> synthetic.Case:
     new = np.concatenate(of_class[_EARLIER:])
     memory = np.concatenate([images[:_PER_CLASS] for images in of_class[:_EARLIER]])
     data = case.data.replace(
-        dataset=training.Dataset(jnp.asarray(digits.images), jnp.asarray(slots, jnp.int32)),
+        dataset=training.Dataset.of(jnp.asarray(digits.images), jnp.asarray(slots, jnp.int32)),
     )
     start = pretrained(case, data.replace(**pools(earlier, memory[:0])), num_epochs)
     old = training.OldModel(jax.device_put(start), jnp.asarray(True))

@@ -26,13 +26,13 @@ ratio: the step's rate / the device's matrix rate in the same dtype, at the larg
 """
 
 import math
-import re
 import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import harness
+import hlo
 import jax
 import jax.numpy as jnp
 import synthetic
@@ -89,35 +89,6 @@ def counted_flops(traced: jax.stages.Traced, platform: str) -> float:
         return traced.lower(lowering_platforms=(platform,)).cost_analysis()["flops"]
 
 
-_DEFINITION = re.compile(r"^\s*(?:ROOT )?(%[\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$", re.MULTILINE)
-_ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
-
-
-def _bytes_of(shape: str) -> int:
-    """Of an array or a tuple of arrays as HLO writes them, without uint8: a library's scratch."""
-    arrays = [found for found in _ARRAY.findall(shape) if found[0] != "u8"]
-    return sum(
-        int(bits or 8) * math.prod(int(d) for d in dims.split(",") if d) // 8
-        for _, bits, dims in arrays
-    )
-
-
-def library_bytes(hlo: str) -> int:
-    """Operands and results of the calls of libraries in a compiled program, which XLA leaves out.
-
-    Args:
-      hlo: the text of the optimised program. A call in a loop counts once, as in XLA's count.
-    """
-    definitions = _DEFINITION.findall(hlo)
-    shapes = {name: shape for name, shape, _, _ in definitions}
-    total = 0
-    for _, shape, operation, rest in definitions:
-        if operation == "custom-call":
-            operands = re.findall(r"%[\w.\-]+", rest.partition(")")[0])
-            total += _bytes_of(shape) + sum(_bytes_of(shapes[operand]) for operand in operands)
-    return total
-
-
 def device_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
     """Bytes that the program needs, by XLA's plan."""
     plan = compiled.memory_analysis()
@@ -152,7 +123,7 @@ def prepared_step(batch_size: int, steps: int, options: Mapping) -> tuple[Callab
     return call, {
         "flops": flops,
         "flops_after_optimisation": counts["flops"],
-        "bytes": counts["bytes accessed"] + library_bytes(compiled.as_text()),
+        "bytes": counts["bytes accessed"] + hlo.library_bytes(compiled.as_text()),
         "planned_memory": device_memory(compiled),
         "peak_bytes_in_use": harness.peak_memory(),
     }

@@ -95,7 +95,7 @@ def hoc_case(
     data = training.TaskData(
         old=training.OldModel(jax.device_put(random_variables(model, seed=1)), jnp.asarray(True)),
         classifier=jnp.asarray(simplex.dsimplex(num_classes)),
-        dataset=training.Dataset(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32)),
+        dataset=training.Dataset.of(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32)),
         new=make_pool(np.arange(num_new), max(num_new, batch_size)),
         memory=make_pool(np.arange(num_new, num_new + num_memory), max(num_memory, batch_size)),
     )

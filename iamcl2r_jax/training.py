@@ -360,8 +360,12 @@ class CompiledEpoch:
         learning_rate: float,
         key: jax.Array,
     ) -> jax.stages.Traced:
-        """What such a call runs, to be lowered and looked at; `state` and `data` may be shapes."""
-        return self._steps.trace(state, data, *_scalars(first, stop, learning_rate), key)
+        """What such a call runs, to be lowered and looked at; arrays may be shapes.
+
+        Shapes with shardings tell the devices, which need not be there.
+        """
+        scalars = jax.eval_shape(lambda: _scalars(first, stop, learning_rate))
+        return self._steps.trace(state, data, *scalars, key)
 
 
 def _scalars(first: int, stop: int, learning_rate: float) -> tuple[jax.Array, jax.Array, jax.Array]:

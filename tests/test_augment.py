@@ -6,7 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from iamcl2r_jax.data.augment import ImageOptions, augmented_batch, normalize_images
+from iamcl2r_jax.data.augment import (
+    ImageOptions,
+    augmented_batch,
+    gathered,
+    normalize_images,
+    selected,
+)
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 SIZE = 6
@@ -71,6 +77,43 @@ def test_is_pad_crop_and_flip(padding, flip, height, width):
     batch = _augmented(jax.random.key(0), real, indices, options)
     expected = _naive(real, indices, offsets, padding, height, width)
     np.testing.assert_allclose(batch, (expected / 255 - MEAN) / STD, rtol=1e-5, atol=1e-6)
+
+
+def test_both_lowerings_take_the_same_pixels():
+    """Every value that a pixel has, and positions up to twice the size outside of the image."""
+    rng = np.random.default_rng(0)
+    images = rng.permuted(np.arange(9 * 7 * 5 * 3) % 256).astype(np.uint8).reshape(9, 7, 5, 3)
+    assert len(np.unique(images)) == 256
+    indices = rng.integers(0, 9, 50)
+    rows, cols = rng.integers(-14, 21, (50, 7)), rng.integers(-10, 15, (50, 5))
+    both = [np.asarray(jax.jit(f)(images, indices, rows, cols)) for f in (gathered, selected)]
+    inside = ((rows >= 0) & (rows < 7))[:, :, None] & ((cols >= 0) & (cols < 5))[:, None]
+    sample = np.broadcast_to(indices[:, None, None], inside.shape)
+    grid = np.broadcast_arrays(rows[:, :, None], cols[:, None])
+    expected = np.zeros((50, 7, 5, 3), np.uint8)
+    expected[inside] = images[sample[inside], grid[0][inside], grid[1][inside]]
+    for got in both:
+        assert got.dtype == np.uint8
+        np.testing.assert_array_equal(got, expected)
+
+
+def test_a_tpu_gathers_whole_images_from_lines_of_pixels():
+    images = jax.ShapeDtypeStruct((50, SIZE, SIZE, 3), np.uint8)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    indices, options = jax.ShapeDtypeStruct((8,), np.int32), _raw(1, flip=True)
+    lowered = {
+        platform: _augmented.trace(key, images, indices, options)
+        .lower(lowering_platforms=(platform,))
+        .as_text()
+        for platform in ("cpu", "cuda", "tpu")
+    }
+    line = SIZE * SIZE * 3
+    whole = f"(tensor<50x{line}xui8>, tensor<8x1xi32>) -> tensor<8x{line}xui8>"
+    assert {name: whole in text for name, text in lowered.items()} == {
+        "cpu": False,
+        "cuda": False,
+        "tpu": True,
+    }
 
 
 def test_every_offset_and_both_directions_are_equally_likely():

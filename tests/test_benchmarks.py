@@ -137,7 +137,58 @@ ENTRY %main (a: bf16[4,8], b: f32[8,2]) -> f32[4,2] {
   ROOT %first = f32[4,2]{1,0} get-tuple-element(%call), index=0
 }
 """
-    assert load("roofline").library_bytes(text) == 2 * 32 + 4 * 16 + 4 * 8
+    assert load("hlo").library_bytes(text) == 2 * 32 + 4 * 16 + 4 * 8
+
+
+def test_the_longest_loop_is_what_a_round_of_it_executes(load):
+    text = """
+%body.1 (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %s = (s32[], f32[4]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%s), index=0
+  %x = f32[4]{0} get-tuple-element(%s), index=1
+  %f = f32[4]{0} fusion(%x), kind=kLoop, backend_config={"estimated_cycles":"70"}
+  %one = s32[] constant(1)
+  %next = s32[] add(%i, %one)
+  ROOT %out = (s32[], f32[4]{0}) tuple(%next, %f)
+}
+%short (s: (s32[])) -> (s32[]) {
+  %s.1 = (s32[]) parameter(0)
+  ROOT %copy = (s32[]) copy(%s.1)
+}
+ENTRY %main (s: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %p = (s32[], f32[4]{0}) parameter(0)
+  %w = (s32[]) while(%q), condition=%never, body=%short
+  ROOT %while = (s32[], f32[4]{0}) while(%p), condition=%cond, body=%body.1
+}
+"""
+    steps = load("hlo").longest_loop(text)
+    assert [(s.name, s.operation, s.cycles) for s in steps] == [
+        ("%f", "fusion", 70),
+        ("%next", "add", 0),
+    ]
+    assert steps[1].operands == ["%i", "%one"]
+    with pytest.raises(ValueError, match="no loop"):
+        load("hlo").longest_loop("ENTRY %main (a: s32[]) -> s32[] {")
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_the_program_for_other_devices_is_traced_from_shapes(load, seeds):
+    ahead, small = load("ahead_of_time"), load("roofline").SMALL
+    traced = ahead.train_program(jax.devices()[:1], seeds, batch_size=8, **small)
+    assert load("hlo").longest_loop(traced.lower().compile().as_text())
+
+
+def test_a_missing_compiler_is_named(load, monkeypatch, capsys):
+    ahead = load("ahead_of_time")
+
+    def refuse(*_, **__):
+        raise RuntimeError("no such compiler")
+
+    monkeypatch.setattr(ahead.topologies, "get_topology_desc", refuse)
+    assert ahead.main(["--target=v5e"]) is None
+    assert capsys.readouterr().out == (
+        "not compiled for v5e: pip install -e '.[tpu]' (no such compiler)\n"
+    )
 
 
 def test_which_side_of_the_roofline_limits(load):

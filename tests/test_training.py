@@ -48,7 +48,7 @@ def make_arguments(program):
         "variables": training.init_variables(program.model, jax.random.key(0), SIZE),
         "old": training.OldModel(other, jnp.asarray(True)),
         "classifier": jnp.asarray(simplex.dsimplex(K)),
-        "dataset": training.Dataset(
+        "dataset": training.Dataset.of(
             jnp.asarray(rng.integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8)),
             jnp.asarray(rng.integers(0, K, 40), jnp.int32),
         ),
@@ -237,7 +237,7 @@ def test_simplex_training_learns():
     data = training.TaskData(
         training.OldModel({}, jnp.asarray(False)),
         jnp.asarray(simplex.dsimplex(K)),
-        training.Dataset(jnp.asarray(images, jnp.uint8), jnp.asarray(labels)),
+        training.Dataset.of(jnp.asarray(images, jnp.uint8), jnp.asarray(labels)),
         make_pool(np.arange(64), 64),
         make_pool(np.zeros(0, np.int32), 64),
     )

@@ -30,12 +30,25 @@ class Dataset:
     """A data set on the device.
 
     Attributes:
-      images: uint8 [N, H, W, 3].
+      pixels: of each image in one line, uint8 [N, H W 3]; a TPU would keep images so that those of
+        one image lie far apart, see `augment.selected`.
       labels: row of the classifier that belongs to each image's class, int32 [N].
+      image_shape: (H, W, 3).
     """
 
-    images: jax.Array
+    pixels: jax.Array
     labels: jax.Array
+    image_shape: tuple[int, ...] = flax.struct.field(pytree_node=False)
+
+    @classmethod
+    def of(cls, images: np.ndarray, labels: np.ndarray) -> "Dataset":
+        """Of images uint8 [N, H, W, 3]."""
+        return cls(images.reshape(len(images), -1), labels, images.shape[1:])
+
+    @property
+    def images(self) -> jax.Array:
+        """uint8 [N, H, W, 3]."""
+        return self.pixels.reshape(-1, *self.image_shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +101,7 @@ def place(
     labels = labels.astype(np.int32)
     if not fits(images, resident_gib):
         return HostDataset(images, labels)
-    return parallel.replicate(Dataset(images, labels), batch_sharding)
+    return parallel.replicate(Dataset.of(images, labels), batch_sharding)
 
 
 def blocks(
