@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iamcl2r_jax import compatibility, retrieval
+from iamcl2r_jax import compatibility, parallel, retrieval
 from iamcl2r_jax.data.augment import ImageOptions, normalize_images
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.training import Variables
 
 _BATCH_SIZE = 256
+_BATCHES_PER_CALL = 8  # at most; a call computes those that hold an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,10 @@ class Evaluation:
 class FeatureExtractor:
     """Runs a model over images in batches of one shape, so that it is compiled once.
 
+    A call of the compiled program loops over several batches: what it derives from the model's
+    variables is computed once for all of them, and their arrays are allocated once. The devices of
+    the process share each batch.
+
     Attributes:
       model: maps images [B, H, W, 3] to features [B, D].
     """
@@ -42,18 +47,32 @@ class FeatureExtractor:
         def features(variables, images):
             return model.apply(variables, normalize_images(images, image_options), train=False)
 
-        self._features = jax.jit(features)
+        @jax.jit
+        def features_of_batches(variables, batches, count):
+            def add_batch(index, found):
+                return found.at[index].set(features(variables, batches[index]))
+
+            one = jax.eval_shape(features, variables, batches[0])
+            found = jnp.zeros((len(batches), *one.shape), one.dtype)
+            return jax.lax.fori_loop(0, count, add_batch, found)
+
+        self._features_of_batches = features_of_batches
 
     def __call__(self, variables: Variables, images: np.ndarray) -> np.ndarray:
         """Features float32 [N, D] of uint8 images [N, H, W, 3]."""
-        variables = jax.device_put(variables)
-        batches = []
-        for start in range(0, len(images), _BATCH_SIZE):
-            batch = images[start : start + _BATCH_SIZE]
-            # Also where nothing is missing: on CPU, a copy is read faster than a slice of an array.
-            padding = [(0, _BATCH_SIZE - len(batch))] + [(0, 0)] * 3
-            batches.append(self._features(variables, np.pad(batch, padding)))
-        return np.concatenate(jax.device_get(batches))[: len(images)]
+        sharding = parallel.local_sharding(_BATCH_SIZE)
+        variables = parallel.replicate(variables, sharding)
+        split = None if sharding is None else parallel.split_blocks(sharding)
+        capacity, parts = _BATCH_SIZE * _BATCHES_PER_CALL, []
+        for start in range(0, len(images), capacity):
+            part = images[start : start + capacity]
+            padding = [(0, capacity - len(part))] + [(0, 0)] * 3
+            batches = np.pad(part, padding).reshape(-1, _BATCH_SIZE, *images.shape[1:])
+            count = -(-len(part) // _BATCH_SIZE)
+            batches = jax.device_put(batches, split)
+            parts.append(self._features_of_batches(variables, batches, count))
+        found = np.concatenate(jax.device_get(parts))
+        return found.reshape(-1, found.shape[-1])[: len(images)]
 
 
 @dataclasses.dataclass(frozen=True)

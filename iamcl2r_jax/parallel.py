@@ -1,5 +1,6 @@
 """Data parallelism: the batch is split over all devices, everything else is on each."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,13 +20,27 @@ def batch_sharding(batch_size: int) -> NamedSharding | None:
       ValueError: if the devices cannot share the batch evenly.
     """
     count = jax.device_count()
-    if count == 1:
-        return None
     if batch_size % count:
         raise ValueError(
             f"train.batch_size={batch_size}: must be a multiple of {count}, the number of devices"
         )
-    mesh = jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,))
+    return _split_over(jax.devices())
+
+
+def local_sharding(batch_size: int) -> NamedSharding | None:
+    """How a batch lies on the devices of this process alone.
+
+    None with a single device, or with as many as cannot share the batch evenly.
+    """
+    devices = jax.local_devices()
+    return None if batch_size % len(devices) else _split_over(devices)
+
+
+def _split_over(devices: Sequence[jax.Device]) -> NamedSharding | None:
+    if len(devices) == 1:
+        return None
+    shape, types = (len(devices),), (AxisType.Auto,)
+    mesh = jax.make_mesh(shape, ("data",), axis_types=types, devices=devices)
     return NamedSharding(mesh, PartitionSpec("data"))
 
 

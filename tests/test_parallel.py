@@ -19,7 +19,8 @@ import numpy
 
 sys.path.insert(0, sys.argv[1])
 import test_training
-from iamcl2r_jax import parallel, training
+from iamcl2r_jax import evaluation, parallel, training
+from iamcl2r_jax.data import augment
 
 assert jax.device_count() == 8
 program = test_training.make_program()
@@ -50,6 +51,18 @@ resident, streamed = (
 chex.assert_trees_all_equal(jax.device_get(streamed[0]), jax.device_get(resident[0]))
 assert streamed[1] == resident[1]
 
+# Features: two calls, the last batch not full.
+extractor = evaluation.FeatureExtractor(program.model, program.image_options)
+images = numpy.random.default_rng(0).integers(0, 256, (2100, 16, 16, 3), numpy.uint8)
+alone = jax.jit(program.model.apply)(
+    given["variables"], augment.normalize_images(images, program.image_options)
+)
+numpy.testing.assert_allclose(
+    extractor(given["variables"], images), alone, rtol=1e-4, atol=1e-5 * abs(alone).max()
+)
+assert len(parallel.local_sharding(256).device_set) == 8
+assert parallel.local_sharding(12) is None
+
 try:
     parallel.batch_sharding(12)
 except ValueError as error:
@@ -73,3 +86,4 @@ def test_one_device_needs_no_sharding():
     if parallel.jax.device_count() > 1:
         pytest.skip("several devices")
     assert parallel.batch_sharding(7) is None
+    assert parallel.local_sharding(7) is None
