@@ -2,7 +2,8 @@
 
 Traced only, not run: a training step of each method on each backbone, taught by the backbone after
 it, so that each is a teacher too and never of the student's architecture. Shapes and dtypes of the
-new state must be those of the state before, which is what the loop over steps needs.
+new state must be those of the state before, which is what the loop over steps needs. A step of each
+method and of each backbone is lowered for GPUs and TPUs, too.
 
 Run: a step of the paper's method on those kinds of backbones that no run of `test_scenarios.py`
 trains. Whole runs of every method are in `test_methods.py`, and of every scenario in
@@ -60,19 +61,14 @@ def array(dtype, *shape):
     return jax.ShapeDtypeStruct(shape, dtype)
 
 
-@pytest.mark.parametrize("student", NAMES)
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_traced_step(method, student):
-    teacher = NAMES[(NAMES.index(student) + 1) % len(NAMES)]
-    program = make_program(method, student, teacher)
+def shapes_of_step(program, student, teacher):
+    """The arguments of a step."""
     variables, old = (
         heads.attach_expected(expected(name), program.head, K, K - 1) for name in (student, teacher)
     )
-    state = jax.eval_shape(program.init_state, variables)
     known = array(bool, K)
-    after, metrics = jax.eval_shape(
-        partial(training.train_step, program),
-        state,
+    return (
+        jax.eval_shape(program.init_state, variables),
         training.OldModel(old if program.old_model else {}, array(bool)),
         None if heads.is_learnable(program.head) else array(np.float32, K, K - 1),
         array(np.float32, BATCH, SIZE, SIZE, 3),
@@ -81,9 +77,33 @@ def test_traced_step(method, student):
         array(np.float32),
         methods.Classes(known, known, known, array(np.float32, K, K - 1), array(np.float32, K)),
     )
+
+
+@pytest.mark.parametrize("student", NAMES)
+@pytest.mark.parametrize("method", methods.METHODS)
+def test_traced_step(method, student):
+    teacher = NAMES[(NAMES.index(student) + 1) % len(NAMES)]
+    program = make_program(method, student, teacher)
+    state, *arguments = shapes_of_step(program, student, teacher)
+    after, metrics = jax.eval_shape(partial(training.train_step, program), state, *arguments)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
+    variables = heads.attach_expected(expected(student), program.head, K, K - 1)
     assert jax.tree.structure(after.variables) == jax.tree.structure(variables)
     assert {(m.shape, m.dtype) for m in jax.tree.leaves(metrics)} == {((), jnp.dtype("float32"))}
+
+
+@pytest.mark.parametrize(
+    ("method", "student"),
+    [(method, "resnet18") for method in methods.METHODS] + [("hoc", name) for name in NAMES],
+)
+def test_a_step_can_be_lowered_for_accelerators(method, student):
+    """That every operation has a rule there; no compiler of theirs is needed."""
+    program = make_program(method, student, student)
+    traced = jax.jit(partial(training.train_step, program)).trace(
+        *shapes_of_step(program, student, student)
+    )
+    for platform in ("cuda", "tpu"):
+        assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "regnety_400mf"])
