@@ -6,7 +6,7 @@ by leaf.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import jax
@@ -57,7 +57,8 @@ def save(
 
     Raises:
       CheckpointError: if `path` exists.
-      WriteError: if the disk is full or the place cannot be written; nothing is left of it.
+      WriteError: if the disk is full or the place cannot be written. What cannot be removed again
+        at once is removed by the next attempt.
     """
     check_free(path)
     directory = epath.Path(path).absolute()
@@ -82,7 +83,9 @@ def save(
             draft.rename(directory)
         except (OSError, ValueError, files.WriteError):
             for left in _drafts(draft):
-                left.rmtree()
+                # Orbax's threads may still write there; then the next attempt removes it.
+                with suppress(OSError):
+                    left.rmtree()
             raise
 
 

@@ -7,18 +7,21 @@ only if what is read is bit for bit what was written.
 
 import contextlib
 import errno
+import os
 import pathlib
 import pickle
 import shutil
 import sys
 import types
 import zipfile
+from functools import partial
 
 import jax
 import numpy as np
 import pytest
 import smallworld
 import tensorflow_datasets as tfds
+from etils import epath
 from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
@@ -433,6 +436,23 @@ def test_a_checkpoint_is_not_begun_without_room_for_it(tmp_path, monkeypatch):
     usage.free = 200_000
     checkpoints.save(str(tmp_path / "a"), variables, {})
     assert checkpoints.exists(str(tmp_path / "a"))
+
+
+def test_what_cannot_be_removed_yet_does_not_hide_why_a_checkpoint_failed(tmp_path, monkeypatch):
+    """As when Orbax's threads still write into the directory."""
+    variables = {"params": {"w": np.zeros(4, np.float32)}}
+
+    def fail(code, *_):
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "_digests", partial(fail, errno.EFBIG))
+        patch.setattr(type(epath.Path(tmp_path)), "rmtree", partial(fail, errno.ENOTEMPTY))
+        with pytest.raises(files.WriteError, match="File too large"):
+            checkpoints.save(str(tmp_path / "a"), variables, {})
+    assert [p.name for p in tmp_path.iterdir()] == [".a.draft"]
+    checkpoints.save(str(tmp_path / "a"), variables, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("place", ["/proc/run", "{tmp}/file/run"])
