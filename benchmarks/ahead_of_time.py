@@ -5,9 +5,11 @@
                                        [--batch-size=128] [--dtype=bfloat16]
 
 XLA compiles for a device from its description. So this tells whether the program compiles, how many
-kernels a step starts, what it plans to keep in memory and how devices exchange what they share. It
-measures no time of a step: on a GPU nothing is tuned without one, and for a TPU the compiler's own
-estimate of cycles is given, which leaves out gathers.
+instructions the loop over steps holds, on a GPU mostly a kernel or a call of a library each, what
+it plans to keep in memory and how often devices exchange what they share. Branches count as one:
+they draw the batch. It measures no time of a step: on a GPU nothing is tuned without one, nor are
+sorts the library's, and for a TPU the compiler's own estimate of cycles is given, which leaves out
+gathers and branches.
 
 ratio: memory planned on a device / memory of that device.
 """
@@ -15,7 +17,6 @@ ratio: memory planned on a device / memory of that device.
 import dataclasses
 import os
 import time
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,7 +84,6 @@ TARGETS = {
 # TPUs come in rectangles; of the smallest, fewer devices may be used.
 _TPU_SHAPES = {1: "2x2", 2: "2x2", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8"}
 _STREAM = 30_000  # images of CIFAR100R
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def described_devices(name: str, count: int) -> list[Any]:
@@ -142,6 +142,10 @@ def main(argv: list[str] | None = None):
     options.add_argument("--batch-size", type=int, default=128, help="over all devices")
     options.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     args = options.parse_args(argv)
+    if args.small:
+        args.batch_size = 8
+    if args.batch_size % args.devices:
+        options.error(f"--batch-size={args.batch_size}: must be a multiple of --devices")
     # The arrays that tell the shapes are on the CPU, and no accelerator is looked for.
     jax.config.update("jax_platforms", "cpu")
     target = TARGETS[args.target]
@@ -155,7 +159,7 @@ def main(argv: list[str] | None = None):
     # The images of all tasks are on the device.
     sizes |= {"num_new": _STREAM - 200, "num_memory": 200}
     if args.small:
-        sizes |= roofline.SMALL | {"batch_size": 8}
+        sizes |= roofline.SMALL
     traced = train_program(devices, args.seeds, **sizes)
     lowered = traced.lower(lowering_platforms=(target.platform,))
     started = time.perf_counter()
@@ -164,19 +168,16 @@ def main(argv: list[str] | None = None):
     compiled = lowered.compile(untuned)
     seconds = time.perf_counter() - started
     step = hlo.longest_loop(compiled.as_text())
-    operations = Counter(each.operation.removesuffix("-start") for each in step)
-    for half in [name for name in operations if name.endswith("-done")]:
-        del operations[half]
+    operations = hlo.operations(step)
     memory = roofline.device_memory(compiled)
     kinds = ", ".join(f"{count} {name}" for name, count in operations.most_common())
-    exchanges = sum(operations[name] for name in _COLLECTIVES)
     cycles = sum(each.cycles for each in step)
     rows = [
         ("target", f"{args.devices} x {args.target}, not measured on it"),
         ("compiling, without tuning", f"{seconds:.1f} s"),
-        ("a step", f"{operations.total()} kernels and calls"),
+        ("a step", f"{operations.total()} instructions"),
         ("  of them", kinds),
-        ("  exchanges between devices", str(exchanges)),
+        ("  exchanges between devices", str(hlo.exchanges(operations))),
         ("memory planned on a device", harness.gigabytes(memory["total"])),
         ("  of it temporary", harness.gigabytes(memory["temporary"])),
     ]

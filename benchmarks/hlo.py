@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import re
+from collections import Counter
+from collections.abc import Iterable
 
 _COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -11,6 +13,8 @@ _ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # What names a value and computes nothing.
 _NAMES_ONLY = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
+_NAMES_ONLY |= {"partition-id", "replica-id"}
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +57,9 @@ def computations(text: str) -> dict[str, list[Instruction]]:
 
 
 def longest_loop(text: str) -> list[Instruction]:
-    """What a round of the longest loop executes: on an accelerator a kernel or a call each.
+    """The instructions of the longest loop's body: on a GPU mostly a kernel or a call each.
+
+    Those inside its branches and inner loops are left out.
 
     Raises:
       ValueError: if the program has no loop.
@@ -62,7 +68,22 @@ def longest_loop(text: str) -> list[Instruction]:
     bodies = [found[name] for name in _BODY.findall(text)]
     if not bodies:
         raise ValueError("this program has no loop")
-    return [step for step in max(bodies, key=len) if step.operation not in _NAMES_ONLY]
+    return [
+        step
+        for step in max(bodies, key=len)
+        if step.operation not in _NAMES_ONLY and '"ConcatBitcast"' not in step.rest
+    ]
+
+
+def operations(instructions: Iterable[Instruction]) -> Counter[str]:
+    """How many there are of each operation; one that starts and is done later counts once."""
+    names = [each.operation for each in instructions]
+    return Counter(name.removesuffix("-start") for name in names if not name.endswith("-done"))
+
+
+def exchanges(counts: Counter[str]) -> int:
+    """How many of the operations are between devices."""
+    return sum(counts[name] for name in _COLLECTIVES)
 
 
 def _bytes_of(shape: str) -> int:

@@ -167,8 +167,37 @@ ENTRY %main (s: (s32[], f32[4])) -> (s32[], f32[4]) {
         ("%next", "add", 0),
     ]
     assert steps[1].operands == ["%i", "%one"]
+    assert load("hlo").operations(steps) == {"fusion": 1, "add": 1}
     with pytest.raises(ValueError, match="no loop"):
         load("hlo").longest_loop("ENTRY %main (a: s32[]) -> s32[] {")
+
+
+def test_what_starts_and_is_done_later_is_one_operation(load):
+    text = """
+%body (x: f32[4]) -> f32[4] {
+  %x = f32[4]{0} parameter(0)
+  %id = u32[] partition-id()
+  %r = (f32[4]{0}, f32[4]{0}) all-reduce-start(%x), to_apply=%add
+  %c = (f32[4]{0}, f32[4]{0}, u32[]) copy-start(%x)
+  %g = f32[8]{0} all-gather(%x), dimensions={0}
+  %b = f32[4]{0} custom-call(%x), custom_call_target="ConcatBitcast"
+  %rd = f32[4]{0} all-reduce-done(%r)
+  ROOT %cd = f32[4]{0} copy-done(%c)
+}
+ENTRY %main (x: f32[4]) -> f32[4] {
+  ROOT %w = f32[4]{0} while(%x), condition=%cond, body=%body
+}
+"""
+    hlo = load("hlo")
+    found = hlo.operations(hlo.longest_loop(text))
+    assert found == {"all-reduce": 1, "copy": 1, "all-gather": 1}
+    assert hlo.exchanges(found) == 2
+
+
+def test_a_batch_that_devices_cannot_share_is_refused(load, capsys):
+    with pytest.raises(SystemExit):
+        load("ahead_of_time").main(["--devices=8", "--batch-size=12"])
+    assert "--batch-size=12: must be a multiple of --devices" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seeds", [1, 2])

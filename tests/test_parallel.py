@@ -60,7 +60,12 @@ alone = jax.jit(program.model.apply)(
 numpy.testing.assert_allclose(
     extractor(given["variables"], images), alone, rtol=1e-4, atol=1e-5 * abs(alone).max()
 )
-assert len(parallel.local_sharding(256).device_set) == 8
+asked = []
+extractor._features_of_batches = lambda _, batches, count: asked.append(batches) or numpy.zeros(
+    (*batches.shape[:2], 3)
+)
+extractor(given["variables"], images)
+assert {shard.data.shape[1] for batches in asked for shard in batches.addressable_shards} == {32}
 assert parallel.local_sharding(12) is None
 
 try:

@@ -153,6 +153,14 @@ def test_the_size_decides(monkeypatch, gib, kind):
     assert isinstance(streaming.place(images, np.zeros(2**18), gib, None), kind)
 
 
+def test_on_the_device_an_image_is_one_line_of_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (5, 4, 3, 3), np.uint8)
+    placed = streaming.place(images, np.zeros(5), 1.0, None)
+    assert placed.pixels.shape == (5, 36)
+    np.testing.assert_array_equal(placed.images, images)
+    assert np.shares_memory(Dataset.of(images, np.zeros(5)).pixels, images)
+
+
 # --- Whole runs -----------------------------------------------------------------------------
 
 

@@ -36,7 +36,7 @@ def gathered(images: jax.Array, indices: jax.Array, rows: jax.Array, cols: jax.A
 
     Args:
       images: the data set, uint8 [N, H, W, C].
-      indices: samples to take, int [B].
+      indices: samples to take, int [B], in [0, N).
       rows: of each output row, int [B, H].
       cols: of each output column, int [B, W].
 

@@ -79,9 +79,9 @@ _product.defvjp(lambda columns, matrix: (columns @ matrix, (columns, matrix)), _
 
 def _single_output(x: jax.Array, kernel: jax.Array, padding: int) -> jax.Array:
     """The convolution to [B, 1, 1, C'] as one product of the cells that it reads."""
-    k_h, k_w, _, features = kernel.shape
+    k_h, k_w, channels, features = kernel.shape
     read_h, read_w = min(x.shape[1], k_h - padding), min(x.shape[2], k_w - padding)
-    cells = x[:, :read_h, :read_w].reshape(len(x), -1)
+    cells = x[:, :read_h, :read_w].reshape(len(x), read_h * read_w * channels)
     taps = kernel[padding : padding + read_h, padding : padding + read_w]
     return _product(cells, taps.reshape(-1, features))[:, None, None]
 
