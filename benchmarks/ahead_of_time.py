@@ -23,14 +23,11 @@ from typing import Any
 import harness
 import hlo
 import jax
-import jax.numpy as jnp
-import numpy as np
-import roofline
 import synthetic
 from jax.experimental import topologies
 
-from iamcl2r_jax import methods, training
-from iamcl2r_jax.seeds import SeedsEpoch, stacked, stacked_data
+from iamcl2r_jax import parallel, training
+from iamcl2r_jax.seeds import SeedsEpoch
 
 # What XLA knows of a Hopper GPU, in the terms of its GpuTargetConfigProto.
 _HOPPER = """
@@ -65,7 +62,7 @@ class Target:
     """A kind of device.
 
     Attributes:
-      platform: JAX's name for what lowers to it.
+      platform: JAX's name for what lowers to it, and the extra that installs the compiler.
       memory: bytes of one device.
       bandwidth: of its memory, in bytes/s; only a GPU's description asks for it.
     """
@@ -113,25 +110,19 @@ def described_devices(name: str, count: int) -> list[Any]:
 def train_program(devices: Sequence[Any], seeds: int, **sizes) -> jax.stages.Traced:
     """An epoch of d-Simplex-HOC on these devices, a batch split over them, traced from shapes."""
     case = synthetic.hoc_case(**sizes)
-    program, data, key = case.program, case.data, jax.random.key(0)
-    mesh = jax.sharding.Mesh(np.array(devices), ("data",))
-    whole, split = (jax.NamedSharding(mesh, jax.P(*axes)) for axes in ((), ("data",)))
-    if len(devices) > 1:
-        program = dataclasses.replace(program, batch_sharding=split)
+    split = parallel.split_over(devices)
+    whole = parallel.replicated(split) if split else jax.sharding.SingleDeviceSharding(devices[0])
+    program = dataclasses.replace(case.program, batch_sharding=split)
     epoch = training.CompiledEpoch(program)
-    state = jax.eval_shape(program.init_state, case.variables)
+    variables, data, key = case.variables, case.data, jax.random.key(0)
     if seeds > 1:
-        known = jnp.zeros(len(data.classifier), bool)
-        data = data.replace(classes=methods.Classes(active=known, new=known, known=known))
         epoch = SeedsEpoch(program)
-        state, data, key = jax.eval_shape(
-            lambda *one: (stacked([one[0]] * seeds), stacked_data([one[1]] * seeds), one[2]),
-            *(state, data, jax.random.split(key, seeds)),
-        )
-    shapes = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole), (state, data, key)
+        variables, data, key = jax.eval_shape(lambda: synthetic.at_once(case, seeds))
+    state, data, key = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole),
+        (jax.eval_shape(program.init_state, variables), data, key),
     )
-    return epoch.trace(*shapes[:2], 0, 1, 0.01, shapes[2])
+    return epoch.trace(state, data, 0, 1, 0.01, key)
 
 
 def main(argv: list[str] | None = None):
@@ -143,7 +134,7 @@ def main(argv: list[str] | None = None):
     options.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     args = options.parse_args(argv)
     if args.small:
-        args.batch_size = 8
+        args.batch_size = synthetic.SMALL["batch_size"]
     if args.batch_size % args.devices:
         options.error(f"--batch-size={args.batch_size}: must be a multiple of --devices")
     # The arrays that tell the shapes are on the CPU, and no accelerator is looked for.
@@ -152,14 +143,11 @@ def main(argv: list[str] | None = None):
     try:
         devices = described_devices(args.target, args.devices)
     except RuntimeError as error:
-        extra = {"cuda": "cuda", "tpu": "tpu"}[target.platform]
-        print(f"not compiled for {args.target}: pip install -e '.[{extra}]' ({error})")
+        print(f"not compiled for {args.target}: pip install -e '.[{target.platform}]' ({error})")
         return None
-    sizes = {"batch_size": args.batch_size, "dtype": args.dtype}
     # The images of all tasks are on the device.
-    sizes |= {"num_new": _STREAM - 200, "num_memory": 200}
-    if args.small:
-        sizes |= roofline.SMALL
+    sizes = synthetic.SMALL if args.small else {"num_new": _STREAM - 200, "num_memory": 200}
+    sizes = sizes | {"batch_size": args.batch_size, "dtype": args.dtype}
     traced = train_program(devices, args.seeds, **sizes)
     lowered = traced.lower(lowering_platforms=(target.platform,))
     started = time.perf_counter()
@@ -169,7 +157,7 @@ def main(argv: list[str] | None = None):
     seconds = time.perf_counter() - started
     step = hlo.longest_loop(compiled.as_text())
     operations = hlo.operations(step)
-    memory = roofline.device_memory(compiled)
+    memory = hlo.device_memory(compiled)
     kinds = ", ".join(f"{count} {name}" for name, count in operations.most_common())
     cycles = sum(each.cycles for each in step)
     rows = [
@@ -192,7 +180,6 @@ def main(argv: list[str] | None = None):
         "operations": dict(operations),
         "planned_memory": memory,
         "estimated_cycles": cycles or None,
-        "measured_on_device": False,
     }
     return harness.finish("ahead_of_time", rows, figures, memory["total"] / target.memory, args)
 

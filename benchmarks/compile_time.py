@@ -28,7 +28,7 @@ from iamcl2r_jax.system import runtime
 def start(cache: str, small: bool) -> dict[str, float]:
     """Seconds of a program's first call in this process, and of these lowering and compiling."""
     runtime.enable_compilation_cache(cache)
-    sizes = {"width": 4, "num_classes": 32, "batch_size": 8, "num_new": 40} if small else {}
+    sizes = synthetic.SMALL if small else {}
     if small:  # its program compiles too fast to be kept otherwise
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     case = synthetic.hoc_case(**sizes)

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None):
     args = options.parse_args(argv)
     sizes = {"batch_size": args.batch_size, "width": args.width}
     if args.small:
-        sizes = {"batch_size": 8, "width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}
+        sizes = synthetic.SMALL
     case = synthetic.hoc_case(**sizes)
     saving = config.default().saving
     epoch, reporter = TimedEpoch(case.program), Reporter()

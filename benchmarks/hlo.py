@@ -1,4 +1,4 @@
-"""What the text of a compiled program says of it: instructions, the loop over steps, traffic."""
+"""What a compiled program says of itself: instructions, the loop over steps, traffic, memory."""
 
 import dataclasses
 import math
@@ -6,14 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+import jax
+
 _COMPUTATION = re.compile(r"^(?:ENTRY )?(%[\w.\-]+) .*\{$")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?(%[\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
 _BODY = re.compile(r" while\(.*?\bbody=(%[\w.\-]+)")
 _ARRAY = re.compile(r"(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 # What names a value and computes nothing.
-_NAMES_ONLY = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast"}
-_NAMES_ONLY |= {"partition-id", "replica-id"}
+_NAMES_ONLY = (
+    *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
+    *("partition-id", "replica-id"),
+)
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 
@@ -107,3 +111,14 @@ def library_bytes(text: str) -> int:
         for call in instructions
         if call.operation == "custom-call"
     )
+
+
+def device_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes that the program needs on each device, by XLA's plan."""
+    plan = compiled.memory_analysis()
+    parts = {
+        "arguments": plan.argument_size_in_bytes,
+        "results": plan.output_size_in_bytes - plan.alias_size_in_bytes,
+        "temporary": plan.temp_size_in_bytes,
+    }
+    return parts | {"total": sum(parts.values())}

@@ -13,11 +13,10 @@ import statistics
 
 import harness
 import jax
-import jax.numpy as jnp
 import synthetic
 
-from iamcl2r_jax import methods, training
-from iamcl2r_jax.seeds import SeedsEpoch, stacked, stacked_data
+from iamcl2r_jax import training
+from iamcl2r_jax.seeds import SeedsEpoch
 
 _RATE = 0.01
 
@@ -44,21 +43,13 @@ def main(argv: list[str] | None = None):
     sizes = {"batch_size": args.batch_size, "width": args.width, "dtype": args.dtype}
     if args.small:
         args.seeds, args.steps = 2, 1
-        sizes = {"batch_size": 8, "width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}
+        sizes = synthetic.SMALL
     case = synthetic.hoc_case(**sizes)
-    known = jnp.zeros(len(case.data.classifier), bool)
-    data = case.data.replace(classes=methods.Classes(active=known, new=known, known=known))
-    init, key = case.program.init_state, jax.random.key(0)
-    one = going_on(
-        training.CompiledEpoch(case.program), init(case.variables), data, key, args.steps
-    )
-    together = going_on(
-        SeedsEpoch(case.program),
-        init(stacked([case.variables] * args.seeds)),
-        stacked_data([data] * args.seeds),
-        jax.random.split(key, args.seeds),
-        args.steps,
-    )
+    init = case.program.init_state
+    alone = init(case.variables), case.data, jax.random.key(0)
+    one = going_on(training.CompiledEpoch(case.program), *alone, args.steps)
+    variables, data, keys = synthetic.at_once(case, args.seeds)
+    together = going_on(SeedsEpoch(case.program), init(variables), data, keys, args.steps)
     seconds = {
         name: [value / args.steps for value in values]
         for name, values in harness.in_turn({"one": one, "all": together}, args.repeats).items()

@@ -39,7 +39,6 @@ import synthetic
 
 from iamcl2r_jax import training
 
-SMALL = {"width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}
 _RATE = 0.01
 _DTYPES = ("float32", "bfloat16")
 # Rows of a product's matrices, numbers of a sum's arrays, and how many follow each other in a call.
@@ -89,20 +88,9 @@ def counted_flops(traced: jax.stages.Traced, platform: str) -> float:
         return traced.lower(lowering_platforms=(platform,)).cost_analysis()["flops"]
 
 
-def device_memory(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Bytes that the program needs, by XLA's plan."""
-    plan = compiled.memory_analysis()
-    parts = {
-        "arguments": plan.argument_size_in_bytes,
-        "results": plan.output_size_in_bytes - plan.alias_size_in_bytes,
-        "temporary": plan.temp_size_in_bytes,
-    }
-    return parts | {"total": sum(parts.values())}
-
-
 def prepared_step(batch_size: int, steps: int, options: Mapping) -> tuple[Callable, dict[str, Any]]:
     """So many steps in one call, run once, and what is known of one of them without its time."""
-    case = synthetic.hoc_case(batch_size=batch_size, **options)
+    case = synthetic.hoc_case(**options | {"batch_size": batch_size})
     state, key = case.program.init_state(case.variables), jax.random.key(0)
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (state, case.data))
     traced = training.CompiledEpoch(case.program).trace(*shapes, 0, steps, _RATE, key)
@@ -124,7 +112,7 @@ def prepared_step(batch_size: int, steps: int, options: Mapping) -> tuple[Callab
         "flops": flops,
         "flops_after_optimisation": counts["flops"],
         "bytes": counts["bytes accessed"] + hlo.library_bytes(compiled.as_text()),
-        "planned_memory": device_memory(compiled),
+        "planned_memory": hlo.device_memory(compiled),
         "peak_bytes_in_use": harness.peak_memory(),
     }
 
@@ -197,7 +185,7 @@ def main(argv: list[str] | None = None):
     args = options.parse_args(argv)
     sizes, work = {"width": args.width}, _CPU_WORK if on_cpu else _ACCELERATOR_WORK
     if args.small:
-        args.batch_sizes, args.steps, sizes, work = [8], 2, SMALL, _SMALL_WORK
+        args.batch_sizes, args.steps, sizes, work = [8], 2, synthetic.SMALL, _SMALL_WORK
     if args.dtype != "float32":
         sizes = sizes | {"dtype": args.dtype}
     # From the smallest on, and before the ceilings: the peak of memory never falls.

@@ -17,6 +17,10 @@ from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream
 from iamcl2r_jax.evaluation import Evaluation
 from iamcl2r_jax.pretraining import ExternalModel
+from iamcl2r_jax.seeds import stacked, stacked_data
+
+# Of `hoc_case`, to see that a program works.
+SMALL = {"batch_size": 8, "width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +104,14 @@ def hoc_case(
         memory=make_pool(np.arange(num_new, num_new + num_memory), max(num_memory, batch_size)),
     )
     return Case(program, random_variables(model), data)
+
+
+def at_once(case: Case, seeds: int) -> tuple[training.Variables, training.TaskData, jax.Array]:
+    """Variables, data and keys of so many seeds of a case, for a `SeedsEpoch`."""
+    known = jnp.zeros(len(case.data.classifier), bool)
+    data = case.data.replace(classes=methods.Classes(active=known, new=known, known=known))
+    keys = jax.random.split(jax.random.key(0), seeds)
+    return stacked([case.variables] * seeds), stacked_data([data] * seeds), keys
 
 
 def stream(config: ConfigDict, num_classes: int, per_class: int, *, held_out: int = 1) -> Stream:

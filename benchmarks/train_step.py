@@ -25,7 +25,6 @@ from iamcl2r_jax import training
 from iamcl2r_jax.data.augment import augmented_batch, normalize_images
 from iamcl2r_jax.data.sampling import sample_batch, shuffled
 
-SMALL = {"batch_size": 8, "width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}
 _RATE = 0.01
 _TOLERANCE = 1e-3  # of float32 losses after two updates; the first agrees to about 1e-6
 
@@ -108,7 +107,7 @@ def main(argv: list[str] | None = None):
     sizes = {"batch_size": args.batch_size, "width": args.width}
     if args.small:
         args.steps, args.no_compile = 2, True
-        sizes = SMALL
+        sizes = synthetic.SMALL
     case = synthetic.hoc_case(**sizes)
     epoch = training.CompiledEpoch(case.program)
 

@@ -1,6 +1,7 @@
 """Data parallelism: the batch is split over all devices, everything else is on each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ def batch_sharding(batch_size: int) -> NamedSharding | None:
         raise ValueError(
             f"train.batch_size={batch_size}: must be a multiple of {count}, the number of devices"
         )
-    return _split_over(jax.devices())
+    return split_over(jax.devices())
 
 
 def local_sharding(batch_size: int) -> NamedSharding | None:
@@ -33,10 +34,11 @@ def local_sharding(batch_size: int) -> NamedSharding | None:
     None with a single device, or with as many as cannot share the batch evenly.
     """
     devices = jax.local_devices()
-    return None if batch_size % len(devices) else _split_over(devices)
+    return None if batch_size % len(devices) else split_over(devices)
 
 
-def _split_over(devices: Sequence[jax.Device]) -> NamedSharding | None:
+def split_over(devices: Sequence[jax.Device]) -> NamedSharding | None:
+    """How a batch lies on these devices; None for a single one."""
     if len(devices) == 1:
         return None
     shape, types = (len(devices),), (AxisType.Auto,)
@@ -64,5 +66,9 @@ def replicate(tree: Any, batch: NamedSharding | None) -> Any:
     if batch is None:
         return jax.device_put(tree)
     # Not `device_put`: it takes no random keys to the devices of other processes.
-    whole = replicated(batch)
-    return jax.jit(lambda tree: tree, in_shardings=whole, out_shardings=whole)(tree)
+    return _to_each(replicated(batch))(tree)
+
+
+@cache  # or every call would be compiled anew
+def _to_each(whole: NamedSharding) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, in_shardings=whole, out_shardings=whole)

@@ -70,7 +70,7 @@ def test_a_train_step_that_differs_is_not_timed(load):
     """The teacher is another one; the program is the one that the test above compiled."""
     pytest.importorskip("torch")
     synthetic, train_step = load("synthetic"), load("train_step")
-    case = synthetic.hoc_case(**train_step.SMALL)
+    case = synthetic.hoc_case(**synthetic.SMALL)
     others = synthetic.random_variables(case.program.model, seed=9)
     trainer = load("torch_baseline").Trainer.of(
         others, case.data, case.program.image_options, case.program.batch_size, learning_rate=0.01
@@ -202,8 +202,9 @@ def test_a_batch_that_devices_cannot_share_is_refused(load, capsys):
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_the_program_for_other_devices_is_traced_from_shapes(load, seeds):
-    ahead, small = load("ahead_of_time"), load("roofline").SMALL
-    traced = ahead.train_program(jax.devices()[:1], seeds, batch_size=8, **small)
+    traced = load("ahead_of_time").train_program(
+        jax.devices()[:1], seeds, **load("synthetic").SMALL
+    )
     assert load("hlo").longest_loop(traced.lower().compile().as_text())
 
 

@@ -21,6 +21,7 @@ sys.path.insert(0, sys.argv[1])
 import test_training
 from iamcl2r_jax import evaluation, parallel, training
 from iamcl2r_jax.data import augment
+from iamcl2r_jax.system import runtime
 
 assert jax.device_count() == 8
 program = test_training.make_program()
@@ -60,6 +61,9 @@ alone = jax.jit(program.model.apply)(
 numpy.testing.assert_allclose(
     extractor(given["variables"], images), alone, rtol=1e-4, atol=1e-5 * abs(alone).max()
 )
+with runtime.measure_compilation() as again:
+    extractor(given["variables"], images)
+assert again.seconds == 0
 asked = []
 extractor._features_of_batches = lambda _, batches, count: asked.append(batches) or numpy.zeros(
     (*batches.shape[:2], 3)
