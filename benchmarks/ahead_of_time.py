@@ -26,8 +26,9 @@ import jax
 import synthetic
 from jax.experimental import topologies
 
-from iamcl2r_jax import parallel, training
-from iamcl2r_jax.seeds import SeedsEpoch
+from iamcl2r_jax.system import parallel
+from iamcl2r_jax.training import training
+from iamcl2r_jax.training.seeds import SeedsEpoch
 
 # What XLA knows of a Hopper GPU, in the terms of its GpuTargetConfigProto.
 _HOPPER = """

@@ -21,8 +21,8 @@ import harness
 import jax
 import synthetic
 
-from iamcl2r_jax import training
 from iamcl2r_jax.system import runtime
+from iamcl2r_jax.training import training
 
 
 def start(cache: str, small: bool) -> dict[str, float]:

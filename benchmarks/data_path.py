@@ -17,10 +17,11 @@ import harness
 import jax
 import synthetic
 
-from iamcl2r_jax import config, training
-from iamcl2r_jax.resume import ProgressStore, fit_resumably
+from iamcl2r_jax import config
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import training
+from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
 
 
 class TimedEpoch(training.CompiledEpoch):

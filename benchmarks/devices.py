@@ -27,9 +27,11 @@ import jax.numpy as jnp
 import numpy as np
 import synthetic
 
-from iamcl2r_jax import methods, parallel, simplex, training
+from iamcl2r_jax import methods, simplex
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.sampling import make_pool
+from iamcl2r_jax.system import parallel
+from iamcl2r_jax.training import training
 
 _COUNT = 8
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-4}

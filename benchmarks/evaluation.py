@@ -15,14 +15,15 @@ import harness
 import numpy as np
 import synthetic
 
-from iamcl2r_jax import models, training
-from iamcl2r_jax.evaluation import (
+from iamcl2r_jax import models
+from iamcl2r_jax.evaluation.evaluation import (
     Evaluation,
     FeatureExtractor,
     compatibility_matrices,
     embed,
 )
 from iamcl2r_jax.retrieval import identification_accuracy
+from iamcl2r_jax.training import training
 
 
 class CountingExtractor:

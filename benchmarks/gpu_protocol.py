@@ -26,9 +26,10 @@ import jax
 import synthetic
 import traces
 
-from iamcl2r_jax import lifelong, recipes
+from iamcl2r_jax.config import recipes
 from iamcl2r_jax.data.sampling import steps_per_epoch
-from iamcl2r_jax.evaluation import Evaluation
+from iamcl2r_jax.evaluation.evaluation import Evaluation
+from iamcl2r_jax.training import lifelong
 
 _GOALS = {"7": 60.0, "31": 120.0}  # seconds of wall time on one H200
 _NO_GPU = "not measured on a GPU here"

@@ -15,8 +15,8 @@ import harness
 import jax
 import synthetic
 
-from iamcl2r_jax import training
-from iamcl2r_jax.seeds import SeedsEpoch
+from iamcl2r_jax.training import training
+from iamcl2r_jax.training.seeds import SeedsEpoch
 
 _RATE = 0.01
 

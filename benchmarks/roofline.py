@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import synthetic
 
-from iamcl2r_jax import training
+from iamcl2r_jax.training import training
 
 _RATE = 0.01
 _DTYPES = ("float32", "bfloat16")

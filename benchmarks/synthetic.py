@@ -10,14 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, methods, models, recipes, simplex, training
+from iamcl2r_jax import methods, models, simplex
+from iamcl2r_jax.config import recipes
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream
-from iamcl2r_jax.evaluation import Evaluation
-from iamcl2r_jax.pretraining import ExternalModel
-from iamcl2r_jax.seeds import stacked, stacked_data
+from iamcl2r_jax.evaluation.evaluation import Evaluation
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.training import training
+from iamcl2r_jax.training.pretraining import ExternalModel
+from iamcl2r_jax.training.seeds import stacked, stacked_data
 
 # Of `hoc_case`, to see that a program works.
 SMALL = {"batch_size": 8, "width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}

@@ -17,7 +17,7 @@ from torch import nn
 
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.torch_import import to_torch_state_dict
-from iamcl2r_jax.training import TaskData, Variables
+from iamcl2r_jax.training.training import TaskData, Variables
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 

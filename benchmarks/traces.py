@@ -15,10 +15,11 @@ import time
 import harness
 import synthetic
 
-from iamcl2r_jax import lifelong, recipes
+from iamcl2r_jax.config import recipes
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.task import ProgramsBySpec, Setting, stream_dataset
+from iamcl2r_jax.training import lifelong
+from iamcl2r_jax.training.task import ProgramsBySpec, Setting, stream_dataset
 
 
 class Silent(Reporter):

@@ -21,9 +21,9 @@ import synthetic
 import torch
 import torch_baseline
 
-from iamcl2r_jax import training
 from iamcl2r_jax.data.augment import augmented_batch, normalize_images
 from iamcl2r_jax.data.sampling import sample_batch, shuffled
+from iamcl2r_jax.training import training
 
 _RATE = 0.01
 _TOLERANCE = 1e-3  # of float32 losses after two updates; the first agrees to about 1e-6

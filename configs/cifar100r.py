@@ -15,7 +15,7 @@ TFDS downloads CIFAR and ImageNet at 32x32; where that fails, the error says whe
 Or name external models that are there already: --config.replacements.checkpoints.
 """
 
-from iamcl2r_jax import config_args, recipes
+from iamcl2r_jax.config import config_args, recipes
 
 
 def get_config(arg=None):

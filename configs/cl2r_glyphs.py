@@ -7,7 +7,8 @@
 what differs from that run is the replacements alone.
 """
 
-from iamcl2r_jax import config, config_args
+from iamcl2r_jax import config
+from iamcl2r_jax.config import config_args
 
 # Tasks that start from an external model, and the classes of its pre-training.
 _STARTS = {"scratch": ((), ()), "external": ((0,), (60,))}

@@ -11,8 +11,9 @@ images, 50,000 queries in 10,000 for each pair of models, is left out by
 --config.base.measures="('identification',)".
 """
 
-from iamcl2r_jax import config, config_args, methods, recipes
+from iamcl2r_jax import config, methods
 from iamcl2r_jax.comparisons import cells
+from iamcl2r_jax.config import config_args, recipes
 
 
 def get_config(arg=None):

@@ -6,7 +6,8 @@ Mirrors the paper's CIFAR100R/10 protocol with 7 tasks at a size for two CPU cor
     python launch/main.py --config=configs/glyphs.py:backbone=senet18    # also of external models
 """
 
-from iamcl2r_jax import config, config_args
+from iamcl2r_jax import config
+from iamcl2r_jax.config import config_args
 
 
 def get_config(arg=None):

@@ -13,7 +13,8 @@ Fewer epochs than in configs/glyphs.py, as there are six times as many tasks; th
 been searched. Identification only, as in the paper: there are 496 pairs of models to compare.
 """
 
-from iamcl2r_jax import config, config_args
+from iamcl2r_jax import config
+from iamcl2r_jax.config import config_args
 
 # Tasks that start from an external model, and the classes that it was pre-trained on.
 _REPLACEMENTS = {"yes": ((0, 10, 20), (60, 120, 240)), "no": ((0,), (60,))}

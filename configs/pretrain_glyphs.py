@@ -7,7 +7,8 @@ configs/glyphs.py trains the three that it needs by itself; this is for making o
 architectures: a replacement may change the architecture.
 """
 
-from iamcl2r_jax import config, config_args
+from iamcl2r_jax import config
+from iamcl2r_jax.config import config_args
 
 
 def get_config(arg=None):

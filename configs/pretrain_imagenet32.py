@@ -4,10 +4,11 @@
 
 configs/cifar100r.py trains the three that it needs (100, 300 and 600 classes) by itself, by this
 recipe; this is for making others. How the paper trained its models is not known to us: see
-iamcl2r_jax/recipes.py for what we chose. Not yet run at full size, so there is no expected figure.
+iamcl2r_jax/config/recipes.py for what we chose. Not yet run at full size, so there is no expected
+figure.
 """
 
-from iamcl2r_jax import recipes
+from iamcl2r_jax.config import recipes
 
 
 def get_config():

@@ -18,7 +18,8 @@ learned (docs/figures.md).
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import config, config_args
+from iamcl2r_jax import config
+from iamcl2r_jax.config import config_args
 
 # Epochs of each of the two tasks, batch size, and the split that is searched in.
 _DATASETS = {"handwriting": (30, 64, "train"), "mnist": (10, 128, "train[:1000]")}

@@ -8,7 +8,7 @@ Exit status with --models: 0 if every upgrade is compatible, 3 if not; 2 for bad
 
 from absl import flags
 
-from iamcl2r_jax import upgrade
+from iamcl2r_jax.evaluation import upgrade
 from iamcl2r_jax.system import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, to evaluate what it left.")

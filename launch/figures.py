@@ -10,7 +10,7 @@ Writes PNG, SVG and JSON into --output, and theorem.md; docs/figures.md says how
 
 from absl import flags
 
-from iamcl2r_jax import figures
+from iamcl2r_jax.reports import figures
 from iamcl2r_jax.system import cli
 
 _FIGURE = flags.DEFINE_enum("figure", None, list(figures.FIGURES), "What to draw.")

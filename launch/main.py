@@ -3,10 +3,10 @@
 from absl import flags
 from ml_collections import config_flags
 
-from iamcl2r_jax import lifelong, seeds
 from iamcl2r_jax.reports.report import print_results, print_seeds
 from iamcl2r_jax.system import cli, distributed
 from iamcl2r_jax.system.preemption import on_sigterm
+from iamcl2r_jax.training import lifelong, seeds
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of the run.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default runs/NAME.")

@@ -3,10 +3,10 @@
 from absl import flags
 from ml_collections import config_flags
 
-from iamcl2r_jax import pretraining
 from iamcl2r_jax.system import cli
 from iamcl2r_jax.system.preemption import on_sigterm
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import pretraining
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of pre-training.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoint to write; default below runs/external.")

@@ -9,8 +9,10 @@ import numpy as np
 from PIL import Image
 from quick import initial_variables
 
-from iamcl2r_jax import checkpoints, config, heads, methods, models
-from iamcl2r_jax.pretraining import image_spec
+from iamcl2r_jax import config, methods, models
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.training.pretraining import image_spec
 
 SIZE, K, STREAM = 8, 12, 6
 BACKBONES = {"small": 8, "wide": 16}  # channels of the layer between

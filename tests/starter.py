@@ -27,9 +27,10 @@ import jax  # noqa: E402
 import smallworld  # noqa: E402
 
 # All that a program imports, so that its child need not.
-from iamcl2r_jax import evaluation, lifelong, training, upgrade  # noqa: E402, F401
+from iamcl2r_jax.evaluation import evaluation, upgrade  # noqa: E402, F401
 from iamcl2r_jax.reports import report  # noqa: E402, F401
 from iamcl2r_jax.system import cli, runtime  # noqa: E402, F401
+from iamcl2r_jax.training import lifelong, training  # noqa: E402, F401
 
 _IMPORTING = time.monotonic() - _BEFORE_IMPORTS
 ROOT = pathlib.Path(__file__).parents[1]

@@ -9,11 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import adapters, config, evaluation, heads, lifelong, task
+from iamcl2r_jax import config
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.evaluation import adapters, evaluation
+from iamcl2r_jax.methods import heads
 from iamcl2r_jax.system import files
-from iamcl2r_jax.training import DivergenceError
+from iamcl2r_jax.training import lifelong, task
+from iamcl2r_jax.training.training import DivergenceError
 
 D, HIDDEN, K, PAIRS, CAPACITY = 6, 24, 7, 90, 100
 ACTIVE = np.arange(K) >= 3

@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
-from iamcl2r_jax import checkpoints, config, inputs, pretraining, runs, torch_files, training
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax import config
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.sources import DataError, ImageSet
 from iamcl2r_jax.data.stream import build_stream
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
+from iamcl2r_jax.torch_import import torch_files
+from iamcl2r_jax.training import inputs, pretraining, runs, training
 
 cases = {}
 

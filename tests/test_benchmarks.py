@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import losses, training
+from iamcl2r_jax import losses
 from iamcl2r_jax.models.conv import conv2d
+from iamcl2r_jax.training import training
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import checkpoints
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
 
 VARIABLES = {

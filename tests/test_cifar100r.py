@@ -8,10 +8,11 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import checkpoints, config_args, lifelong, pretraining, runs
-from iamcl2r_jax.config import check_stream, validate, validate_pretrain
+from iamcl2r_jax.config import check_stream, config_args, validate, validate_pretrain
 from iamcl2r_jax.data.stream import split_tasks
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import files
+from iamcl2r_jax.training import lifelong, pretraining, runs
 
 # ml_collections loads config files by a method that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

@@ -5,11 +5,13 @@ import pathlib
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import config, inputs, lifelong, methods, upgrade
+from iamcl2r_jax import config, methods
 from iamcl2r_jax.comparisons import cells, comparison, comparison_report, tables
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.evaluation import upgrade
 from iamcl2r_jax.system import files
-from iamcl2r_jax.training import DivergenceError
+from iamcl2r_jax.training import inputs, lifelong
+from iamcl2r_jax.training.training import DivergenceError
 
 # ml_collections loads config files by a method that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")

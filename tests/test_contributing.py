@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iamcl2r_jax import config, lifelong, losses, methods, models, retrieval, runs
+from iamcl2r_jax import config, losses, methods, models, retrieval
+from iamcl2r_jax.training import lifelong, runs
 
 PAGE = pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md"
 SIZE, CLASSES = 8, 4

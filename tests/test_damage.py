@@ -26,15 +26,17 @@ from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 
-from iamcl2r_jax import checkpoints, lifelong, pretraining, runs, task, torch_files, training
-from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.sources import DataError
-from iamcl2r_jax.resume import ProgressStore
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import Position
+from iamcl2r_jax.torch_import import torch_files
+from iamcl2r_jax.training import lifelong, pretraining, runs, task, training
+from iamcl2r_jax.training.resume import ProgressStore
+from iamcl2r_jax.training.training import Position
 
 REFUSALS = (ConfigError, DataError, CheckpointError, files.DamagedFileError)
 tried = {}

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import inputs
 from iamcl2r_jax.config import validate
 from iamcl2r_jax.data import sources
+from iamcl2r_jax.training import inputs
 
 ROOT = pathlib.Path(__file__).parents[1]
 

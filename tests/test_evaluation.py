@@ -6,11 +6,13 @@ import weakref
 import numpy as np
 import pytest
 
-from iamcl2r_jax import evaluation, lifelong, retrieval
+from iamcl2r_jax import retrieval
 from iamcl2r_jax.data.sources import ImageSet
-from iamcl2r_jax.evaluation import Embedded, Evaluation
+from iamcl2r_jax.evaluation import evaluation
+from iamcl2r_jax.evaluation.evaluation import Embedded, Evaluation
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import lifelong
 
 MEASURES = ("recall_at_1", "identification")
 NUM_TASKS = 3

@@ -18,9 +18,10 @@ import pytest
 import smallworld
 from starter import Starter
 
-from iamcl2r_jax import checkpoints, runs
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.preemption import EXIT_STATUS
+from iamcl2r_jax.training import runs
 
 CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax-small"
 STAGES = {"pre-training", "task 1", "task 2", "task 3", "evaluation"}

@@ -13,25 +13,19 @@ import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from rich.console import Console
 
-from iamcl2r_jax import (
-    checkpoints,
-    figures,
-    heads,
-    inputs,
-    runs,
-    simplex,
-    theorem,
-    training,
-    updates,
-)
+from iamcl2r_jax import simplex
 from iamcl2r_jax.config import ConfigError, check_stream, validate
-from iamcl2r_jax.config_args import ConfigArgError
+from iamcl2r_jax.config.config_args import ConfigArgError
 from iamcl2r_jax.data.stream import split_tasks
-from iamcl2r_jax.evaluation import FeatureExtractor, summarize
-from iamcl2r_jax.pretraining import image_options
-from iamcl2r_jax.reports import plots
+from iamcl2r_jax.evaluation import theorem
+from iamcl2r_jax.evaluation.evaluation import FeatureExtractor, summarize
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.reports import figures, plots, updates
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import inputs, runs, training
+from iamcl2r_jax.training.pretraining import image_options
 
 ROOT = pathlib.Path(__file__).parents[1]
 place = archives.place  # a fixture

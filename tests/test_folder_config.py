@@ -8,10 +8,11 @@ import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from PIL import Image
 
-from iamcl2r_jax import config_args, inputs, lifelong, upgrade
-from iamcl2r_jax.config import check_stream, validate
-from iamcl2r_jax.config_args import ConfigArgError, Free
+from iamcl2r_jax.config import check_stream, config_args, validate
+from iamcl2r_jax.config.config_args import ConfigArgError, Free
 from iamcl2r_jax.data.sources import DataError
+from iamcl2r_jax.evaluation import upgrade
+from iamcl2r_jax.training import inputs, lifelong
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "folder.py"
 

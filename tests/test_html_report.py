@@ -12,9 +12,12 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from iamcl2r_jax import checkpoints, config, evaluation, inputs, methods, runs, simplex, task
+from iamcl2r_jax import config, methods, simplex
+from iamcl2r_jax.evaluation import evaluation
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.reports import html_report, plots, report, report_pictures
 from iamcl2r_jax.system import files, progress, runtime
+from iamcl2r_jax.training import inputs, runs, task
 
 CLASSES = ("a", "b<i>&amp;", "$c_d$", "e")  # a folder's name may hold what HTML and TeX read
 REPLACEMENTS, RETRAINED = (0, 2), (1,)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import checkpoints, config, lifelong, pretraining, runs, training
-from iamcl2r_jax import task as task_module
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax import config
 from iamcl2r_jax.config import ConfigError
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.tracking import Tracker
+from iamcl2r_jax.training import lifelong, pretraining, runs, training
+from iamcl2r_jax.training import task as task_module
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 

@@ -12,29 +12,19 @@ import numpy as np
 import pytest
 import small_runs
 
-from iamcl2r_jax import (
-    adapters,
-    checkpoints,
-    config,
-    heads,
-    lifelong,
-    losses,
-    methods,
-    models,
-    retrieval,
-    runs,
-    simplex,
-    training,
-    upgrade,
-)
-from iamcl2r_jax import task as task_module
-from iamcl2r_jax.centres import ClassCentres
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax import config, losses, methods, models, retrieval, simplex
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.evaluation import adapters, upgrade
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.methods.centres import ClassCentres
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import lifelong, runs, training
+from iamcl2r_jax.training import task as task_module
 
 K, D, BATCH, SIZE = 10, 9, 8, 8
 EARLIER, NEW, UNSEEN = (9, 8, 7), (6, 5), (4, 3, 2, 1, 0)

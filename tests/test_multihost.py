@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import smallest_run
 
-from iamcl2r_jax import runs
 from iamcl2r_jax.system import distributed
 from iamcl2r_jax.system.distributed import JobError
+from iamcl2r_jax.training import runs
 
 PATIENCE = 900  # seconds until something counts as hanging; this machine may be busy
 

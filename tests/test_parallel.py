@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from iamcl2r_jax import parallel
+from iamcl2r_jax.system import parallel
 
 PROGRAM = """
 import dataclasses
@@ -19,7 +19,9 @@ import numpy
 
 sys.path.insert(0, sys.argv[1])
 import test_training
-from iamcl2r_jax import evaluation, parallel, training
+from iamcl2r_jax.evaluation import evaluation
+from iamcl2r_jax.system import parallel
+from iamcl2r_jax.training import training
 from iamcl2r_jax.data import augment
 from iamcl2r_jax.system import runtime
 

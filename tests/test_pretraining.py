@@ -7,10 +7,12 @@ import pytest
 import small_runs
 from small_runs import K
 
-from iamcl2r_jax import checkpoints, config, inputs, pretraining
+from iamcl2r_jax import config
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import inputs, pretraining
 
 CLASSES = 4
 

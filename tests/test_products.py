@@ -23,8 +23,10 @@ import numpy as np
 import pytest
 from quick import initial_variables, run
 
-from iamcl2r_jax import heads, methods, models, simplex, training
+from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.training import training
 
 K, SIZE, BATCH = 12, 8, 4
 NAMES = list(models.BACKBONES)

@@ -20,12 +20,14 @@ import pytest
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from iamcl2r_jax import checkpoints, config, models, training
-from iamcl2r_jax.resume import ProgressStore
+from iamcl2r_jax import config, models
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import files, preemption
 from iamcl2r_jax.system.preemption import PreemptedError, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import DivergenceError, Position, TrainState
+from iamcl2r_jax.training import training
+from iamcl2r_jax.training.resume import ProgressStore
+from iamcl2r_jax.training.training import DivergenceError, Position, TrainState
 
 
 def state_of(value):
@@ -194,7 +196,7 @@ def test_a_cleared_store_leaves_nothing(make_store, tmp_path):
 
 def test_cadence_in_epochs_and_in_seconds(make_store, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("iamcl2r_jax.resume.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("iamcl2r_jax.training.resume.time.monotonic", lambda: now[0])
     by_epochs, by_seconds, never = (
         make_store(every_epochs=2),
         make_store(every_epochs=0, every_seconds=5.0),

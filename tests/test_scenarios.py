@@ -23,23 +23,16 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from rich.console import Console
 from small_runs import STREAM, K, save_external, small_config
 
-from iamcl2r_jax import (
-    arrivals,
-    checkpoints,
-    config,
-    heads,
-    lifelong,
-    models,
-    retrieval,
-    runs,
-    training,
-)
-from iamcl2r_jax import task as task_module
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax import config, models, retrieval
 from iamcl2r_jax.config import ConfigError
-from iamcl2r_jax.pretraining import ExternalModel
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.reports import report
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import arrivals, lifelong, runs, training
+from iamcl2r_jax.training import task as task_module
+from iamcl2r_jax.training.pretraining import ExternalModel
 
 HEADS = {heads.SIMPLEX: "hoc", heads.LINEAR: "bct_er", heads.COSINE: "cvs"}
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from iamcl2r_jax import config, lifelong, models, runs, seeds
+from iamcl2r_jax import config, models
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
-from iamcl2r_jax.training import DivergenceError
+from iamcl2r_jax.training import lifelong, runs, seeds
+from iamcl2r_jax.training.training import DivergenceError
 
 # Float32 rounding, amplified over 26 steps: variables were found to differ by up to 3.3e-6, metrics
 # by 2.3e-7; the two seeds by more than 0.01.

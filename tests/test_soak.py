@@ -11,8 +11,8 @@ import psutil
 import pytest
 import smallest_run
 
-from iamcl2r_jax import lifelong
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import lifelong
 
 SETTLED = 4  # 0-based task after which nothing new is compiled or loaded
 

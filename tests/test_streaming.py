@@ -12,7 +12,7 @@ import small_runs
 from rich.console import Console
 from test_training import BATCH, make_arguments, make_program, task_data
 
-from iamcl2r_jax import config, lifelong, pretraining, runs, seeds, training
+from iamcl2r_jax import config
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled, steps_per_epoch
@@ -20,6 +20,7 @@ from iamcl2r_jax.data.streaming import Dataset, HostDataset
 from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import lifelong, pretraining, runs, seeds, training
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 # New samples and memory: none, half a batch each, a pool smaller than a batch.

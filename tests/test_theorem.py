@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from iamcl2r_jax import simplex, theorem
+from iamcl2r_jax import simplex
+from iamcl2r_jax.evaluation import theorem
 
 
 def naive_distances(query, gallery, labels, positions):

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, models, pretraining, simplex, torch_files, torch_import
-from iamcl2r_jax.checkpoints import CheckpointError
-from iamcl2r_jax.training import expected_variables
+from iamcl2r_jax import models, simplex, torch_import
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
+from iamcl2r_jax.torch_import import torch_files
+from iamcl2r_jax.training import pretraining
+from iamcl2r_jax.training.training import expected_variables
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = ("resnet18", "senet18", "regnety_400mf")

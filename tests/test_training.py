@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import losses, methods, simplex, training
+from iamcl2r_jax import losses, methods, simplex
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled
+from iamcl2r_jax.training import training
 
 K, SIZE, BATCH = 12, 16, 8
 IMAGE = ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3, crop_padding=2, flip=True)

@@ -14,14 +14,17 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image
 
-from iamcl2r_jax import checkpoints, compatibility, retrieval, simplex, training, upgrade
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax import compatibility, retrieval, simplex
 from iamcl2r_jax.config import ConfigError, validate
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import DataError
-from iamcl2r_jax.evaluation import FeatureExtractor
+from iamcl2r_jax.evaluation import upgrade
+from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
+from iamcl2r_jax.evaluation.upgrade import Split
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
-from iamcl2r_jax.upgrade import Split
+from iamcl2r_jax.training import training
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_CLASSES = 33  # as many features as the trunk has

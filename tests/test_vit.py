@@ -10,11 +10,13 @@ import scipy.special
 from quick import run
 from rich.console import Console
 
-from iamcl2r_jax import checkpoints, config, losses, methods, models, simplex, training
+from iamcl2r_jax import config, losses, methods, models, simplex
 from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.vit import TransformerBlock
-from iamcl2r_jax.resume import ProgressStore
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import training
+from iamcl2r_jax.training.resume import ProgressStore
 
 K, SIZE, BATCH = 8, 8, 4
 SMALL = {"width": 8, "depth": 2, "heads": 2}

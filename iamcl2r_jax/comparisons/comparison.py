@@ -14,14 +14,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import inputs, lifelong, pretraining
 from iamcl2r_jax.comparisons import cells, comparison_report, tables
 from iamcl2r_jax.comparisons.cells import Cell
 from iamcl2r_jax.config import ConfigError, check_stream
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.preemption import Preemption, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import DivergenceError
+from iamcl2r_jax.training import inputs, lifelong, pretraining
+from iamcl2r_jax.training.training import DivergenceError
 
 # Exit statuses of launch/compare.py.
 DONE, FAILED = 0, 1

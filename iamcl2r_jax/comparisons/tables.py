@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from iamcl2r_jax import compatibility
-from iamcl2r_jax.evaluation import finite
+from iamcl2r_jax.evaluation.evaluation import finite
 
 Row = dict[str, Any]
 

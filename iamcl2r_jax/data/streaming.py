@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from iamcl2r_jax import parallel
 from iamcl2r_jax.data.sampling import Pool, epoch_batches, epoch_key, steps_per_epoch
+from iamcl2r_jax.system import parallel
 
 # One ready and one on its way, beside that in use. The one on its way waits for its batches to be
 # drawn until the device is done with a call; the one that is ready covers this.

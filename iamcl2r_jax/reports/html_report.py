@@ -16,14 +16,17 @@ import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, compatibility, heads, inputs, methods, runs, simplex
+from iamcl2r_jax import compatibility, methods, simplex
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation import Evaluation, finite
+from iamcl2r_jax.evaluation.evaluation import Evaluation, finite
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.reports import plots
 from iamcl2r_jax.reports import report_pictures as pictures
 from iamcl2r_jax.system import distributed, files
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.task import Model, ProgramsBySpec
+from iamcl2r_jax.training import inputs, runs
+from iamcl2r_jax.training.task import Model, ProgramsBySpec
 
 FILE = "report.html"
 

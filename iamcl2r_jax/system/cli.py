@@ -8,14 +8,14 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import DataError
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, preemption, runtime
 from iamcl2r_jax.system.distributed import JobError
 from iamcl2r_jax.system.files import DamagedFileError, LockedError, WriteError
 from iamcl2r_jax.system.preemption import PreemptedError
-from iamcl2r_jax.training import DivergenceError
+from iamcl2r_jax.training.training import DivergenceError
 
 _CACHE = flags.DEFINE_string(
     "compilation_cache",

@@ -20,7 +20,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from iamcl2r_jax import heads, losses
+from iamcl2r_jax import losses
+from iamcl2r_jax.methods import heads
 
 
 @flax.struct.dataclass

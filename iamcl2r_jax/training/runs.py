@@ -7,12 +7,13 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, heads
-from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError, recorded
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, files
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.task import Model, load_model
+from iamcl2r_jax.training.task import Model, load_model
 
 
 def read_config(workdir: str) -> ConfigDict | None:

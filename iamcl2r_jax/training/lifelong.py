@@ -21,8 +21,7 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import arrivals, checkpoints, inputs, methods
-from iamcl2r_jax.centres import ClassCentres
+from iamcl2r_jax import methods
 from iamcl2r_jax.config import (
     WITHOUT_EFFECT,
     ConfigError,
@@ -32,16 +31,19 @@ from iamcl2r_jax.config import (
 )
 from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.data.stream import Stream, remember
-from iamcl2r_jax.evaluation import Evaluation, compatibility_matrices, embed, measured
-from iamcl2r_jax.pretraining import ExternalModel, image_spec
+from iamcl2r_jax.evaluation.evaluation import Evaluation, compatibility_matrices, embed, measured
+from iamcl2r_jax.methods.centres import ClassCentres
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.reports import html_report
-from iamcl2r_jax.resume import ProgressStore
-from iamcl2r_jax.runs import intact_task_records, load_task, task_path
 from iamcl2r_jax.system import distributed, files, runtime, tracking
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.runtime import Clock
-from iamcl2r_jax.task import (
+from iamcl2r_jax.training import arrivals, inputs
+from iamcl2r_jax.training.pretraining import ExternalModel, image_spec
+from iamcl2r_jax.training.resume import ProgressStore
+from iamcl2r_jax.training.runs import intact_task_records, load_task, task_path
+from iamcl2r_jax.training.task import (
     Model,
     ProgramsBySpec,
     Setting,
@@ -53,7 +55,7 @@ from iamcl2r_jax.task import (
     with_adapter,
     with_task_centres,
 )
-from iamcl2r_jax.training import Variables
+from iamcl2r_jax.training.training import Variables
 
 _OF_A_RUN = ("progress", "tasks", "results.json")
 

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from iamcl2r_jax import checkpoints, compatibility, inputs, retrieval, runs
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax import compatibility, retrieval
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import DataError, ImageSet
-from iamcl2r_jax.evaluation import (
+from iamcl2r_jax.evaluation.evaluation import (
     Embedded,
     Evaluation,
     FeatureExtractor,
@@ -27,10 +26,13 @@ from iamcl2r_jax.evaluation import (
     measured,
     summarize,
 )
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.reports import html_report, report
 from iamcl2r_jax.system import files, runtime
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.task import load_model
+from iamcl2r_jax.training import inputs, runs
+from iamcl2r_jax.training.task import load_model
 
 COMPATIBLE, INCOMPATIBLE = 0, 3  # exit statuses; bad input is 2, a crash 1
 CONFIDENCE = 0.95

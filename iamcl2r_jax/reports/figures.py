@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import runs, updates
 from iamcl2r_jax.config import ConfigError
-from iamcl2r_jax.reports import plots
+from iamcl2r_jax.reports import plots, updates
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import runs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax.models.checkpoints import CheckpointError
 
 # The entries of a checkpoint that may hold the network; the first is the official code's.
 _NETWORK_KEYS = ("net", "state_dict", "model")

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iamcl2r_jax import compatibility, parallel, retrieval
+from iamcl2r_jax import compatibility, retrieval
 from iamcl2r_jax.data.augment import ImageOptions, normalize_images
 from iamcl2r_jax.data.sources import ImageSet
-from iamcl2r_jax.training import Variables
+from iamcl2r_jax.system import parallel
+from iamcl2r_jax.training.training import Variables
 
 _BATCH_SIZE = 256
 _BATCHES_PER_CALL = 8  # at most; a call computes those that hold an image

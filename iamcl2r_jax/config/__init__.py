@@ -11,7 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import heads, methods, models, retrieval, simplex
+from iamcl2r_jax import methods, models, retrieval, simplex
+from iamcl2r_jax.methods import heads
 
 
 class ConfigError(ValueError):

@@ -12,12 +12,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from iamcl2r_jax import checkpoints, heads, inputs, runs, simplex, theorem
+from iamcl2r_jax import simplex
 from iamcl2r_jax.config import ConfigError
-from iamcl2r_jax.evaluation import FeatureExtractor
-from iamcl2r_jax.pretraining import image_options
+from iamcl2r_jax.evaluation import theorem
+from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.task import Model
+from iamcl2r_jax.training import inputs, runs
+from iamcl2r_jax.training.pretraining import image_options
+from iamcl2r_jax.training.task import Model
 
 CONFIDENCE = 0.95
 # Kinds of updates.

@@ -27,7 +27,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iamcl2r_jax import heads, losses
+from iamcl2r_jax import losses
+from iamcl2r_jax.methods import heads
 
 Params = dict[str, Any]
 

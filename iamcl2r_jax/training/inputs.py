@@ -2,14 +2,16 @@
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, methods, pretraining, simplex
+from iamcl2r_jax import methods, simplex
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
-from iamcl2r_jax.evaluation import Evaluation
-from iamcl2r_jax.pretraining import ExternalModel
+from iamcl2r_jax.evaluation.evaluation import Evaluation
+from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import pretraining
+from iamcl2r_jax.training.pretraining import ExternalModel
 
 
 def stream_size(config: ConfigDict) -> tuple[int, int]:

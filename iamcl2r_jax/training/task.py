@@ -11,20 +11,24 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import adapters, checkpoints, heads, methods, simplex, training
-from iamcl2r_jax.centres import ClassCentres
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax import methods, simplex
 from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation import FeatureExtractor
-from iamcl2r_jax.parallel import batch_sharding
-from iamcl2r_jax.pretraining import ExternalModel, image_options
-from iamcl2r_jax.resume import ProgressStore, fit_resumably
+from iamcl2r_jax.evaluation import adapters
+from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.methods.centres import ClassCentres
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
+from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.tracking import Tracker
+from iamcl2r_jax.training import training
+from iamcl2r_jax.training.pretraining import ExternalModel, image_options
+from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
 
 
 @dataclasses.dataclass(frozen=True)

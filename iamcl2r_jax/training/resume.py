@@ -14,12 +14,12 @@ from etils import epath
 from flax import serialization
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, files, runtime
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import (
+from iamcl2r_jax.training.training import (
     CompiledEpoch,
     DivergenceError,
     Position,

@@ -12,13 +12,13 @@ import shlex
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints
-from iamcl2r_jax.checkpoints import CheckpointError
 from iamcl2r_jax.config import ConfigError
-from iamcl2r_jax.inputs import load_external
-from iamcl2r_jax.pretraining import ExternalModel
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, files
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training.inputs import load_external
+from iamcl2r_jax.training.pretraining import ExternalModel
 
 
 def check_watched(config: ConfigDict) -> None:

@@ -23,11 +23,15 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, heads, pretraining, simplex, torch_files
-from iamcl2r_jax.checkpoints import CheckpointError, Variables
+from iamcl2r_jax import simplex
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError, Variables
 from iamcl2r_jax.models.layers import linear_init
 from iamcl2r_jax.system import runtime
-from iamcl2r_jax.training import expected_variables
+from iamcl2r_jax.torch_import import torch_files
+from iamcl2r_jax.training import pretraining
+from iamcl2r_jax.training.training import expected_variables
 
 _RESNET = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
 _SENET = {"shortcut_conv": "shortcut.0", "attention.squeeze": "fc1", "attention.excite": "fc2"}

@@ -18,17 +18,17 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import inputs, lifelong
 from iamcl2r_jax.config import ConfigError, check_stream, validate
 from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import Pool
-from iamcl2r_jax.lifelong import TaskTraining, Trained
 from iamcl2r_jax.methods import Classes
-from iamcl2r_jax.resume import ProgressStore, fit_resumably
 from iamcl2r_jax.system import files, tracking
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.task import (
+from iamcl2r_jax.training import inputs, lifelong
+from iamcl2r_jax.training.lifelong import TaskTraining, Trained
+from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
+from iamcl2r_jax.training.task import (
     ProgramsBySpec,
     Setting,
     new_spec,
@@ -37,7 +37,7 @@ from iamcl2r_jax.task import (
     task_key,
     trained_model,
 )
-from iamcl2r_jax.training import (
+from iamcl2r_jax.training.training import (
     CompiledEpoch,
     Metrics,
     OldModel,

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from iamcl2r_jax import heads, parallel
 from iamcl2r_jax.data.augment import ImageOptions, augmented_batch
 from iamcl2r_jax.data.sampling import (
     Pool,
@@ -24,7 +23,8 @@ from iamcl2r_jax.data.sampling import (
     steps_per_epoch,
 )
 from iamcl2r_jax.data.streaming import Block, Dataset, HostDataset, blocks
-from iamcl2r_jax.methods import Classes, Loss, LossInputs
+from iamcl2r_jax.methods import Classes, Loss, LossInputs, heads
+from iamcl2r_jax.system import parallel
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, the latter where there are any
 Metrics = dict[str, jax.Array]

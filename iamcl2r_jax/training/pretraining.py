@@ -20,20 +20,22 @@ import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import checkpoints, heads, methods, simplex
-from iamcl2r_jax.checkpoints import CheckpointError
+from iamcl2r_jax import methods, simplex
 from iamcl2r_jax.config import WITHOUT_EFFECT, validate_pretrain
 from iamcl2r_jax.data import sources, streaming
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
-from iamcl2r_jax.evaluation import FeatureExtractor
-from iamcl2r_jax.parallel import batch_sharding
-from iamcl2r_jax.resume import ProgressStore, fit_resumably
+from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, files, runtime, tracking
+from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import (
+from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
+from iamcl2r_jax.training.training import (
     CompiledEpoch,
     OldModel,
     Program,
