@@ -13,6 +13,7 @@ from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, preemption, runtime
 from iamcl2r_jax.system.distributed import JobError
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.files import DamagedFileError, LockedError, WriteError
 from iamcl2r_jax.system.preemption import PreemptedError
 from iamcl2r_jax.training.training import DivergenceError
@@ -29,6 +30,7 @@ _BAD_INPUT = (
     ConfigError,
     DamagedFileError,
     DataError,
+    InputError,
     JobError,
     LockedError,
 )
