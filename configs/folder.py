@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import config
 from iamcl2r_jax.config.config_args import ConfigArgError, Free, parse
 from iamcl2r_jax.data import sources
+from iamcl2r_jax.system.errors import InputError
 
 _HELD_OUT = ("test", "validation", "val")
 
@@ -80,7 +81,7 @@ def _classes_by_split(dataset):
             for split in splits
             if split in known
         }
-    except sources.DataError as error:
+    except InputError as error:
         raise ConfigArgError(str(error)) from None
 
 

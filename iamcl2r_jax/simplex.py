@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from iamcl2r_jax.system.errors import InputError
+
 
 def dsimplex(num_classes: int) -> np.ndarray:
     """Vertices of the regular simplex: K unit vectors in K-1 dimensions.
@@ -57,11 +59,11 @@ def check_slots(num_stream_classes: int, num_external_classes: int, num_classes:
     """Raises unless stream and external classes fit into the simplex without sharing a slot.
 
     Raises:
-      ValueError: more than `num_classes` slots are asked for.
+      InputError: more than `num_classes` slots are asked for.
     """
     needed = num_stream_classes + num_external_classes
     if needed > num_classes:
-        raise ValueError(
-            f"num_classes: {num_classes} simplex slots cannot hold {num_stream_classes} stream and "
+        raise InputError(
+            f"num_classes={num_classes}: too few simplex slots for {num_stream_classes} stream and "
             f"{num_external_classes} external classes; at least {needed} are needed"
         )

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation import adapters, evaluation
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import lifelong, task
 from iamcl2r_jax.training.training import DivergenceError
 
@@ -221,7 +221,7 @@ def test_settings_are_part_of_a_run_that_adapts_and_of_no_other(tmp_path):
         workdir = tmp_path / method
         files.write_json(str(workdir / "config.json"), written)
         if method == "fan":
-            with pytest.raises(ConfigError, match=r"adapter"):
+            with pytest.raises(InputError, match=r"adapter"):
                 lifelong.refuse_other_config(c, str(workdir))
         else:
             lifelong.refuse_other_config(c, str(workdir))
@@ -240,5 +240,5 @@ def test_settings_are_part_of_a_run_that_adapts_and_of_no_other(tmp_path):
 def test_settings_that_cannot_work_are_one_line(field, value, message):
     c = config.default()
     c.adapter[field] = value
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         config.validate(c)

@@ -19,13 +19,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
-from iamcl2r_jax.data.sources import DataError, ImageSet
+from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import build_stream
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.torch_import import torch_files
 from iamcl2r_jax.training import inputs, pretraining, runs, training
 
@@ -132,7 +131,7 @@ def refused(world, field, value):
     """The message of the refusal of a run, otherwise valid, with one field changed."""
     c = smallworld.get_config(str(world))
     put(c, field, value)
-    _, message = attempt(ConfigError, check, c)
+    _, message = attempt(InputError, check, c)
     assert message is not None
     return message
 
@@ -285,11 +284,11 @@ def test_a_field_that_is_missing_or_unknown_is_named(world, field):
     with group.unlocked():
         del group[name]
         group[f"{name}s"] = value
-    with pytest.raises(ConfigError, match=rf"^{field}: is missing; start from"):
+    with pytest.raises(InputError, match=rf"^{field}: is missing; start from"):
         config.validate(c)
     with group.unlocked():
         group[name] = value
-    with pytest.raises(ConfigError, match=rf"^{field}s: is no field; did you mean {name}\?"):
+    with pytest.raises(InputError, match=rf"^{field}s: is no field; did you mean {name}\?"):
         config.validate(c)
 
 
@@ -353,7 +352,7 @@ def test_an_image_is_brought_to_size_or_refused_by_file(tmp_path_factory, case):
     (root / "train" / "a").mkdir(parents=True)
     (root / "train" / "a" / f"odd.{suffix}").write_bytes(content)
     Image.new("RGB", (8, 8)).save(root / "train" / "a" / "plain.png")
-    loaded, message = attempt(DataError, sources.load, f"folder:{root}", "train", image_size=8)
+    loaded, message = attempt(InputError, sources.load, f"folder:{root}", "train", image_size=8)
     if message:
         assert f"odd.{suffix} is unreadable" in message
         assert "replace or remove it" in message
@@ -390,7 +389,7 @@ def test_labels_make_a_stream_or_are_refused(labels, initial, increment, limit):
             class_order_seed=None,
         )
 
-    stream, message = attempt((DataError, ValueError), make)
+    stream, message = attempt((InputError, ValueError), make)
     if message:
         assert not right
         assert re.search("label|class|increment", message)
@@ -420,7 +419,7 @@ def test_a_folder_is_loaded_or_what_it_lacks_is_named(tmp_path_factory, tree):
                 Image.new("RGB", (3, 5)).save(root / split / name / f"{i}.png")
     seen = {n: k for n, k in tree.get("train", {}).items() if n[0] != "."}
     whole = bool(seen) and min(seen.values()) >= 2
-    loaded, message = attempt(DataError, sources.load, f"folder:{root}", "train", image_size=8)
+    loaded, message = attempt(InputError, sources.load, f"folder:{root}", "train", image_size=8)
     if message:
         assert not whole
         assert f"folder:{root}" in message
@@ -503,7 +502,7 @@ def test_a_record_that_is_not_right_is_refused(world, external, data):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_described", described(changed, variables))
         loaded, message = attempt(
-            CheckpointError, pretraining.load_external, "foreign", c.num_classes, c.image
+            InputError, pretraining.load_external, "foreign", c.num_classes, c.image
         )
     if message:
         assert message.startswith("checkpoint foreign")
@@ -532,7 +531,7 @@ def test_a_record_of_a_task_that_is_not_right_is_refused(external, data):
     changed = data.draw(changes(record))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_record", lambda path: changed)
-        loaded, message = attempt(CheckpointError, runs.load_task_record, "foreign", 1)
+        loaded, message = attempt(InputError, runs.load_task_record, "foreign", 1)
     if message:
         assert message == "checkpoint foreign: its record is not that of task 2 of a run"
     else:
@@ -546,7 +545,7 @@ def test_values_that_are_not_finite_are_refused(world, external):
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), variables)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_described", described(record, broken))
-        with pytest.raises(CheckpointError, match="holds values that are not finite"):
+        with pytest.raises(InputError, match="holds values that are not finite"):
             pretraining.load_external("foreign", c.num_classes, c.image)
 
 
@@ -556,13 +555,13 @@ def test_a_file_that_is_not_ours_is_told(tmp_path_factory, content):
     cases["files in place of JSON"] += 1
     path = tmp_path_factory.mktemp("json") / "config.json"
     path.write_bytes(content)
-    with pytest.raises(files.DamagedFileError, match=r"config\.json is damaged or was edited"):
+    with pytest.raises(DamagedError, match=r"config\.json is damaged or was edited"):
         files.read_json(str(path))
 
 
 def test_a_file_of_endless_brackets_is_told(tmp_path):
     (tmp_path / "a.json").write_text("[" * 100_000)
-    with pytest.raises(files.DamagedFileError):
+    with pytest.raises(DamagedError):
         files.read_json(str(tmp_path / "a.json"))
 
 
@@ -572,7 +571,7 @@ def test_a_file_that_is_not_pytorchs_is_told(tmp_path_factory, content, head):
     cases["files in place of PyTorch's"] += 1
     path = tmp_path_factory.mktemp("pt") / "network.pt"
     path.write_bytes(head + content)
-    _, message = attempt(CheckpointError, torch_files.read_state_dict, str(path))
+    _, message = attempt(InputError, torch_files.read_state_dict, str(path))
     assert str(path) in message
 
 

@@ -17,6 +17,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from iamcl2r_jax.data import catalogue, sources
+from iamcl2r_jax.system.errors import InputError
 
 place = archives.place  # a fixture
 
@@ -156,14 +157,14 @@ def test_caltech_birds(place):
 
 
 def test_celeb_a_has_no_classes_in_the_catalogue(tmp_path):
-    with pytest.raises(sources.DataError, match=r"no pair of an 8-bit image and a class label"):
+    with pytest.raises(InputError, match=r"no pair of an 8-bit image and a class label"):
         sources.load("celeb_a", "train", image_size=8, data_dir=str(tmp_path))
 
 
 def test_an_archive_that_is_not_the_catalogues_is_refused(place, tmp_path):
     archive, _, _ = archives.cifar100(np.random.default_rng(0))
     data_dir = place("cifar100", archives.CIFAR100, archive, register=False)
-    with pytest.raises(sources.DataError, match="wrong checksum") as error:
+    with pytest.raises(InputError, match="wrong checksum") as error:
         sources.load("cifar100", "train", image_size=32, data_dir=data_dir)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "cifar100" / "3.0.2").exists()
@@ -194,7 +195,7 @@ def test_downloads_from_the_builders_url(tmp_path, monkeypatch):
         _move(monkeypatch, archive, url)
         got = sources.load("cifar100", "train", image_size=32, data_dir=str(tmp_path / "data"))
         _move(monkeypatch, archive, url.replace("cifar", "absent"))
-        with pytest.raises(sources.DataError, match=r"HTTP code: 404.*put that file into"):
+        with pytest.raises(InputError, match=r"HTTP code: 404.*put that file into"):
             sources.load("cifar100", "train", image_size=32, data_dir=str(tmp_path / "other"))
         server.shutdown()
     np.testing.assert_array_equal(got.images, splits["train"][0])
@@ -205,7 +206,7 @@ def test_no_network_is_one_line_that_says_what_to_do(tmp_path, monkeypatch):
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/cifar-100-binary.tar.gz"
         _move(monkeypatch, b"", url)
-        with pytest.raises(sources.DataError) as error:
+        with pytest.raises(InputError) as error:
             sources.load("cifar100", "train", image_size=32, data_dir=str(tmp_path))
     message = str(error.value)
     assert "\n" not in message

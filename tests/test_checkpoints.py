@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 
 VARIABLES = {
     "params": {"conv": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3)}},
@@ -56,16 +56,16 @@ def test_record_and_variables_are_checked_with_one_look_at_each_file(path, monke
 
 def test_a_record_that_cannot_be_used_ends_the_loading(path):
     def expected(record):
-        raise CheckpointError(f"checkpoint {path}: {record['kind']} is of no use")
+        raise InputError(f"checkpoint {path}: {record['kind']} is of no use")
 
-    with pytest.raises(CheckpointError, match="test is of no use"):
+    with pytest.raises(InputError, match="test is of no use"):
         checkpoints.load_described(path, expected)
 
 
 def test_nothing_of_a_damaged_checkpoint_is_looked_at(path):
     (damaged,) = pathlib.Path(path).glob("record/metadata")
     damaged.write_bytes(damaged.read_bytes() + b" ")
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(InputError, match="is damaged"):
         checkpoints.load_described(path, lambda record: pytest.fail("it was looked at"))
 
 
@@ -74,7 +74,7 @@ def test_every_difference_is_listed(path):
         "params": {"conv": {"kernel": jnp.zeros((2, 4))}, "head": {"kernel": jnp.zeros(5)}},
         "batch_stats": {"bn": {"mean": jnp.zeros(2, jnp.bfloat16)}},
     }
-    with pytest.raises(CheckpointError) as error:
+    with pytest.raises(InputError) as error:
         checkpoints.load(path, expected)
     message = str(error.value)
     assert "params/conv/kernel is float32[2, 3], needs float32[2, 4]" in message
@@ -84,12 +84,12 @@ def test_every_difference_is_listed(path):
 
 
 def test_leaf_that_the_model_lacks_is_an_error(path):
-    with pytest.raises(CheckpointError, match=r"batch_stats/bn/mean .* is not part of the model"):
+    with pytest.raises(InputError, match=r"batch_stats/bn/mean .* is not part of the model"):
         checkpoints.load(path, {"params": VARIABLES["params"]})
 
 
 def test_existing_checkpoint_is_never_overwritten(path):
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         checkpoints.save(path, VARIABLES, {})
     assert checkpoints.load_record(path)["kind"] == "test"
 
@@ -99,7 +99,7 @@ def test_missing_and_unfinished_are_told_apart_from_finished(path, tmp_path):
     (tmp_path / "other").mkdir()
     for name in ("other", "nowhere"):
         assert not checkpoints.exists(str(tmp_path / name))
-        with pytest.raises(CheckpointError, match="no finished checkpoint"):
+        with pytest.raises(InputError, match="no finished checkpoint"):
             checkpoints.load(str(tmp_path / name), VARIABLES)
 
 

@@ -7,8 +7,8 @@ import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax import config, models
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -88,7 +88,7 @@ def test_defaults_are_valid():
 def test_refusal_names_field_value_and_remedy(field, value, message):
     c = config.default()
     set_field(c, field, value)
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(InputError) as error:
         config.validate(c)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
@@ -97,13 +97,13 @@ def test_refusal_names_field_value_and_remedy(field, value, message):
 def test_stream_and_external_classes_may_not_share_slots():
     c = config.default()
     config.check_stream(c, num_stream_classes=80, num_tasks=5)  # 80 + 240 = 320, none to spare
-    with pytest.raises(ConfigError, match="81 stream and 240 external classes; at least 321"):
+    with pytest.raises(InputError, match="81 stream and 240 external classes; at least 321"):
         config.check_stream(c, num_stream_classes=81, num_tasks=5)
 
 
 def test_replacement_beyond_the_last_task():
     c = config.default()
-    with pytest.raises(ConfigError, match=r"replacements.tasks=\(0, 2, 4\): the stream has 4"):
+    with pytest.raises(InputError, match=r"replacements.tasks=\(0, 2, 4\): the stream has 4"):
         config.check_stream(c, num_stream_classes=52, num_tasks=4)
 
 
@@ -118,7 +118,7 @@ def test_a_recipe_for_another_simplex_is_refused():
     c = config.default()
     c.replacements.recipe = config.default_pretrain()  # its num_classes is its own
     c.num_classes = 400
-    with pytest.raises(ConfigError, match=r"recipe\.num_classes=320: must equal num_classes=400"):
+    with pytest.raises(InputError, match=r"recipe\.num_classes=320: must equal num_classes=400"):
         config.validate(c)
 
 
@@ -166,9 +166,7 @@ def test_the_default_backbone_chosen_is_the_default():
 
 
 def test_a_backbone_that_is_not_there_is_refused():
-    with pytest.raises(
-        ConfigError, match=r"^model: backbone='resnet19' is unknown; there are resn"
-    ):
+    with pytest.raises(InputError, match=r"^backbone='resnet19' is unknown; there are resn"):
         config.choose_backbone(config.default().model, "resnet19")
 
 
@@ -223,6 +221,6 @@ def test_a_configuration_of_another_version_is_read():
 )
 def test_a_configuration_that_no_run_wrote_is_one_line(change, message):
     written = files.as_json(config.default().to_dict()) | change
-    with pytest.raises(ConfigError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         config.recorded(written)
     assert "\n" not in str(error.value)

@@ -26,19 +26,16 @@ from ml_collections import ConfigDict
 from PIL import Image
 from rich.console import Console
 
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
-from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.torch_import import torch_files
 from iamcl2r_jax.training import lifelong, pretraining, runs, task, training
 from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.training import Position
 
-REFUSALS = (ConfigError, DataError, CheckpointError, files.DamagedFileError)
 tried = {}
 
 
@@ -99,7 +96,7 @@ def refusal(read, named):
     """What reading is refused with, one line that names the place; None and what was read."""
     try:
         return None, read()
-    except REFUSALS as error:
+    except InputError as error:
         message = str(error)
     assert "\n" not in message
     assert named in message, message
@@ -273,7 +270,7 @@ def test_images_of_a_folder(world):
         # As a run does: what it began with is known by its digest.
         loaded = sources.load(name, "test", image_size=8)
         if loaded.digest() != digest:
-            raise DataError(f"{name}: its images or labels are not those that the run began with")
+            raise InputError(f"{name}: its images or labels are not those that the run began with")
         return loaded.images
 
     images = files_below(root / "stream" / "test")
@@ -325,7 +322,7 @@ def test_fewer_records_than_there_are_do_not_pass(tmp_path):
     sources.load("dots", "train", image_size=8, data_dir=str(tmp_path))
     path = tmp_path / "dots" / "1.0.0" / "dataset_info.json"
     path.write_text(path.read_text().replace('"12"', '"10"'))
-    with pytest.raises(DataError, match="train has 12 records, its metadata 10"):
+    with pytest.raises(InputError, match="train has 12 records, its metadata 10"):
         sources.load("dots", "train", image_size=8, data_dir=str(tmp_path))
 
 
@@ -401,11 +398,11 @@ def test_other_images_for_a_pre_training_under_way_are_refused(world, tmp_path):
     pretraining._refuse_other_images(train, place)
     pretraining._refuse_other_images(train, place)
     other = sources.ImageSet(255 - train.images, train.labels, train.class_names)
-    with pytest.raises(DataError, match="are not those that the pre-training in"):
+    with pytest.raises(InputError, match="are not those that the pre-training in"):
         pretraining._refuse_other_images(other, place)
     (tmp_path / "place" / "data.json").unlink()
     (tmp_path / "place" / "000001").mkdir()
-    with pytest.raises(DataError, match=r"data\.json, which tells from what images"):
+    with pytest.raises(InputError, match=r"data\.json, which tells from what images"):
         pretraining._refuse_other_images(train, place)
 
 
@@ -540,9 +537,9 @@ def test_other_files_run_nothing(world, tmp_path, payload, unpickled):
     _, c, _ = world
     for name in ("config.json", "data.json", "results.json"):
         (tmp_path / name).write_bytes(payload)
-        with pytest.raises(files.DamagedFileError):
+        with pytest.raises(DamagedError):
             files.read_json(tmp_path / name)
-    with pytest.raises(ConfigError):
+    with pytest.raises(InputError):
         lifelong.run(c, str(tmp_path), Reporter(Console(quiet=True)))
     for name, content in (("plain.pt", payload), ("zip.pt", None), ("a.safetensors", payload)):
         path = tmp_path / name
@@ -551,13 +548,13 @@ def test_other_files_run_nothing(world, tmp_path, payload, unpickled):
                 archive.writestr("archive/data.pkl", payload)
         else:
             path.write_bytes(content)
-        with pytest.raises(CheckpointError):
+        with pytest.raises(InputError):
             torch_files.read_state_dict(str(path))
     images = tmp_path / "images" / "train" / "a"
     images.mkdir(parents=True)
     for i in range(2):
         (images / f"{i}.png").write_bytes(payload)
-    with pytest.raises(DataError, match="unreadable"):
+    with pytest.raises(InputError, match="unreadable"):
         sources.load(f"folder:{tmp_path / 'images'}", "train", image_size=8)
     assert not unpickled
 

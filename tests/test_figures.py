@@ -14,7 +14,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from rich.console import Console
 
 from iamcl2r_jax import simplex
-from iamcl2r_jax.config import ConfigError, check_stream, validate
+from iamcl2r_jax.config import check_stream, validate
 from iamcl2r_jax.config.config_args import ConfigArgError
 from iamcl2r_jax.data.stream import split_tasks
 from iamcl2r_jax.evaluation import theorem
@@ -23,6 +23,7 @@ from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.reports import figures, plots, updates
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs, training
 from iamcl2r_jax.training.pretraining import image_options
@@ -182,10 +183,10 @@ def test_what_cannot_be_drawn_is_refused_in_one_line(write_run, tmp_path):
         ("theorem", [write_run("d", models=(0,))], {}, "no two models"),
         ("matrix", [run], {}, "must be one of losses, accuracy"),
     ):
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(InputError, match=message):
             draw(figure, workdirs, tmp_path / "out", **options)
     pathlib.Path(run, "results.json").unlink()
-    with pytest.raises(ConfigError, match="is not finished"):
+    with pytest.raises(InputError, match="is not finished"):
         draw("accuracy", [run], tmp_path / "out")
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from iamcl2r_jax.config import check_stream, config_args, validate
 from iamcl2r_jax.config.config_args import ConfigArgError, Free
-from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.evaluation import upgrade
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import inputs, lifelong
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "folder.py"
@@ -177,7 +177,7 @@ def test_free_values_may_hold_commas():
 def test_bad_images_are_refused_before_anything_is_written(spoil, message, tmp_path):
     root = make_folder(tmp_path / "images", {"train": many(2), "test": many(2)})
     spoil(root / "train")
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(InputError, match=message):
         lifelong.run(load_config(f"root={root}"), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

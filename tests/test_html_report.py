@@ -381,7 +381,7 @@ def test_failure_is_told_and_nothing_else(small, tmp_path, capsys):
     shutil.copy(workdir / "results.json", tmp_path)  # but no task's model
     html_report.write_or_tell(c, str(tmp_path), results, progress.Reporter())
     said = capsys.readouterr().out
-    assert f"{tmp_path}/report.html was not written (CheckpointError: " in said
+    assert f"{tmp_path}/report.html was not written (InputError: " in said
     assert "results.json is complete" in said
     assert files.read_json(str(tmp_path / "results.json")) == results
 

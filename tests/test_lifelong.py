@@ -10,10 +10,9 @@ import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.tracking import Tracker
@@ -238,7 +237,7 @@ def test_report_is_written_and_made_again_if_missing(finished, tiny):
 def test_other_configuration_is_refused(finished, tiny):
     workdir, results = finished
     tiny.train.epochs = 7
-    with pytest.raises(ConfigError, match=r"train\.epochs: 4 there, 7 here"):
+    with pytest.raises(InputError, match=r"train\.epochs: 4 there, 7 here"):
         lifelong.run(tiny, str(workdir))
     assert files.read_json(str(workdir / "results.json")) == results
 
@@ -246,7 +245,7 @@ def test_other_configuration_is_refused(finished, tiny):
 def test_tasks_of_an_unknown_configuration_are_refused(finished, tiny, tmp_path):
     workdir, _ = finished
     shutil.copytree(workdir / "tasks", tmp_path / "tasks")
-    with pytest.raises(ConfigError, match=r"holds a run without the config\.json"):
+    with pytest.raises(InputError, match=r"holds a run without the config\.json"):
         lifelong.run(tiny, str(tmp_path))
 
 
@@ -274,7 +273,7 @@ def test_external_model_of_another_simplex_is_refused(finished, tiny, tmp_path):
     _, results = finished
     tiny.replacements.checkpoints = tuple(results["external_models"].values())
     tiny.num_classes = 130
-    with pytest.raises(CheckpointError, match="K=128, the run has num_classes=130"):
+    with pytest.raises(InputError, match="K=128, the run has num_classes=130"):
         lifelong.run(tiny, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -289,7 +288,7 @@ def test_external_model_whose_slots_the_stream_needs_is_refused(finished, tiny, 
     greedy = str(tmp_path / "greedy")
     checkpoints.save(greedy, checkpoints.load(path, expected), record)
     tiny.replacements.checkpoints = (path, greedy)
-    with pytest.raises(ConfigError, match="52 stream and 80 external classes"):
+    with pytest.raises(InputError, match="52 stream and 80 external classes"):
         lifelong.run(tiny, str(tmp_path / "run"))
 
 
@@ -304,13 +303,13 @@ def test_external_model_that_does_not_say_what_it_is_is_refused(finished, tiny, 
     silent = str(tmp_path / "silent")
     checkpoints.save(silent, checkpoints.load(path, expected), record)
     tiny.replacements.checkpoints = (silent, path)
-    with pytest.raises(CheckpointError, match="its record lacks image, slots"):
+    with pytest.raises(InputError, match="its record lacks image, slots"):
         lifelong.run(tiny, str(tmp_path / "run"))
 
 
 def test_external_model_that_is_not_there_is_refused(tiny, tmp_path):
     tiny.replacements.checkpoints = (str(tmp_path / "a"), str(tmp_path / "b"))
-    with pytest.raises(CheckpointError, match="no finished checkpoint"):
+    with pytest.raises(InputError, match="no finished checkpoint"):
         lifelong.run(tiny, str(tmp_path / "run"))
 
 

@@ -13,14 +13,13 @@ import pytest
 import small_runs
 
 from iamcl2r_jax import config, losses, methods, models, retrieval, simplex
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.evaluation import adapters, upgrade
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import lifelong, runs, training
@@ -650,17 +649,17 @@ def test_external_model_with_another_head_is_refused(run_of, folders, small_netw
     _, _, results = run_of("hoc")
     c = small_config(folders, small_network, "er")
     c.replacements.checkpoints = tuple(results["external_models"].values())
-    with pytest.raises(CheckpointError, match="head='simplex', the run's method needs head='linea"):
+    with pytest.raises(InputError, match="head='simplex', the run's method needs head='linea"):
         lifelong.run(c, str(tmp_path / "run"))
 
 
 def test_recipe_with_another_head_is_refused(folders, small_network):
     c = small_config(folders, small_network, "hoc")
     c.replacements.recipe.head = "linear"
-    with pytest.raises(ConfigError, match=r"replacements\.recipe\.head='linear': method='hoc'"):
+    with pytest.raises(InputError, match=r"replacements\.recipe\.head='linear': method='hoc'"):
         config.validate(c)
     c.method = "er"
     config.validate(c)
     c.replacements.recipe.head = "round"
-    with pytest.raises(ConfigError, match="head='round'"):
+    with pytest.raises(InputError, match="head='round'"):
         config.validate(c)

@@ -17,7 +17,7 @@ import pytest
 import smallest_run
 
 from iamcl2r_jax.system import distributed
-from iamcl2r_jax.system.distributed import JobError
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import runs
 
 PATIENCE = 900  # seconds until something counts as hanging; this machine may be busy
@@ -164,7 +164,7 @@ def wait_for(path, process):
     ],
 )
 def test_flags_that_make_no_job_are_refused(flags, message):
-    with pytest.raises(JobError, match=message):
+    with pytest.raises(InputError, match=message):
         distributed.join(**flags)
 
 

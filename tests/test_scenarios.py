@@ -24,11 +24,10 @@ from rich.console import Console
 from small_runs import STREAM, K, save_external, small_config
 
 from iamcl2r_jax import config, models, retrieval
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.reports import report
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import arrivals, lifelong, runs, training
 from iamcl2r_jax.training import task as task_module
@@ -233,14 +232,14 @@ def test_schedules_that_cannot_be(images, tasks, retrain, message):
     c = small_config(images)
     c.replacements.tasks, c.replacements.retrain = tasks, retrain
     c.replacements.checkpoints = ("a", "b")[: len(tasks)]
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         config.validate(c)
 
 
 def test_retraining_after_the_last_task_is_refused(images, tmp_path):
     c = small_config(images)
     c.replacements.retrain = (3,)
-    with pytest.raises(ConfigError, match=r"replacements\.retrain=\(3,\): the stream has 3 tasks"):
+    with pytest.raises(InputError, match=r"replacements\.retrain=\(3,\): the stream has 3 tasks"):
         lifelong.run(c, str(tmp_path / "run"))
 
 
@@ -410,7 +409,7 @@ def test_what_a_watched_directory_may_hold(images, tmp_path):
 def test_a_directory_that_is_not_there_is_refused(images, tmp_path):
     c = small_config(images)
     c.replacements.watch = str(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"replacements\.watch='.*nowhere': there is no such dir"):
+    with pytest.raises(InputError, match=r"replacements\.watch='.*nowhere': there is no such dir"):
         lifelong.run(c, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -421,7 +420,7 @@ def test_a_damaged_decision_is_refused(images, tmp_path):
     assert arrivals.take(c, workdir, 0, {}, Deliverer({})) == {}
     decision = tmp_path / "run" / "arrivals" / "0.json"
     decision.write_text(decision.read_text().replace("false", "true"))
-    with pytest.raises(CheckpointError, match=r"0\.json is damaged"):
+    with pytest.raises(InputError, match=r"0\.json is damaged"):
         arrivals.take(c, workdir, 0, {}, Deliverer({}))
 
 

@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from iamcl2r_jax import config, models
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.training import lifelong, runs, seeds
 from iamcl2r_jax.training.training import DivergenceError
@@ -147,7 +147,7 @@ def test_a_seed_of_them_is_an_ordinary_finished_run(folder, together):
     """Nothing is trained, and another configuration is refused."""
     place = str(together[0] / "seed4")
     assert lifelong.run(make_config(folder, seed=4), place)["seed"] == 4
-    with pytest.raises(ConfigError, match="seed: 4 there, 5 here"):
+    with pytest.raises(InputError, match="seed: 4 there, 5 here"):
         lifelong.run(make_config(folder, seed=5), place)
 
 
@@ -218,19 +218,19 @@ def test_one_program_serves_all_tasks(folder, tmp_path, monkeypatch):
     ],
 )
 def test_seeds_that_cannot_be_are_refused(folder, tmp_path, fields, message):
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(InputError, match=message):
         seeds.run(make_config(folder, **fields), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_one_run_has_one_seed(folder, tmp_path):
-    with pytest.raises(ConfigError, match=r"num_seeds=2: must be 1 here"):
+    with pytest.raises(InputError, match=r"num_seeds=2: must be 1 here"):
         lifelong.run(make_config(folder, num_seeds=2), str(tmp_path / "run"))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_one_seed_is_not_overwritten(folder, tmp_path):
     files.write_json(str(tmp_path / "config.json"), make_config(folder).to_dict())
-    with pytest.raises(ConfigError, match="holds a run of one seed; choose another workdir"):
+    with pytest.raises(InputError, match="holds a run of one seed; choose another workdir"):
         seeds.run(make_config(folder, num_seeds=2), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from iamcl2r_jax.data import catalogue, sources
+from iamcl2r_jax.system.errors import InputError
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -72,7 +73,7 @@ def _save(path, color, *, size=(8, 8), mode="RGB", **options):
 
 def _error(name, split="train", **options):
     """The message of the error that `load` raises, which must be one line."""
-    with pytest.raises(sources.DataError) as error:
+    with pytest.raises(InputError) as error:
         sources.load(name, split, **{"image_size": 8, **options})
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -342,7 +343,7 @@ def test_limit_per_class_keeps_the_first_of_each():
     np.testing.assert_array_equal(limited.images[:, 0, 0, 0], [0, 1, 2, 4, 5])
     assert limited.class_names == given.class_names
     assert sources.limit_per_class(given, None) is given
-    with pytest.raises(sources.DataError, match="limit_per_class=0"):
+    with pytest.raises(InputError, match="limit_per_class=0"):
         sources.limit_per_class(given, 0)
 
 

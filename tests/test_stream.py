@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from iamcl2r_jax.data.sources import DataError, ImageSet
+from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import build_stream, remember, split_tasks
+from iamcl2r_jax.system.errors import InputError
 
 
 def _image_set(num_classes, per_class):
@@ -108,7 +109,7 @@ def test_a_class_without_training_images_is_refused():
     keep = train.labels != 2
     train = ImageSet(train.images[keep], train.labels[keep], train.class_names)
     options = {"initial_classes": 2, "increment": 1, "limit_per_class": None}
-    with pytest.raises(DataError, match="class 'class 2' has no image in the training split"):
+    with pytest.raises(InputError, match="class 'class 2' has no image in the training split"):
         build_stream(train, train, class_order_seed=0, **options)
 
 

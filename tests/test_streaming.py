@@ -13,11 +13,11 @@ from rich.console import Console
 from test_training import BATCH, make_arguments, make_program, task_data
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled, steps_per_epoch
 from iamcl2r_jax.data.streaming import Dataset, HostDataset
 from iamcl2r_jax.reports import html_report
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import lifelong, pretraining, runs, seeds, training
@@ -269,6 +269,6 @@ def test_several_seeds_at_once_are_not_streamed(small, images, tmp_path):
     c = small_runs.small_config(images)
     c.num_seeds, c.resident_gib = 2, 0.0
     with pytest.raises(
-        ConfigError, match=r"^resident_gib=0\.0: must be at least 3\.5762786865234375e-06, .*num_s"
+        InputError, match=r"^resident_gib=0\.0: must be at least 3\.5762786865234375e-06, .*num_s"
     ):
         seeds.run(c, str(tmp_path / "run"))

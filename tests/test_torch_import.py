@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import models, simplex, torch_import
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.torch_import import torch_files
 from iamcl2r_jax.training import pretraining
 from iamcl2r_jax.training.training import expected_variables
@@ -82,7 +82,7 @@ def assert_identical(actual, expected):
 
 def refusal(path, backbone="resnet18", **options):
     """The message of the refusal, which must be one line that names the file."""
-    with pytest.raises(CheckpointError) as caught:
+    with pytest.raises(InputError) as caught:
         torch_import.load(path, backbone, **options)
     message = str(caught.value)
     assert "\n" not in message
@@ -291,7 +291,7 @@ def test_another_backbone(small, save, backbone):
 
 
 def test_unknown_backbone(small, save):
-    with pytest.raises(CheckpointError, match="backbone='vgg' cannot be imported; there are resn"):
+    with pytest.raises(InputError, match="backbone='vgg' cannot be imported; there are resn"):
         torch_import.load(save(small), "vgg")
 
 
@@ -563,7 +563,7 @@ def test_missing_packages_are_named(small, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     for suffix, package in (("pt", "PyTorch"), ("safetensors", "safetensors")):
         output = tmp_path / f"out.{suffix}"
-        with pytest.raises(CheckpointError, match=rf"needs .*{package}.*iamcl2r_jax\[torch\]"):
+        with pytest.raises(InputError, match=rf"needs .*{package}.*iamcl2r_jax\[torch\]"):
             torch_import.export_model(directory, str(output))
         assert not output.exists()
     path = tmp_path / "network.safetensors"
@@ -595,7 +595,7 @@ def test_export_of_a_checkpoint(tmp_path, suffix):
     assert imported.spec == spec
     assert_identical(imported.variables, variables)
     assert [path.name for path in Path(output).parent.iterdir()] == [f"network.{suffix}"]
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         torch_import.export_model(directory, output)
 
 
@@ -605,9 +605,9 @@ def test_export_of_what_is_no_simplex_model(tmp_path):
     checkpoints.save(
         directory, random_variables("resnet18", 9, width=WIDTH), {"model": spec, "num_classes": 20}
     )
-    with pytest.raises(CheckpointError, match="9 features and 20 classes; that is no d-Simplex"):
+    with pytest.raises(InputError, match="9 features and 20 classes; that is no d-Simplex"):
         torch_import.export_model(directory, str(tmp_path / "a.pt"))
-    with pytest.raises(CheckpointError, match=r"must end in \.pt, \.pth, \.safetensors"):
+    with pytest.raises(InputError, match=r"must end in \.pt, \.pth, \.safetensors"):
         torch_import.export_model(directory, str(tmp_path / "a.bin"))
 
 
@@ -631,7 +631,7 @@ def test_external_model(small, save, tmp_path):
     assert external.record["dataset"] == "imagenet32"
     assert external.record["source"]["drop_in"] is True
     assert len(external.record["source"]["sha256"]) == 64
-    with pytest.raises(CheckpointError, match="exists already"):
+    with pytest.raises(InputError, match="exists already"):
         torch_import.import_model(path, "resnet18", output)
 
 
@@ -655,7 +655,7 @@ def test_external_model_of_a_classifier(networks, save, tmp_path):
     ],
 )
 def test_bad_options_of_an_external_model(small, save, tmp_path, options, message):
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(InputError, match=message):
         torch_import.import_model(save(small), "resnet18", str(tmp_path / "model"), **options)
     assert not (tmp_path / "model").exists()
 

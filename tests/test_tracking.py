@@ -9,8 +9,8 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.system import tracking
+from iamcl2r_jax.system.errors import InputError
 
 HISTORY = [{"loss": 2.0, "accuracy": 0.25}, {"loss": 1.0, "accuracy": 0.5}]
 RECORDS = [
@@ -212,7 +212,7 @@ def test_weights_and_biases_missing_is_one_line(run_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     tracking.check(run_config.tracking)  # not asked for
     run_config.tracking.wandb = True
-    with pytest.raises(ConfigError, match=r"^tracking\.wandb=True: .*not installed; pip install"):
+    with pytest.raises(InputError, match=r"^tracking\.wandb=True: .*not installed; pip install"):
         tracking.check(run_config.tracking)
 
 
@@ -223,7 +223,7 @@ def test_weights_and_biases_refusing_is_one_line(run_config, wandb, tmp_path):
     wandb.init = init
     run_config.tracking.wandb = True
     with (
-        pytest.raises(ConfigError, match=r"^tracking\.wandb=True: no API key configured$"),
+        pytest.raises(InputError, match=r"^tracking\.wandb=True: no API key configured$"),
         tracking.open_tracker(run_config, str(tmp_path)),
     ):
         pass

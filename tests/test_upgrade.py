@@ -15,15 +15,14 @@ from ml_collections import config_flags
 from PIL import Image
 
 from iamcl2r_jax import compatibility, retrieval, simplex
-from iamcl2r_jax.config import ConfigError, validate
+from iamcl2r_jax.config import validate
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.evaluation import upgrade
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
 from iamcl2r_jax.evaluation.upgrade import Split
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import training
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -266,7 +265,7 @@ def test_models_that_cannot_be_compared_are_refused_before_any_image(
     record = {name: value for name, value in (RECORD | record).items() if value is not None}
     checkpoints.save(other, {"params": {"none": np.zeros(1)}}, record)
     nowhere = Split("folder:nowhere", "gallery")
-    with pytest.raises(CheckpointError, match=message) as error:
+    with pytest.raises(InputError, match=message) as error:
         upgrade.compare([models["old"], other], nowhere, nowhere)
     assert "\n" not in str(error.value)
 
@@ -274,19 +273,19 @@ def test_models_that_cannot_be_compared_are_refused_before_any_image(
 def test_bad_input_is_refused(place, models, tmp_path):
     gallery, query = splits(place / "shop")
     both = list(models.values())
-    with pytest.raises(DataError, match="every query would find itself"):
+    with pytest.raises(InputError, match="every query would find itself"):
         upgrade.compare(both, gallery, gallery)
-    with pytest.raises(DataError, match="has no split 'quary'; its splits are gallery, query"):
+    with pytest.raises(InputError, match="has no split 'quary'; its splits are gallery, query"):
         upgrade.compare(both, gallery, Split(gallery.dataset, "quary"))
     write_images(tmp_path / "query", np.random.default_rng(0), ["car"], 1)
-    with pytest.raises(DataError, match=r"no class of split 'query' .* is in the gallery"):
+    with pytest.raises(InputError, match=r"no class of split 'query' .* is in the gallery"):
         upgrade.compare(both, gallery, Split(f"folder:{tmp_path}", "query"))
     (tmp_path / "query" / "car").rename(tmp_path / "query" / "bag")
-    with pytest.raises(DataError, match="needs two or more images"):
+    with pytest.raises(InputError, match="needs two or more images"):
         upgrade.compare(both, gallery, Split(f"folder:{tmp_path}", "query"))
-    with pytest.raises(ConfigError, match="name two or more"):
+    with pytest.raises(InputError, match="name two or more"):
         upgrade.compare(both[:1], gallery, query)
-    with pytest.raises(CheckpointError, match="no finished checkpoint"):
+    with pytest.raises(InputError, match="no finished checkpoint"):
         upgrade.compare([*both, str(tmp_path / "absent")], gallery, query)
 
     for workdir, paths, named, message in [
@@ -295,14 +294,14 @@ def test_bad_input_is_refused(place, models, tmp_path):
         (None, both, (None, None), "gallery: name a data set"),
         (None, both, (None, query), "query: name the gallery too"),
     ]:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(InputError, match=message):
             upgrade.main(workdir, paths, *named)
-    with pytest.raises(ConfigError, match=r"results\.json is what a run writes"):
+    with pytest.raises(InputError, match=r"results\.json is what a run writes"):
         upgrade.main("run", None, None, None, output="elsewhere/results.json")
-    with pytest.raises(CheckpointError, match="holds no run"):
+    with pytest.raises(InputError, match="holds no run"):
         upgrade.main(str(tmp_path), None, None, None)
     files.write_json(str(tmp_path / "config.json"), {"method": "hoc", "image": {"size": 16}})
-    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config\.json: .*: is missing"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/config\.json: .*: is missing"):
         upgrade.main(str(tmp_path), None, None, None)
     with pytest.raises(files.WriteError, match="cannot be written"):
         upgrade.main(None, both, gallery, query, output=str(place / "models/old/record/metadata/x"))
@@ -314,7 +313,7 @@ def test_features_that_are_not_finite_are_refused(place, models, tmp_path):
     variables["params"]["projection"]["kernel"][0] = np.nan
     diverged = str(tmp_path / "diverged")
     checkpoints.save(diverged, variables, RECORD)
-    with pytest.raises(CheckpointError, match="diverged: its features are not all finite"):
+    with pytest.raises(InputError, match="diverged: its features are not all finite"):
         compare(place, models["old"], diverged)
 
 

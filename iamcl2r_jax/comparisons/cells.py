@@ -8,8 +8,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.config import ConfigError, validate
+from iamcl2r_jax.config import validate
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import DamagedError, InputError
 
 Overrides = dict[str, Any]  # values by dotted field of a run's configuration
 
@@ -44,7 +45,7 @@ class Cell:
         """What its finished run left; None if there is none.
 
         Raises:
-          DamagedFileError: if it is not as it was written.
+          DamagedError: if it is not as it was written.
         """
         return files.read_json(os.path.join(self.workdir, "results.json"))
 
@@ -52,7 +53,7 @@ class Cell:
         """Whether its run is finished; a run whose results are damaged is to make them again."""
         try:
             return self.results() is not None
-        except files.DamagedFileError:
+        except DamagedError:
             return False
 
     def failure(self) -> str | None:
@@ -104,13 +105,13 @@ def variants(config: ConfigDict) -> dict[str, Overrides]:
     """What each variant changes of the base, those of the groups after those named.
 
     Raises:
-      ConfigError: if a variant has two meanings, or a group's field or setting cannot be.
+      InputError: if a variant has two meanings, or a group's field or setting cannot be.
     """
     found = {name: overrides.to_dict() for name, overrides in config.variants.items()}
     for group in config.groups:
         for variant, overrides in _group_overrides(config, group).items():
             if found.setdefault(variant, overrides) != overrides:
-                raise ConfigError(f"variants.{variant}: groups.{group} makes one of that name")
+                raise InputError(f"variants.{variant}: groups.{group} makes one of that name")
     return found
 
 
@@ -126,14 +127,14 @@ def group_variants(config: ConfigDict, group: str) -> dict[str, str]:
 def _group_overrides(config: ConfigDict, group: str) -> dict[str, Overrides]:
     field, settings = config.groups[group].field, config.groups[group].settings
     if not isinstance(settings, tuple) or not settings:
-        raise ConfigError(f"groups.{group}.settings={settings!r}: must be a tuple of values")
+        raise InputError(f"groups.{group}.settings={settings!r}: must be a tuple of values")
     found = {}
     for setting in settings:
         # Read back, so that 5 and 5.0 are one setting of a field that holds a float.
         value = _lookup(override(config.base, {field: setting}, f"groups.{group}"), field)
         variant = BASE if value == _lookup(config.base, field) else f"{group}-{value}"
         if variant in found:
-            raise ConfigError(f"groups.{group}.settings={settings}: {value} is there twice")
+            raise InputError(f"groups.{group}.settings={settings}: {value} is there twice")
         found[variant] = {} if variant == BASE else {field: value}
     return found
 
@@ -147,7 +148,7 @@ def override(base: ConfigDict, overrides: Overrides, what: str) -> ConfigDict:
       what: what the error is to name.
 
     Raises:
-      ConfigError: if there is no such field, or it takes no such value.
+      InputError: if there is no such field, or it takes no such value.
     """
     config = copy.deepcopy(base)
     for field, value in overrides.items():
@@ -158,12 +159,12 @@ def override(base: ConfigDict, overrides: Overrides, what: str) -> ConfigDict:
         except (KeyError, TypeError):
             known = False
         if not known:
-            raise ConfigError(f"{what}: base has no field {field!r}")
+            raise InputError(f"{what}: base has no field {field!r}")
         try:
             section[name] = value
         except TypeError:
             kind = type(section[name]).__name__
-            raise ConfigError(f"{what}: {field}={value!r}: must be of type {kind}") from None
+            raise InputError(f"{what}: {field}={value!r}: must be of type {kind}") from None
     return config
 
 
@@ -177,15 +178,15 @@ def expand(config: ConfigDict, workdir: str) -> list[Cell]:
     """Every variant with every seed, one seed of all variants after the other.
 
     Raises:
-      ConfigError: if the comparison or the configuration of any cell cannot work.
+      InputError: if the comparison or the configuration of any cell cannot work.
     """
     _check_name("name", config.name)
     seeds = config.seeds
     if not isinstance(seeds, tuple) or not seeds or len(set(seeds)) < len(seeds):
-        raise ConfigError(f"seeds={seeds!r}: must be a tuple of different seeds, at least one")
+        raise InputError(f"seeds={seeds!r}: must be a tuple of different seeds, at least one")
     overrides_of = variants(config)
     if not overrides_of:
-        raise ConfigError("variants: there is none; a comparison needs at least one")
+        raise InputError("variants: there is none; a comparison needs at least one")
     return [
         Cell(
             variant,
@@ -202,39 +203,39 @@ def _cell_config(config: ConfigDict, variant: str, overrides: Overrides, seed: i
     _check_name("variants", variant)
     for field in overrides:
         if field.split(".")[0] in _COMMON:
-            raise ConfigError(f"variant {variant!r}: {field} must be the same for all variants")
+            raise InputError(f"variant {variant!r}: {field} must be the same for all variants")
     seeds = {"seed": seed}
     if config.vary_external_models:
         if "replacements.recipe.seed" in overrides:
-            raise ConfigError(
+            raise InputError(
                 f"variant {variant!r}: replacements.recipe.seed: vary_external_models sets it"
             )
         seeds["replacements.recipe.seed"] = seed
     cell_config = override(config.base, overrides | seeds, f"variant {variant!r}")
     try:
         validate(cell_config)
-    except ConfigError as error:
-        raise ConfigError(f"variant {variant!r}: {error}") from None
+    except InputError as error:
+        raise InputError(f"variant {variant!r}: {error}") from None
     return cell_config
 
 
 def _check_name(field: str, name: str) -> None:
     if not name or "/" in name or name.startswith("."):
-        raise ConfigError(f"{field}: {name!r} must be a plain file name, it names directories")
+        raise InputError(f"{field}: {name!r} must be a plain file name, it names directories")
 
 
 def select(cells: Sequence[Cell], only: Collection[str] | None) -> list[Cell]:
     """The cells called for by variant or by name; all for None.
 
     Raises:
-      ConfigError: if there is none of a name.
+      InputError: if there is none of a name.
     """
     if only is None:
         return list(cells)
     for name in only:
         if not any(name in (cell.variant, cell.name) for cell in cells):
             known = ", ".join(dict.fromkeys(cell.variant for cell in cells))
-            raise ConfigError(
+            raise InputError(
                 f"only={name}: must be a variant, or VARIANT-seedSEED of one; variants are {known}"
             )
     return [cell for cell in cells if cell.variant in only or cell.name in only]

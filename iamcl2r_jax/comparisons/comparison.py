@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax.comparisons import cells, comparison_report, tables
 from iamcl2r_jax.comparisons.cells import Cell
-from iamcl2r_jax.config import ConfigError, check_stream
+from iamcl2r_jax.config import check_stream
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError, LockedError
 from iamcl2r_jax.system.preemption import Preemption, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, lifelong, pretraining
@@ -79,8 +80,8 @@ def run(
       What stands in workdir/comparison.json: the `command`, and see `summarize`.
 
     Raises:
-      DamagedFileError: if results that are to be tabulated are not as they were written.
-      ConfigError: before the first cell is run, if any cannot work or its directory holds a run
+      DamagedError: if results that are to be tabulated are not as they were written.
+      InputError: before the first cell is run, if any cannot work or its directory holds a run
         with another configuration.
     """
     reporter = reporter or Reporter()
@@ -104,8 +105,8 @@ def run(
 def _check_stream(cell: Cell) -> None:
     try:
         check_stream(cell.config, *inputs.stream_size(cell.config))
-    except ConfigError as error:
-        raise ConfigError(f"variant {cell.variant!r}: {error}") from None
+    except InputError as error:
+        raise InputError(f"variant {cell.variant!r}: {error}") from None
 
 
 def _run_cell(
@@ -115,7 +116,7 @@ def _run_cell(
     command = command and f"{command} {shlex.quote(f'--only={cell.name}')}"
     try:
         lifelong.run(cell.config, cell.workdir, reporter, preemption, command=command)
-    except files.LockedError as error:
+    except LockedError as error:
         reporter.message(f"{cell.name} is passed over: {error}")
     except DivergenceError as error:
         files.write_json(os.path.join(cell.workdir, "failure.json"), {"error": str(error)})

@@ -13,11 +13,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, models, retrieval, simplex
 from iamcl2r_jax.methods import heads
-
-
-class ConfigError(ValueError):
-    """A field has a value that cannot work; the message is one line."""
-
+from iamcl2r_jax.system.errors import InputError
 
 # Fields of a run and of a pre-training on which no result depends.
 WITHOUT_EFFECT = ("resident_gib", "saving", "tracking")
@@ -126,12 +122,9 @@ def choose_backbone(model: ConfigDict, name: str) -> None:
     --config.model.options.NAME=VALUE.
 
     Raises:
-      ConfigError: if there is no backbone of that name.
+      InputError: if there is no backbone of that name.
     """
-    try:
-        options = models.default_options(name)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from None
+    options = models.default_options(name)
     del options["dtype"]  # not JSON; a run computes in the default
     kept = {option: value for option, value in model.options.items() if option in options}
     model.backbone = name
@@ -218,12 +211,12 @@ def recorded(written: dict[str, Any]) -> ConfigDict:
     options of other methods that are not known here are left out.
 
     Raises:
-      ConfigError: naming the field, its value and what would be right.
+      InputError: naming the field, its value and what would be right.
     """
     try:
         config = ConfigDict(_with_tuples(written))
     except (KeyError, TypeError, ValueError) as error:  # of names that no field can have
-        raise ConfigError(" ".join(str(error).split())) from None
+        raise InputError(" ".join(str(error).split())) from None
     defaults = default()
     for field in (*_LATER, *(f"method_options.{name}" for name in methods.METHODS)):
         parent, _, name = field.rpartition(".")
@@ -262,13 +255,10 @@ def validate(config: ConfigDict) -> None:
     """Checks a lifelong run's configuration without touching data or models.
 
     Raises:
-      ConfigError: naming the field, its value and what would be right.
+      InputError: naming the field, its value and what would be right.
     """
     _check_kinds(config, default())
-    try:
-        methods.get(config.method)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    methods.get(config.method)
     _check_model(config)
     _check_train(config.train)
     _check_saving(config)
@@ -286,29 +276,29 @@ def validate(config: ConfigDict) -> None:
     _check_seed_and_name(config)
     _at_least(config, "num_seeds", 1)
     if config.seed + config.num_seeds > 2**32:
-        raise ConfigError(
+        raise InputError(
             f"num_seeds={config.num_seeds}: the last seed, seed + num_seeds - 1, must be in "
             f"0..{2**32 - 1}; seed is {config.seed}"
         )
     if config.num_seeds > 1 and config.replacements.watch:
-        raise ConfigError(
+        raise InputError(
             f"num_seeds={config.num_seeds}: must be 1 with replacements.watch, since a model may "
             "arrive for one seed and not for another"
         )
     _check_replacements(config)
     if not config.evaluations:
-        raise ConfigError("evaluations: there is none; a run needs at least one")
+        raise InputError("evaluations: there is none; a run needs at least one")
     _check_items(config, "measures", str)
     if not config.measures or set(config.measures) - retrieval.MEASURES.keys():
         known = ", ".join(retrieval.MEASURES)
-        raise ConfigError(f"measures={config.measures}: must be one or more of {known}")
+        raise InputError(f"measures={config.measures}: must be one or more of {known}")
 
 
 def validate_pretrain(config: ConfigDict) -> None:
     """Checks a pre-training configuration without touching data or models.
 
     Raises:
-      ConfigError: naming the field, its value and what would be right.
+      InputError: naming the field, its value and what would be right.
     """
     _check_kinds(config, default_pretrain())
     _check_model(config)
@@ -321,9 +311,9 @@ def validate_pretrain(config: ConfigDict) -> None:
     _check_seed_and_name(config)
     _at_least(config, "classes", 2)
     if config.head not in (heads.SIMPLEX, heads.LINEAR):
-        raise ConfigError(f"head={config.head!r}: must be {heads.SIMPLEX} or {heads.LINEAR}")
+        raise InputError(f"head={config.head!r}: must be {heads.SIMPLEX} or {heads.LINEAR}")
     if config.classes > config.num_classes:
-        raise ConfigError(
+        raise InputError(
             f"classes={config.classes}: must be at most num_classes={config.num_classes}, "
             "the simplex's classes"
         )
@@ -333,20 +323,17 @@ def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) ->
     """Checks a run's configuration against the stream it names.
 
     Raises:
-      ConfigError: naming the field, its value and what would be right.
+      InputError: naming the field, its value and what would be right.
     """
     for field in ("tasks", "retrain"):
         if max(tasks := config.replacements[field], default=0) >= num_tasks:
-            raise ConfigError(
+            raise InputError(
                 f"replacements.{field}={tasks}: the stream has {num_tasks} tasks, "
                 f"0 to {num_tasks - 1}"
             )
     made = () if config.replacements.checkpoints else config.replacements.classes
     external = max(made, default=0) if config.replacements.tasks else 0
-    try:
-        simplex.check_slots(num_stream_classes, external, config.num_classes)
-    except ValueError as error:
-        raise ConfigError(f"num_classes={config.num_classes}: {error}") from None
+    simplex.check_slots(num_stream_classes, external, config.num_classes)
 
 
 def differences(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:
@@ -371,7 +358,7 @@ def _lookup(config: ConfigDict, field: str) -> Any:
 def _at_least(config: ConfigDict, field: str, least: int) -> None:
     value = _lookup(config, field)
     if value < least:
-        raise ConfigError(f"{field}={value}: must be at least {least}")
+        raise InputError(f"{field}={value}: must be at least {least}")
 
 
 def _check_kinds(config: Any, expected: ConfigDict, prefix: str = "") -> None:
@@ -381,7 +368,7 @@ def _check_kinds(config: Any, expected: ConfigDict, prefix: str = "") -> None:
     where their meaning is known.
     """
     if not isinstance(config, ConfigDict):
-        raise ConfigError(
+        raise InputError(
             f"{prefix.removesuffix('.') or 'config'}={config!r}: must be a ConfigDict with the "
             f"fields {', '.join(expected)}"
         )
@@ -390,11 +377,11 @@ def _check_kinds(config: Any, expected: ConfigDict, prefix: str = "") -> None:
     if prefix == "evaluations.":
         expected = ConfigDict({name: evaluation("") for name in config})
     for name in sorted(set(expected) - set(config)):
-        raise ConfigError(f"{prefix}{name}: is missing; start from config.default()")
+        raise InputError(f"{prefix}{name}: is missing; start from config.default()")
     for name in sorted(set(config) - set(expected), key=str):
         near = difflib.get_close_matches(str(name), expected)
         hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(expected)}"
-        raise ConfigError(f"{prefix}{_shown(name)[1:-1]}: is no field; {hint}")
+        raise InputError(f"{prefix}{_shown(name)[1:-1]}: is no field; {hint}")
     for name, example in expected.items():
         value, field = config[name], f"{prefix}{name}"
         if isinstance(example, ConfigDict):
@@ -411,13 +398,11 @@ def _check_kind(field: str, value: Any, kind: type) -> None:
         str: ((str,), "a text"),
     }[kind]
     if type(value) not in allowed:
-        raise ConfigError(f"{field}={_shown(value)}: must be {what}")
+        raise InputError(f"{field}={_shown(value)}: must be {what}")
     if kind is str and not (value.isprintable() and len(value) <= _LONGEST):
-        raise ConfigError(
-            f"{field}={_shown(value)}: must be printable, up to {_LONGEST} characters"
-        )
+        raise InputError(f"{field}={_shown(value)}: must be printable, up to {_LONGEST} characters")
     if kind in (int, float) and _LARGEST < abs(value) != math.inf:
-        raise ConfigError(f"{field}={_shown(value)}: must not be beyond {_LARGEST}")
+        raise InputError(f"{field}={_shown(value)}: must not be beyond {_LARGEST}")
 
 
 # Beyond these a value is a slip of the hand, and would end in an error of the memory's.
@@ -441,14 +426,14 @@ def _shown(value: Any) -> str:
 
 def _check_seed_and_name(config: ConfigDict) -> None:
     if not 0 <= config.seed < 2**32:  # JAX's keys would drop the higher bits
-        raise ConfigError(f"seed={config.seed}: must be in 0..{2**32 - 1}")
+        raise InputError(f"seed={config.seed}: must be in 0..{2**32 - 1}")
     if not config.name or "/" in config.name or config.name.startswith("."):
-        raise ConfigError(f"name={config.name!r}: must be a plain file name, it names directories")
+        raise InputError(f"name={config.name!r}: must be a plain file name, it names directories")
 
 
 def _check_resident(config: ConfigDict) -> None:
     if not 0 <= config.resident_gib < math.inf:
-        raise ConfigError(f"resident_gib={config.resident_gib}: must be a number, at least 0")
+        raise InputError(f"resident_gib={config.resident_gib}: must be a number, at least 0")
 
 
 def _check_items(config: ConfigDict, field: str, kind: type) -> None:
@@ -457,7 +442,7 @@ def _check_items(config: ConfigDict, field: str, kind: type) -> None:
     allowed = (int, float) if kind is float else (kind,)
     good = isinstance(value, tuple) and all(type(item) in allowed for item in value)
     if not good or (kind is not str and not all(abs(item) <= _LARGEST for item in value)):
-        raise ConfigError(
+        raise InputError(
             f"{field}={_shown(value)}: must be a tuple of {kind.__name__} values, or ()"
         )
     for item in value if kind is str else ():
@@ -466,30 +451,30 @@ def _check_items(config: ConfigDict, field: str, kind: type) -> None:
 
 def _check_model(config: ConfigDict) -> None:
     if config.num_classes < 2:
-        raise ConfigError(f"num_classes={config.num_classes}: a simplex needs at least 2 classes")
+        raise InputError(f"num_classes={config.num_classes}: a simplex needs at least 2 classes")
     if config.num_classes > _LARGEST_SIMPLEX:
-        raise ConfigError(f"num_classes={config.num_classes}: must be at most {_LARGEST_SIMPLEX}")
+        raise InputError(f"num_classes={config.num_classes}: must be at most {_LARGEST_SIMPLEX}")
     try:
         models.create(config.model.backbone, config.num_classes - 1, **config.model.options)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from None
+    except InputError as error:
+        raise InputError(f"model: {error}") from None
 
 
 def _check_train(train: ConfigDict) -> None:
     for field, most in (("epochs", _MOST_EPOCHS), ("batch_size", _LARGEST_BATCH)):
         if train[field] < 1:
-            raise ConfigError(f"train.{field}={train[field]}: must be at least 1")
+            raise InputError(f"train.{field}={train[field]}: must be at least 1")
         if train[field] > most:
-            raise ConfigError(f"train.{field}={train[field]}: must be at most {most}")
+            raise InputError(f"train.{field}={train[field]}: must be at most {most}")
     for field in ("learning_rate", "final_learning_rate"):
         if not 0 < train[field] <= _LARGEST_RATE:
-            raise ConfigError(
+            raise InputError(
                 f"train.{field}={train[field]}: must be a positive number, up to {_LARGEST_RATE:g}"
             )
     if not 0 <= train.momentum < 1:
-        raise ConfigError(f"train.momentum={train.momentum}: must be in [0, 1)")
+        raise InputError(f"train.momentum={train.momentum}: must be in [0, 1)")
     if not 0 <= train.weight_decay <= _LARGEST_RATE:
-        raise ConfigError(
+        raise InputError(
             f"train.weight_decay={train.weight_decay}: must be in 0..{_LARGEST_RATE:g}"
         )
 
@@ -498,22 +483,22 @@ def _check_saving(config: ConfigDict) -> None:
     _at_least(config, "saving.every_epochs", 0)
     _at_least(config, "saving.steps_per_call", 1)
     if not 0 <= config.saving.every_seconds < math.inf:
-        raise ConfigError(
+        raise InputError(
             f"saving.every_seconds={config.saving.every_seconds}: must be a number, at least 0"
         )
 
 
 def _check_image(image: ConfigDict) -> None:
     if image.size < 8:
-        raise ConfigError(f"image.size={image.size}: must be at least 8 pixels")
+        raise InputError(f"image.size={image.size}: must be at least 8 pixels")
     if image.size > _LARGEST_IMAGE:
-        raise ConfigError(f"image.size={image.size}: must be at most {_LARGEST_IMAGE} pixels")
+        raise InputError(f"image.size={image.size}: must be at most {_LARGEST_IMAGE} pixels")
     if not 0 <= image.crop_padding <= image.size:
-        raise ConfigError(
+        raise InputError(
             f"image.crop_padding={image.crop_padding}: must be in 0..{image.size}, the image's size"
         )
     if len(image.mean) != 3 or len(image.std) != 3 or not all(s > 0 for s in image.std):
-        raise ConfigError(
+        raise InputError(
             f"image.mean={image.mean}, image.std={image.std}: must be three numbers each, "
             "the deviations positive"
         )
@@ -522,24 +507,24 @@ def _check_image(image: ConfigDict) -> None:
 def _check_method_options(config: ConfigDict) -> None:
     try:
         methods.check_options(config.method_options[config.method])
-    except ValueError as error:
-        raise ConfigError(f"method_options.{config.method}.{error}") from None
+    except InputError as error:
+        raise InputError(f"method_options.{config.method}.{error}") from None
 
 
 def _check_adapter(config: ConfigDict) -> None:
     for field in ("hidden", "steps", "batch_size"):
         _at_least(config, f"adapter.{field}", 1)
         if config.adapter[field] > _LARGEST_ADAPTER:
-            raise ConfigError(
+            raise InputError(
                 f"adapter.{field}={config.adapter[field]}: must be at most {_LARGEST_ADAPTER}"
             )
     rate, weight = config.adapter.learning_rate, config.adapter.similarity_weight
     if not 0 < rate <= _LARGEST_RATE:
-        raise ConfigError(
+        raise InputError(
             f"adapter.learning_rate={rate}: must be a positive number, up to {_LARGEST_RATE:g}"
         )
     if not 0 <= weight <= _LARGEST_RATE:
-        raise ConfigError(f"adapter.similarity_weight={weight}: must be in 0..{_LARGEST_RATE:g}")
+        raise InputError(f"adapter.similarity_weight={weight}: must be in 0..{_LARGEST_RATE:g}")
 
 
 def _check_replacements(config: ConfigDict) -> None:
@@ -549,18 +534,18 @@ def _check_replacements(config: ConfigDict) -> None:
         _check_items(config, f"replacements.{field}", kind)
     for field, first in (("tasks", 0), ("retrain", 1)):
         if list(r[field]) != sorted({task for task in r[field] if task >= first}):
-            raise ConfigError(
+            raise InputError(
                 f"replacements.{field}={r[field]}: must be 0-based tasks in increasing order, "
                 f"{first} at least"
             )
     if both := sorted(set(r.tasks) & set(r.retrain)):
-        raise ConfigError(
+        raise InputError(
             f"replacements.retrain={r.retrain}: task {both[0]} is in replacements.tasks={r.tasks} "
             "too; a task starts from an external model or from random variables"
         )
     field = "checkpoints" if r.checkpoints else "classes"
     if r.tasks and len(r[field]) != len(r.tasks):
-        raise ConfigError(
+        raise InputError(
             f"replacements.{field}={r[field]}: must name one model for each of "
             f"replacements.tasks={r.tasks}"
         )
@@ -570,21 +555,21 @@ def _check_replacements(config: ConfigDict) -> None:
             recipe.classes = classes
             try:
                 validate_pretrain(recipe)
-            except ConfigError as error:
-                raise ConfigError(f"replacements.recipe.{error}") from None
+            except InputError as error:
+                raise InputError(f"replacements.recipe.{error}") from None
         for field in ("size", "mean", "std"):
             if r.recipe.image[field] != config.image[field]:
-                raise ConfigError(
+                raise InputError(
                     f"replacements.recipe.image.{field}={r.recipe.image[field]}: must equal "
                     f"image.{field}={config.image[field]}, since the run's images are its input"
                 )
         if r.recipe.head not in (heads.SIMPLEX, wanted := methods.get(config.method).external_head):
-            raise ConfigError(
+            raise InputError(
                 f"replacements.recipe.head={r.recipe.head!r}: method={config.method!r} takes "
                 f"external models with head={wanted!r}, and sets it by itself"
             )
         if r.recipe.num_classes != config.num_classes:
-            raise ConfigError(
+            raise InputError(
                 f"replacements.recipe.num_classes={r.recipe.num_classes}: must equal "
                 f"num_classes={config.num_classes}, since the simplex is the interface"
             )

@@ -28,6 +28,7 @@ from tensorflow_datasets.core.utils import py_utils
 
 from iamcl2r_jax.data import catalogue
 from iamcl2r_jax.system import distributed
+from iamcl2r_jax.system.errors import InputError
 
 FOLDER_PREFIX = "folder:"
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -37,10 +38,6 @@ OWN_BUILDERS = {
     "handwriting": "iamcl2r_jax.data.handwriting",
 }
 _READ_BATCH = 1024
-
-
-class DataError(ValueError):
-    """A data set cannot be had as asked; the message is one line that says what would be right."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +50,7 @@ class ImageSet:
         class_names: one name per class; a class may have no image in this split.
 
     Raises:
-        DataError: there are not as many labels as images, or a label names no class.
+        InputError: there are not as many labels as images, or a label names no class.
     """
 
     images: np.ndarray
@@ -62,14 +59,14 @@ class ImageSet:
 
     def __post_init__(self):
         if len(self.images) != len(self.labels):
-            raise DataError(
+            raise InputError(
                 f"{len(self.images)} images with {len(self.labels)} labels; each needs one"
             )
         known = len(self.class_names)
         # Below zero they would count from the end.
         wrong = np.flatnonzero((self.labels < 0) | (self.labels >= known))
         if wrong.size:
-            raise DataError(
+            raise InputError(
                 f"image {wrong[0]} has label {self.labels[wrong[0]]}: must be in 0..{known - 1}, "
                 f"since there are {known} classes"
             )
@@ -110,7 +107,7 @@ def describe(name: str, split: str | None = None, *, data_dir: str | None = None
         The description.
 
     Raises:
-        DataError: there is no such data set, or it has no classes.
+        InputError: there is no such data set, or it has no classes.
     """
     if name.startswith(FOLDER_PREFIX):
         root = _folder_root(name)
@@ -156,10 +153,10 @@ def load(
         The image set.
 
     Raises:
-        DataError: see the message.
+        InputError: see the message.
     """
     if image_size < 1:
-        raise DataError(f"image_size={image_size}: must be at least 1")
+        raise InputError(f"image_size={image_size}: must be at least 1")
     read = _load_folder if name.startswith(FOLDER_PREFIX) else _load_tfds
     return read(name, split, image_size, data_dir, num_classes, min_per_class)
 
@@ -179,7 +176,7 @@ def limit_per_class(image_set: ImageSet, limit: int | None) -> ImageSet:
     if limit is None:
         return image_set
     if limit < 1:
-        raise DataError(f"limit_per_class={limit}: must be at least 1, or None for all images")
+        raise InputError(f"limit_per_class={limit}: must be at least 1, or None for all images")
     by_class = np.argsort(image_set.labels, kind="stable")
     counts = np.bincount(image_set.labels, minlength=len(image_set.class_names))
     rank = np.empty(len(image_set), np.int64)
@@ -226,7 +223,7 @@ def _load_tfds(name, split, image_size, data_dir, num_classes, min_per_class) ->
     except (KeyError, ValueError, AssertionError):  # which of them, depends on what is malformed
         raise _no_such_split(name, split, builder.info.splits) from None
     if count == 0:
-        raise DataError(f"data set {name!r}: split {split!r} is empty")
+        raise InputError(f"data set {name!r}: split {split!r} is empty")
     features = builder.info.features
     has_id = "id" in features and isinstance(features["id"], tfds.features.Text)
     # Images are decoded below, and only those that are kept.
@@ -236,7 +233,7 @@ def _load_tfds(name, split, image_size, data_dir, num_classes, min_per_class) ->
             split, decoders={key: tfds.decode.SkipDecoding() for key in encoded}
         )
     except NotImplementedError:
-        raise DataError(
+        raise InputError(
             f"data set {name!r} is stored as {builder.info.file_format.value} in "
             f"{builder.data_dir}, which only TensorFlow reads; name another data_dir, where it "
             "will be prepared as array_record"
@@ -252,7 +249,7 @@ def _load_tfds(name, split, image_size, data_dir, num_classes, min_per_class) ->
     kept = 0
     for example in _examples(name, builder, split, source, count):
         if example[label_key] < 0:
-            raise DataError(f"split {split!r} of data set {name!r} has images without a label")
+            raise InputError(f"split {split!r} of data set {name!r} has images without a label")
         if example[label_key] >= len(features[label_key].names):
             raise _damaged(name, builder.data_dir, f"label {example[label_key]} is out of range")
         if example[label_key] >= len(class_names):
@@ -291,14 +288,14 @@ def _examples(name, builder, split, source, count) -> Iterator[dict]:
                 raise damage(f"{part} has {stored} records, its metadata {whole.num_examples}")
         for start in range(0, count, _READ_BATCH):
             yield from source.__getitems__(range(start, min(start + _READ_BATCH, count)))
-    except DataError:
+    except InputError:
         raise
     except Exception as error:
         raise damage(_one_line(error)) from error
 
 
-def _damaged(name: str, directory: object, why: str) -> DataError:
-    return DataError(
+def _damaged(name: str, directory: object, why: str) -> InputError:
+    return InputError(
         f"data set {name!r} in {directory} is damaged ({why}); remove that directory to have it "
         "prepared again"
     )
@@ -307,7 +304,7 @@ def _damaged(name: str, directory: object, why: str) -> DataError:
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The builder that `name` stands for, in the catalogue or among our own."""
     if not re.fullmatch(r"\w+(/[\w.\-]+)?(:[\d.*]+)?", name):
-        raise DataError(
+        raise InputError(
             f"data set name {name!r} is malformed; write NAME, NAME/CONFIG or 'folder:DIR'"
         )
     base, _, config = name.partition(":")[0].partition("/")
@@ -320,7 +317,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         known = [*OWN_BUILDERS, *tfds.list_builders(with_community_datasets=False)]
         near = difflib.get_close_matches(base, known)
         hint = f" (near it: {', '.join(near)})" if near else ""
-        raise DataError(
+        raise InputError(
             f"data set {name!r} is unknown{hint}; name a TFDS data set, one of "
             f"{', '.join(OWN_BUILDERS)}, or a folder as 'folder:DIR'"
         ) from None
@@ -328,8 +325,10 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         configs = list(tfds.builder_cls(base).builder_configs)
         if config and config not in configs:
             known = f"its configurations are {', '.join(configs)}" if configs else "it has none"
-            raise DataError(f"data set {base!r} has no configuration {config!r}; {known}") from None
-        raise DataError(f"data set {name!r} cannot be opened: {_one_line(error)}") from error
+            raise InputError(
+                f"data set {base!r} has no configuration {config!r}; {known}"
+            ) from None
+        raise InputError(f"data set {name!r} cannot be opened: {_one_line(error)}") from error
     except OSError:
         raise
     except Exception as error:  # of the parsers of its metadata
@@ -348,7 +347,7 @@ def _keys(name: str, builder: tfds.core.DatasetBuilder) -> tuple[str, str]:
         or features[keys[0]].np_dtype != np.uint8
         or not isinstance(features[keys[1]], tfds.features.ClassLabel)
     ):
-        raise DataError(
+        raise InputError(
             f"data set {name!r} has no pair of an 8-bit image and a class label; "
             f"its features are {', '.join(features)}"
         )
@@ -382,7 +381,7 @@ def _prepare(name: str, data_dir: str | None) -> None:
     except Exception as error:
         if _is_prepared(_builder(name, data_dir)):
             return  # another process was first, so that the rename found its directory there
-        raise DataError(_why_not_prepared(name, downloads, error)) from error
+        raise InputError(_why_not_prepared(name, downloads, error)) from error
 
 
 def _silence_for_own(name: str) -> contextlib.AbstractContextManager:
@@ -421,7 +420,7 @@ def _one_line(error: BaseException) -> str:
 
 def _first_classes(name: str, names: Sequence[str], num_classes: int | None) -> tuple[str, ...]:
     if num_classes is not None and not 1 <= num_classes <= len(names):
-        raise DataError(f"num_classes={num_classes}: data set {name!r} has 1 to {len(names)}")
+        raise InputError(f"num_classes={num_classes}: data set {name!r} has 1 to {len(names)}")
     return tuple(names[:num_classes])
 
 
@@ -429,16 +428,16 @@ def _room_for(name: str, split: str, count: int, image_size: int) -> np.ndarray:
     try:
         return np.empty((count, image_size, image_size, 3), np.uint8)
     except (MemoryError, ValueError):  # ValueError: more than an address can say
-        raise DataError(
+        raise InputError(
             f"data set {name!r}: the {count} images of split {split!r} need "
             f"{count * image_size**2 * 3 / 2**30:.0f} GiB at image_size={image_size}; choose a "
             "smaller image.size"
         ) from None
 
 
-def _no_such_split(name: str, split: str, splits: Sequence[str]) -> DataError:
+def _no_such_split(name: str, split: str, splits: Sequence[str]) -> InputError:
     known = ", ".join(sorted(splits))
-    return DataError(f"data set {name!r} has no split {split!r}; its splits are {known}")
+    return InputError(f"data set {name!r} has no split {split!r}; its splits are {known}")
 
 
 # --- Folders ----------------------------------------------------------------------------------
@@ -457,7 +456,7 @@ def _load_folder(name, split, image_size, data_dir, num_classes, min_per_class) 
             continue
         found = [f for f in _visible(directory) if f.suffix.lower() in IMAGE_SUFFIXES]
         if len(found) < min_per_class:
-            raise DataError(
+            raise InputError(
                 f"data set {name!r}, split {split!r}: class {directory.name!r} has {len(found)} "
                 f"image(s), at least {min_per_class} needed; add images ({' '.join(IMAGE_SUFFIXES)}"
                 ") or remove the directory"
@@ -465,7 +464,9 @@ def _load_folder(name, split, image_size, data_dir, num_classes, min_per_class) 
         files += found
         labels += [class_names.index(directory.name)] * len(found)
     if not files:
-        raise DataError(f"data set {name!r}: split {split!r} is empty; add {root / split}/<class>/")
+        raise InputError(
+            f"data set {name!r}: split {split!r} is empty; add {root / split}/<class>/"
+        )
     images = _room_for(name, split, len(files), image_size)
     for i, file in enumerate(files):
         try:
@@ -473,7 +474,7 @@ def _load_folder(name, split, image_size, data_dir, num_classes, min_per_class) 
                 # Cameras store the turn of the picture beside its pixels.
                 images[i] = to_rgb(ImageOps.exif_transpose(image), image_size)
         except Exception as error:  # Pillow's decoders raise most kinds on broken files
-            raise DataError(
+            raise InputError(
                 f"data set {name!r}: image file {file} is unreadable ({_one_line(error)}); "
                 "replace or remove it"
             ) from error
@@ -484,7 +485,7 @@ def _folder_root(name: str) -> pathlib.Path:
     path = name.removeprefix(FOLDER_PREFIX)
     root = pathlib.Path(path).expanduser()
     if not path or not root.is_dir():
-        raise DataError(
+        raise InputError(
             f"data set {name!r}: {path!r} is not a directory; it must hold one "
             "directory per split, DIR/<split>/<class>/<image file>"
         )
@@ -494,7 +495,7 @@ def _folder_root(name: str) -> pathlib.Path:
 def _folder_splits(name: str, root: pathlib.Path) -> tuple[str, ...]:
     splits = tuple(p.name for p in _visible(root) if p.is_dir())
     if not splits:
-        raise DataError(
+        raise InputError(
             f"data set {name!r} has no splits; it must hold one directory per split, "
             "DIR/<split>/<class>/<image file>"
         )
@@ -510,7 +511,7 @@ def _folder_classes(name: str, root: pathlib.Path, split: str | None = None) -> 
         p.name for s in ([split] if split else splits) for p in _visible(root / s) if p.is_dir()
     }
     if not classes:
-        raise DataError(
+        raise InputError(
             f"data set {name!r} has no classes{f' in split {split!r}' if split else ''}; each "
             "split must hold one directory per class, DIR/<split>/<class>/<image file>"
         )

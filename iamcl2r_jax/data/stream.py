@@ -9,6 +9,7 @@ import numpy as np
 
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.system.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,15 +41,15 @@ def split_tasks(num_classes: int, initial_classes: int, increment: int) -> tuple
     The last task takes what is left, if that is fewer. `initial_classes` may be all.
 
     Raises:
-      ValueError: if a size is not positive or exceeds what there is.
+      InputError: if a size is not positive or exceeds what there is.
     """
     if not 1 <= initial_classes <= num_classes:
-        raise ValueError(
+        raise InputError(
             f"stream.initial_classes={initial_classes}: must be in 1..{num_classes}, "
             "the number of classes"
         )
     if increment < 1:
-        raise ValueError(f"stream.increment={increment}: must be at least 1")
+        raise InputError(f"stream.increment={increment}: must be at least 1")
     starts = [0, *range(initial_classes, num_classes, increment)]
     stops = [*starts[1:], num_classes]
     return tuple(range(start, stop) for start, stop in zip(starts, stops, strict=True))
@@ -74,8 +75,8 @@ def build_stream(
       class_order_seed: shuffles the classes; None for the data set's order.
 
     Raises:
-      ValueError: see `split_tasks`.
-      DataError: if a class has no training image, or the first task no held-out one.
+      InputError: see `split_tasks`; or if a class has no training image, or the first
+        task no held-out one.
     """
     num_classes = len(train.class_names)
     tasks = split_tasks(num_classes, initial_classes, increment)
@@ -86,11 +87,11 @@ def build_stream(
     counts = np.bincount(train.labels, minlength=num_classes)
     if not counts.all():
         empty = train.class_names[int(np.argmin(counts))]
-        raise sources.DataError(
+        raise InputError(
             f"stream: class {empty!r} has no image in the training split; every class needs one"
         )
     if not np.isin(test.labels, tasks[0]).any():
-        raise sources.DataError(
+        raise InputError(
             "stream: the held-out split has no image of the first task's classes, so that its "
             "accuracy cannot be told; choose another stream.test_split"
         )

@@ -14,10 +14,9 @@ import numpy as np
 from scipy import stats
 
 from iamcl2r_jax import compatibility, retrieval
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.data.sources import DataError, ImageSet
+from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation.evaluation import (
     Embedded,
     Evaluation,
@@ -27,9 +26,9 @@ from iamcl2r_jax.evaluation.evaluation import (
     summarize,
 )
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.reports import html_report, report
 from iamcl2r_jax.system import files, runtime
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
 from iamcl2r_jax.training.task import load_model
@@ -84,16 +83,16 @@ def main(
       The exit status: `INCOMPATIBLE` if models were compared and any upgrade is not compatible.
 
     Raises:
-      ConfigError, DataError, CheckpointError: for bad input; the message is one line.
+      InputError: for bad input; the message is one line.
     """
     reporter = reporter or Reporter()
     if bool(workdir) == bool(models):
-        raise ConfigError("give either workdir=DIR, a run, or models=OLD,NEW, checkpoints")
+        raise InputError("give either workdir=DIR, a run, or models=OLD,NEW, checkpoints")
     if (gallery is None) != (query is None):
-        raise ConfigError("query: name the gallery too, the data set searched in")
+        raise InputError("query: name the gallery too, the data set searched in")
     output = output or os.path.join(workdir or "", "evaluation.json")
     if os.path.basename(output) == "results.json":
-        raise ConfigError(f"output={output}: results.json is what a run writes; choose another")
+        raise InputError(f"output={output}: results.json is what a run writes; choose another")
     if workdir:
         results = reevaluate(workdir, gallery, query, data_dir=data_dir, reporter=reporter)
         report.print_evaluations(
@@ -104,7 +103,7 @@ def main(
         )
     else:
         if gallery is None:
-            raise ConfigError("gallery: name a data set to compare the models on, e.g. folder:DIR")
+            raise InputError("gallery: name a data set to compare the models on, e.g. folder:DIR")
         results = compare(
             models, gallery, query, measure=measure, data_dir=data_dir, seed=seed, reporter=reporter
         )
@@ -155,10 +154,10 @@ def compare(
       `reindexing_gain` = C[t, t] - C[t, k] with their intervals.
 
     Raises:
-      ConfigError, DataError, CheckpointError: for bad input; the message is one line.
+      InputError: for bad input; the message is one line.
     """
     if len(models) < 2:
-        raise ConfigError(f"models={','.join(models)}: name two or more, oldest first")
+        raise InputError(f"models={','.join(models)}: name two or more, oldest first")
     records = [checkpoints.load_record(path) for path in models]
     _check_comparable(models, records)
     evaluations = {
@@ -226,12 +225,12 @@ def reevaluate(
       What evaluation.json holds: `evaluations` and `feature_passes` as in results.json.
 
     Raises:
-      ConfigError, DataError, CheckpointError: for bad input; the message is one line.
+      InputError: for bad input; the message is one line.
     """
     config = runs.read_config(workdir)
     tasks = runs.task_records(workdir)
     if config is None or not tasks:
-        raise CheckpointError(f"workdir={workdir} holds no run (config.json) with a finished task")
+        raise InputError(f"workdir={workdir} holds no run (config.json) with a finished task")
     config.data_dir = data_dir or config.data_dir
     if gallery is None:
         evaluations = inputs.load_evaluations(config)
@@ -260,10 +259,10 @@ def load_evaluation(
     """Loads gallery and queries; if they are of two data sets, classes are matched by name.
 
     Raises:
-      DataError: if a set cannot be had, both are the same, or they share no class.
+      InputError: if a set cannot be had, both are the same, or they share no class.
     """
     if gallery == query:
-        raise DataError(
+        raise InputError(
             f"query: split {query.split!r} of {query.dataset} is also the gallery, where every "
             "query would find itself; name another split"
         )
@@ -279,12 +278,14 @@ def load_evaluation(
         searched = dataclasses.replace(searched, class_names=names)
     evaluation = Evaluation(query=asked, gallery=searched)
     if not _has_class(evaluation).any():
-        raise DataError(
+        raise InputError(
             f"query: no class of split {query.split!r} of {query.dataset} is in the gallery, split "
             f"{gallery.split!r} of {gallery.dataset}; classes are matched by name"
         )
     if len(asked) < 2:
-        raise DataError(f"query: split {query.split!r} of {query.dataset} needs two or more images")
+        raise InputError(
+            f"query: split {query.split!r} of {query.dataset} needs two or more images"
+        )
     return evaluation
 
 
@@ -316,11 +317,11 @@ def paired_interval(first: np.ndarray, second: np.ndarray, seed: int) -> list[fl
 
 
 def _check_comparable(paths: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
-    """Raises `CheckpointError` if the features of some checkpoints cannot be compared at all."""
+    """Raises `InputError` if the features of some checkpoints cannot be compared at all."""
     for path, record in zip(paths, records, strict=True):
         missing = {"model", "head", "num_classes", "slots", "image"} - record.keys()
         if missing:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {path} does not say its {', '.join(sorted(missing))}; it must be a "
                 "task of a run or an external model, written by this version"
             )
@@ -329,7 +330,7 @@ def _check_comparable(paths: Sequence[str], records: Sequence[dict[str, Any]]) -
             for r in (record, records[0])
         )
         if ours != first:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {path} has {ours}, but {paths[0]} has {first}; models that are "
                 "compared must have the same simplex"
             )
@@ -355,7 +356,7 @@ def _embeddings(
                 evaluation = of_size[image["size"]]
                 embedded = embed(extractors[key], loaded.variables, evaluation, loaded.carry())
                 if not (np.isfinite(embedded.query).all() and np.isfinite(embedded.gallery).all()):
-                    raise CheckpointError(f"checkpoint {path}: its features are not all finite")
+                    raise InputError(f"checkpoint {path}: its features are not all finite")
                 yield name, embedded
                 stage.advance()
 

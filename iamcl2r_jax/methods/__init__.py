@@ -22,6 +22,7 @@ import jax.numpy as jnp
 
 from iamcl2r_jax import losses
 from iamcl2r_jax.methods import heads
+from iamcl2r_jax.system.errors import InputError
 
 
 @flax.struct.dataclass
@@ -461,10 +462,10 @@ def get(name: str) -> Method:
     """The method called `name`.
 
     Raises:
-      ValueError: if there is none of that name.
+      InputError: if there is none of that name.
     """
     if name not in METHODS:
-        raise ValueError(f"method={name!r} is unknown; there are {', '.join(METHODS)}")
+        raise InputError(f"method={name!r} is unknown; there are {', '.join(METHODS)}")
     return METHODS[name]
 
 
@@ -478,16 +479,16 @@ def check_options(options: Mapping[str, Any]) -> None:
     """Checks options' values by what their names say, the same in every method.
 
     Raises:
-      ValueError: "option=value: what would be right".
+      InputError: "option=value: what would be right".
     """
     for option, value in options.items():
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{option}={value}: must be a finite number")
+            raise InputError(f"{option}={value}: must be a finite number")
         if option == "ce_weight" and not 0 <= value <= 1:
-            raise ValueError(f"{option}={value}: must be in [0, 1]")
+            raise InputError(f"{option}={value}: must be in [0, 1]")
         if option.endswith("weight") and value < 0:
-            raise ValueError(f"{option}={value}: must be at least 0")
+            raise InputError(f"{option}={value}: must be at least 0")
         if option in ("temperature", "scale", "mu") and value <= 0:
-            raise ValueError(f"{option}={value}: must be positive")
+            raise InputError(f"{option}={value}: must be positive")
         if option == "num_negatives" and value < 1:
-            raise ValueError(f"{option}={value}: must be at least 1")
+            raise InputError(f"{option}={value}: must be at least 1")

@@ -11,6 +11,7 @@ from iamcl2r_jax.models.regnet import RegNet
 from iamcl2r_jax.models.resnet import BasicBlock, BottleneckBlock, ResNet
 from iamcl2r_jax.models.senet import SENet
 from iamcl2r_jax.models.vit import ViT
+from iamcl2r_jax.system.errors import InputError
 
 # A backbone maps images [B, H, W, 3] to unnormalised features [B, num_features].
 BACKBONES: dict[str, partial[nn.Module]] = {
@@ -37,32 +38,32 @@ def create(name: str, num_features: int = 1023, **options) -> nn.Module:
       A module whose `.apply(variables, images [B, H, W, 3], train=False)` is [B, num_features].
 
     Raises:
-      ValueError: if there is no backbone of that name, it has no such option, or the option has
+      InputError: if there is no backbone of that name, it has no such option, or the option has
         another value than it may have.
     """
     known = default_options(name)
     _check_kind("num_features", num_features, 0)
     for option, value in options.items():
         if option not in known:
-            raise ValueError(
+            raise InputError(
                 f"backbone {name!r} has no option {_shown(f'{option}={value!r}')}; its options are "
                 f"{', '.join(known)}"
             )
         _check_kind(option, value, known[option])
     try:
         return BACKBONES[name](num_features=num_features, **options)
-    except ValueError as error:
-        raise ValueError(f"backbone {name!r}: {error}") from None
+    except InputError as error:
+        raise InputError(f"backbone {name!r}: {error}") from None
 
 
 def default_options(name: str) -> dict[str, Any]:
     """The options of the backbone called `name`, with their defaults.
 
     Raises:
-      ValueError: if there is no backbone of that name.
+      InputError: if there is no backbone of that name.
     """
     if not isinstance(name, str) or name not in BACKBONES:
-        raise ValueError(f"backbone={name!r} is unknown; there are {', '.join(BACKBONES)}")
+        raise InputError(f"backbone={name!r} is unknown; there are {', '.join(BACKBONES)}")
     backbone = BACKBONES[name]
     # What defines the backbone is no option of it; nor is what Flax adds to every module.
     reserved = {"num_features", "parent", "name", *backbone.keywords}
@@ -74,15 +75,15 @@ _LARGEST = 2**16  # a slip of the hand; it would end in an error of the memory's
 
 
 def _check_kind(option: str, value: Any, example: Any) -> None:
-    """Raises `ValueError` if an option is of another kind than its default, or beyond reason."""
+    """Raises `InputError` if an option is of another kind than its default, or beyond reason."""
     if option == "dtype":
         return  # the modules know which they compute in
     if type(value) is not type(example):
-        raise ValueError(
+        raise InputError(
             f"{option}={_shown(repr(value))}: must be of type {type(example).__name__}"
         )
     if isinstance(value, int) and value > _LARGEST:
-        raise ValueError(f"{option}={value!r}: must be at most {_LARGEST}")
+        raise InputError(f"{option}={value!r}: must be at most {_LARGEST}")
 
 
 def _shown(text: str) -> str:

@@ -16,12 +16,9 @@ from etils import epath
 
 from iamcl2r_jax import models
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import DamagedError, InputError
 
 Variables = dict[str, Any]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing, incomplete or not of the model expected; the message is one line."""
 
 
 def _checkpointer() -> ocp.Checkpointer:
@@ -56,7 +53,7 @@ def save(
       beside: files that are copied into it; nothing here reads them.
 
     Raises:
-      CheckpointError: if `path` exists.
+      InputError: if `path` exists.
       WriteError: if the disk is full or the place cannot be written. What cannot be removed again
         at once is removed by the next attempt.
     """
@@ -116,11 +113,11 @@ def exists(path: str) -> bool:
 
 
 def check_free(path: str) -> None:
-    """Raises `CheckpointError` if there is anything in the place where a checkpoint is to be."""
+    """Raises `InputError` if there is anything in the place where a checkpoint is to be."""
     if exists(path):
-        raise CheckpointError(f"checkpoint {path} exists already; remove it or choose another name")
+        raise InputError(f"checkpoint {path} exists already; remove it or choose another name")
     if epath.Path(path).exists():
-        raise CheckpointError(
+        raise DamagedError(
             f"checkpoint {path} is damaged: its {_MANIFEST} is missing; remove it to have it made "
             "again, or choose another name"
         )
@@ -130,16 +127,16 @@ def verify(path: str) -> None:
     """Compares every file of a checkpoint with its checksum.
 
     Raises:
-      CheckpointError: if there is no finished checkpoint at `path`, or a file is missing, changed
-        or not of it.
+      InputError: if there is no finished checkpoint at `path`.
+      DamagedError: if a file is missing, changed or not of it.
     """
     directory = _existing(path)
     try:
         written = files.read_json(directory / _MANIFEST).get("files")
-    except files.DamagedFileError as error:
-        raise CheckpointError(f"checkpoint {path} is damaged: {error}") from None
+    except DamagedError as error:
+        raise DamagedError(f"checkpoint {path} is damaged: {error}") from None
     if not isinstance(written, dict):
-        raise CheckpointError(f"checkpoint {path} is damaged: its {_MANIFEST} lists no files")
+        raise DamagedError(f"checkpoint {path} is damaged: its {_MANIFEST} lists no files")
     there = _digests(directory)
     for name in sorted(written.keys() | there.keys()):
         if written.get(name) != there.get(name):
@@ -150,7 +147,7 @@ def verify(path: str) -> None:
                 if name not in written
                 else "is not as it was written"
             )
-            raise CheckpointError(f"checkpoint {path} is damaged: {name} {what}")
+            raise DamagedError(f"checkpoint {path} is damaged: {name} {what}")
 
 
 def remove(path: str) -> None:
@@ -167,7 +164,7 @@ def load_record(path: str) -> dict[str, Any]:
     """The record of a checkpoint.
 
     Raises:
-      CheckpointError: if there is no finished checkpoint at `path`, or it is damaged.
+      InputError: if there is no finished checkpoint at `path`, or it is damaged.
     """
     verify(path)
     return _read_record(path)
@@ -179,7 +176,7 @@ def _read_record(path: str) -> dict[str, Any]:
             _existing(path), ocp.args.Composite(record=ocp.args.JsonRestore())
         )
     if not isinstance(record := restored["record"], dict):
-        raise CheckpointError(f"checkpoint {path}: its record is no JSON object")
+        raise DamagedError(f"checkpoint {path}: its record is not a JSON object")
     return record
 
 
@@ -194,7 +191,7 @@ def load(path: str, expected: Any) -> Variables:
       The variables as NumPy arrays, to be placed on any devices.
 
     Raises:
-      CheckpointError: if there is no finished checkpoint at `path`, it is damaged, or any leaf
+      InputError: if there is no finished checkpoint at `path`, it is damaged, or any leaf
         differs; all that differ are listed.
     """
     verify(path)
@@ -215,7 +212,7 @@ def load_described(
       The record, and the variables as of `load`.
 
     Raises:
-      CheckpointError: see `load`.
+      InputError: see `load`.
     """
     verify(path)
     record = _read_record(path)
@@ -228,9 +225,7 @@ def _read_variables(path: str, expected: Any) -> Variables:
         stored = checkpointer.metadata(directory).item_metadata["variables"]
         differences = _differences(_leaves(stored), _leaves(expected))
         if differences:
-            raise CheckpointError(
-                f"checkpoint {path} does not fit the model: {'; '.join(differences)}"
-            )
+            raise InputError(f"checkpoint {path} does not fit the model: {'; '.join(differences)}")
         # NumPy targets: the devices that wrote the checkpoint need not exist here.
         target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
         restored = checkpointer.restore(
@@ -244,11 +239,11 @@ def _reading(path: str) -> Iterator[None]:
     """Makes one line of whatever Orbax says of a directory that is no checkpoint of ours."""
     try:
         yield
-    except CheckpointError:
+    except InputError:
         raise
     except Exception as error:
         why = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"checkpoint {path} cannot be read ({why})") from error
+        raise InputError(f"checkpoint {path} cannot be read ({why})") from error
 
 
 def model_spec(name: str, num_features: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -260,18 +255,18 @@ def create_model(spec: dict[str, Any]):
     """The module that `model_spec` describes.
 
     Raises:
-      ValueError: if it describes none.
+      InputError: if it describes none.
     """
     match spec:
         case {"backbone": name, "num_features": num_features, "options": dict(options)}:
             if all(isinstance(option, str) for option in options):
                 return models.create(name, num_features, **options)
-    raise ValueError("its model must be given as backbone, num_features and options")
+    raise InputError("its model must be given as backbone, num_features and options")
 
 
 def _existing(path: str) -> epath.Path:
     if not exists(path):
-        raise CheckpointError(f"checkpoint {path}: there is no finished checkpoint at this place")
+        raise InputError(f"checkpoint {path}: there is no finished checkpoint at this place")
     return epath.Path(path).absolute()
 
 

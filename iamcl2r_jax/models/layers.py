@@ -6,6 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from iamcl2r_jax.system.errors import InputError
+
 # PyTorch's default for the weights of a linear layer: uniform in +-1/sqrt(fan_in).
 linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
@@ -71,17 +73,17 @@ DTYPES = ("float32", "bfloat16", "float64")
 
 
 def check_dtype(module: nn.Module) -> None:
-    """Raises `ValueError` if a module's `dtype`, or what it names, is none of `DTYPES`."""
+    """Raises `InputError` if a module's `dtype`, or what it names, is none of `DTYPES`."""
     try:
         known = jnp.dtype(module.dtype).name in DTYPES
     except TypeError:
         known = False
     if not known:
-        raise ValueError(f"dtype={module.dtype!r}: must be one of {', '.join(DTYPES)}")
+        raise InputError(f"dtype={module.dtype!r}: must be one of {', '.join(DTYPES)}")
 
 
 def check_at_least_one(module: nn.Module, *fields: str) -> None:
-    """Raises `ValueError` naming the first of a module's fields that is below 1."""
+    """Raises `InputError` naming the first of a module's fields that is below 1."""
     for field in fields:
         if getattr(module, field) < 1:
-            raise ValueError(f"{field}={getattr(module, field)}: must be at least 1")
+            raise InputError(f"{field}={getattr(module, field)}: must be at least 1")

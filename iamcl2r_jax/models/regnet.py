@@ -20,6 +20,7 @@ from iamcl2r_jax.models.layers import (
     check_dtype,
     project,
 )
+from iamcl2r_jax.system.errors import InputError
 
 _STRIDES = (1, 1, 2, 2)  # of the four stages
 _STEM_PER_GROUP = 4  # the stem's channels over those of one group
@@ -84,7 +85,7 @@ class RegNet(nn.Module):
         check_at_least_one(self, "num_features", "width")
         check_dtype(self)
         if self.width % _STEM_PER_GROUP:
-            raise ValueError(f"width={self.width}: must be a multiple of {_STEM_PER_GROUP}")
+            raise InputError(f"width={self.width}: must be a multiple of {_STEM_PER_GROUP}")
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

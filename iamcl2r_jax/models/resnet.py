@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from iamcl2r_jax.models.conv import Conv
 from iamcl2r_jax.models.layers import batch_norm, check_at_least_one, check_dtype, project
 from iamcl2r_jax.models.pooling import max_pool
+from iamcl2r_jax.system.errors import InputError
 
 STEMS = ("imagenet", "small")
 
@@ -101,7 +102,7 @@ class ResNet(nn.Module):
     def __post_init__(self):
         super().__post_init__()
         if self.stem not in STEMS:
-            raise ValueError(f"stem={self.stem!r}: must be one of {', '.join(STEMS)}")
+            raise InputError(f"stem={self.stem!r}: must be one of {', '.join(STEMS)}")
         check_at_least_one(self, "num_features", "width")
         check_dtype(self)
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from iamcl2r_jax.models.layers import check_at_least_one, check_dtype, project
+from iamcl2r_jax.system.errors import InputError
 
 _PER_HEAD = 64  # channels of one attention head, in DeiT of every size
 _EXPANSION = 4  # of the hidden layer over the embedding
@@ -73,7 +74,7 @@ class ViT(nn.Module):
         check_at_least_one(self, "num_features", "width", "depth", "patch_size")
         check_dtype(self)
         if self.heads < 0 or self.width % self.num_heads:
-            raise ValueError(
+            raise InputError(
                 f"heads={self.heads}: must divide width={self.width}, or be 0 for one per "
                 f"{_PER_HEAD} channels"
             )

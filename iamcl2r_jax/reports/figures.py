@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.reports import plots, updates
 from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import runs
 
@@ -50,10 +50,10 @@ class Run:
         return [task for task, record in enumerate(self.records) if record.get("retrained")]
 
     def results(self) -> dict[str, Any]:
-        """What stands in results.json; `ConfigError` if the run is not finished."""
+        """What stands in results.json; `InputError` if the run is not finished."""
         found = files.read_json(os.path.join(self.workdir, "results.json"))
         if found is None:
-            raise ConfigError(f"workdir={self.workdir}: the run is not finished (no results.json)")
+            raise InputError(f"workdir={self.workdir}: the run is not finished (no results.json)")
         return found
 
 
@@ -79,11 +79,11 @@ def main(
       reporter: by default on the terminal.
 
     Raises:
-      ConfigError, DataError, CheckpointError: for bad input; the message is one line.
+      InputError: for bad input; the message is one line.
     """
     reporter = reporter or Reporter()
     if figure not in FIGURES:
-        raise ConfigError(f"figure={figure!r}: must be one of {', '.join(FIGURES)}")
+        raise InputError(f"figure={figure!r}: must be one of {', '.join(FIGURES)}")
     runs = load_runs(workdirs, labels)
     try:
         if figure == "theorem":
@@ -91,7 +91,7 @@ def main(
         else:
             stems = FIGURES[figure](runs, output)
     except OSError as error:
-        raise ConfigError(f"output={output}: cannot be written ({error.strerror})") from None
+        raise InputError(f"output={output}: cannot be written ({error.strerror})") from None
     for stem in stems:
         reporter.message(f"{stem}.png")
 
@@ -100,12 +100,12 @@ def load_runs(workdirs: Sequence[str], labels: Sequence[str] | None = None) -> l
     """The runs in some directories, labelled.
 
     Raises:
-      ConfigError: if there is none, a directory holds none, or labels are not one for each.
+      InputError: if there is none, a directory holds none, or labels are not one for each.
     """
     if not workdirs:
-        raise ConfigError("workdir: name one or more runs, as DIR,DIR")
+        raise InputError("workdir: name one or more runs, as DIR,DIR")
     if labels and len(labels) != len(workdirs):
-        raise ConfigError(
+        raise InputError(
             f"labels: there are {len(labels)} for {len(workdirs)} runs; give one for each"
         )
     found = []
@@ -113,7 +113,7 @@ def load_runs(workdirs: Sequence[str], labels: Sequence[str] | None = None) -> l
         config = runs.read_config(workdir)
         records = runs.task_records(workdir)
         if config is None or not records:
-            raise ConfigError(f"workdir={workdir}: holds no run (config.json) with a finished task")
+            raise InputError(f"workdir={workdir}: holds no run (config.json) with a finished task")
         found.append((workdir, config, records))
     updated = [any(record["replaced_by"] for record in records[1:]) for *_, records in found]
     labels = labels or [
@@ -143,7 +143,7 @@ def losses_figure(runs: Sequence[Run], output: str) -> list[str]:
     """
     for run in runs:
         if len(run.records) < 2:
-            raise ConfigError(f"workdir={run.workdir}: one task is no update; two or more needed")
+            raise InputError(f"workdir={run.workdir}: one task is no update; two or more needed")
     panels, deviations, written = {}, {}, {}
     for title, metric in (("cross-entropy", "ce"), ("total loss", "loss")):
         series = _by_label(
@@ -219,7 +219,7 @@ def _common_evaluations(results: Mapping[str, dict]) -> list[str]:
     first, *others = (run["evaluations"] for run in results.values())
     common = [name for name in first if all(name in other for other in others)]
     if not common:
-        raise ConfigError("workdir: these runs have no evaluation in common")
+        raise InputError("workdir: these runs have no evaluation in common")
     return common
 
 
@@ -231,7 +231,7 @@ def _by_label(
     for label in dict.fromkeys(run.label for run in runs):
         lines = [list(values(run)) for run in runs if run.label == label]
         if len(set(map(len, lines))) > 1:
-            raise ConfigError(f"workdir: the runs of {label} differ in the number of {counted}")
+            raise InputError(f"workdir: the runs of {label} differ in the number of {counted}")
         several = len(lines) > 1
         series[label] = {
             "mean": np.mean(lines, axis=0).tolist(),

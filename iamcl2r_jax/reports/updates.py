@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from iamcl2r_jax import simplex
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.evaluation import theorem
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
 from iamcl2r_jax.training.pretraining import image_options
@@ -132,21 +132,21 @@ def check_run(
       resamples, seed: see `theorem.check`.
 
     Raises:
-      ConfigError: if there are no two models, the older ones know fewer than two classes, or a
+      InputError: if there are no two models, the older ones know fewer than two classes, or a
         class has fewer than two held-out images.
-      DataError, CheckpointError: if the run's data or models cannot be had.
+      InputError: if the run's data or models cannot be had.
     """
     stream = inputs.load_stream(config)
     known = [tasks.stop for tasks in stream.tasks[: len(records)]]
     pairs = [(k, t) for t in range(len(known)) for k in range(t) if known[k] >= 2]
     if not pairs:
-        raise ConfigError(f"workdir={workdir}: no two models that know two or more classes")
+        raise InputError(f"workdir={workdir}: no two models that know two or more classes")
     used = stream.test.labels < known[-1]
     images, labels = stream.test.images[used], stream.test.labels[used]
     names = stream.test.class_names
     few = np.bincount(labels, minlength=known[-1]) < 2
     if few.any():
-        raise ConfigError(
+        raise InputError(
             f"workdir={workdir}: class {names[int(np.argmax(few))]!r} has fewer than two held-out "
             "images, so no pair whose distance could be measured"
         )

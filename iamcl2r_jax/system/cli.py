@@ -8,13 +8,9 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from iamcl2r_jax.config import ConfigError
-from iamcl2r_jax.data.sources import DataError
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, preemption, runtime
-from iamcl2r_jax.system.distributed import JobError
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.files import DamagedFileError, LockedError, WriteError
+from iamcl2r_jax.system.files import WriteError
 from iamcl2r_jax.system.preemption import PreemptedError
 from iamcl2r_jax.training.training import DivergenceError
 
@@ -22,17 +18,6 @@ _CACHE = flags.DEFINE_string(
     "compilation_cache",
     "~/.cache/iamcl2r_jax",
     "Directory that keeps compiled programs between starts; empty for none.",
-)
-
-
-_BAD_INPUT = (
-    CheckpointError,
-    ConfigError,
-    DamagedFileError,
-    DataError,
-    InputError,
-    JobError,
-    LockedError,
 )
 
 
@@ -65,7 +50,7 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             if joins_job:
                 distributed.wait_for_all("end")  # the first may still be writing
             return status
-        except _BAD_INPUT as error:
+        except InputError as error:
             return _fail(str(error), 2)
         except PreemptedError as error:
             return _fail(str(error), preemption.EXIT_STATUS)

@@ -21,16 +21,14 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from orbax.checkpoint import multihost
 
+from iamcl2r_jax.system.errors import InputError
+
 _START_SECONDS = 300  # for all processes to start
 _HEARTBEAT_SECONDS = 20  # a process that is not heard of for so long counts as dead
 _SHUTDOWN_SECONDS = 20  # that a process waits for the others when it ends
 _FAILURE_SECONDS = 5  # that it waits when it fails: whether all do, as on bad input
 # One process preparing a data set while the others wait; the dead are noticed by their heartbeat.
 _WAIT_SECONDS = 24 * 3600
-
-
-class JobError(ValueError):
-    """The processes of a job do not fit together; the message is one line."""
 
 
 def join(
@@ -47,7 +45,7 @@ def join(
       process_id: which of them this is, from 0.
 
     Raises:
-      JobError: if only some are given, they are out of range, or the processes do not meet.
+      InputError: if only some are given, they are out of range, or the processes do not meet.
     """
     flags = {
         "--coordinator": coordinator,
@@ -59,7 +57,7 @@ def join(
         if not (_in_slurm_step() or _on_tpu()):
             return
     elif missing:
-        raise JobError(f"{', '.join(missing)}: needed too, for a job of several processes")
+        raise InputError(f"{', '.join(missing)}: needed too, for a job of several processes")
     else:
         _check_flags(coordinator, num_processes, process_id)
     # JAX would take SIGTERM for itself.
@@ -80,16 +78,16 @@ def join(
             return  # a TPU machine that belongs to no pod
         raise
     except jax.errors.JaxRuntimeError as error:
-        raise JobError(f"the processes of the job did not meet: {error}") from None
+        raise InputError(f"the processes of the job did not meet: {error}") from None
     _connect_devices()
 
 
 def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal():
-        raise JobError(f"--coordinator={coordinator}: must be HOST:PORT")
+        raise InputError(f"--coordinator={coordinator}: must be HOST:PORT")
     if not 0 <= process_id < num_processes:
-        raise JobError(
+        raise InputError(
             f"--process_id={process_id}: must be in 0..{num_processes - 1}, "
             f"for --num_processes={num_processes}"
         )
@@ -148,7 +146,7 @@ def any_process(value: bool) -> bool:
 
 
 def check_same(what: str, value: Any) -> None:
-    """Waits for all processes of the job and raises `JobError` in all if they differ.
+    """Waits for all processes of the job and raises `InputError` in all if they differ.
 
     Args:
       what: is compared.
@@ -161,7 +159,7 @@ def check_same(what: str, value: Any) -> None:
     digests = multihost_utils.process_allgather(digest)
     others = np.flatnonzero(digests != digests[0]).tolist()
     if others:
-        raise JobError(
+        raise InputError(
             f"{what}: differs between process 0 of the job and process {others[0]}; give all the "
             "same command, and the same files to read"
         )

@@ -15,20 +15,13 @@ import filelock
 from etils import epath
 
 from iamcl2r_jax.system import distributed
+from iamcl2r_jax.system.errors import DamagedError, LockedError
 
 _CHECKSUM = "sha256"  # of the other fields, as encoded here
 
 
-class DamagedFileError(ValueError):
-    """A file is not as it was written; the message is one line."""
-
-
 class WriteError(RuntimeError):
     """Something cannot be written; the message is one line."""
-
-
-class LockedError(RuntimeError):
-    """Another process writes here; the message is one line."""
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:
@@ -101,7 +94,7 @@ def read_json(path: str) -> dict[str, Any] | None:
     """What `write_json` wrote, or None if there is no such file.
 
     Raises:
-      DamagedFileError: if it is not as it was written.
+      DamagedError: if it is not as it was written.
     """
     path = epath.Path(path)
     if not path.exists():
@@ -113,7 +106,7 @@ def read_json(path: str) -> dict[str, Any] | None:
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
         intact = False
     if not intact:
-        raise DamagedFileError(f"{path} is damaged or was edited: its checksum does not fit")
+        raise DamagedError(f"{path} is damaged or was edited: its checksum does not fit")
     return value
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from iamcl2r_jax.system.errors import InputError
+
 
 def batch_sharding(batch_size: int) -> NamedSharding | None:
     """How a batch lies on the devices of the job; None with a single device.
@@ -18,11 +20,11 @@ def batch_sharding(batch_size: int) -> NamedSharding | None:
       batch_size: B, over all devices.
 
     Raises:
-      ValueError: if the devices cannot share the batch evenly.
+      InputError: if the devices cannot share the batch evenly.
     """
     count = jax.device_count()
     if batch_size % count:
-        raise ValueError(
+        raise InputError(
             f"train.batch_size={batch_size}: must be a multiple of {count}, the number of devices"
         )
     return split_over(jax.devices())

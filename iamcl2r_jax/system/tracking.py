@@ -31,8 +31,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.reports import plots
+from iamcl2r_jax.system.errors import InputError
 
 # Takes a line's number, the line, and pictures uint8 [H, W, 3] by name.
 Writer = Callable[[int, Mapping[str, float], Mapping[str, np.ndarray]], None]
@@ -113,7 +113,7 @@ def check(tracking: ConfigDict) -> None:
     """Checks a run's `tracking` before anything starts.
 
     Raises:
-      ConfigError: if Weights & Biases is asked for and not installed.
+      InputError: if Weights & Biases is asked for and not installed.
     """
     if tracking.wandb:
         _import_wandb()
@@ -130,7 +130,7 @@ def open_tracker(config: ConfigDict, workdir: str) -> Iterator[Tracker]:
       workdir: where to write.
 
     Raises:
-      ConfigError: if Weights & Biases is asked for and cannot start.
+      InputError: if Weights & Biases is asked for and cannot start.
     """
     with ExitStack() as stack:
         writers = []
@@ -197,7 +197,7 @@ def _weights_and_biases(config: ConfigDict, workdir: str) -> Iterator[Writer]:
             resume="auto",  # goes on with the run that this directory was stopped in
         )
     except wandb.Error as error:  # not logged in, say
-        raise ConfigError(f"tracking.wandb=True: {' '.join(str(error).split())}") from None
+        raise InputError(f"tracking.wandb=True: {' '.join(str(error).split())}") from None
     run.define_metric("train/*", step_metric="global_epoch")
     run.define_metric("task/*", step_metric="task")
     first = run.step  # earlier starts wrote the lines before this one, and the same
@@ -219,7 +219,7 @@ def _import_wandb():
     try:
         import wandb  # an extra
     except ImportError:
-        raise ConfigError(
+        raise InputError(
             "tracking.wandb=True: Weights & Biases is not installed; "
             "pip install 'iamcl2r_jax[wandb]', or leave it False"
         ) from None

@@ -26,9 +26,10 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import simplex
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError, Variables
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.layers import linear_init
 from iamcl2r_jax.system import runtime
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.torch_import import torch_files
 from iamcl2r_jax.training import pretraining
 from iamcl2r_jax.training.training import expected_variables
@@ -116,24 +117,24 @@ def read(
       The network.
 
     Raises:
-      CheckpointError: if the file cannot be read, a tensor is missing, left over, of another shape
+      InputError: if the file cannot be read, a tensor is missing, left over, of another shape
         or not finite, or the simplex is not ours. All such tensors are named.
     """
     if backbone not in _BLOCK_NAMES:
-        raise CheckpointError(
+        raise InputError(
             f"backbone={backbone!r} cannot be imported; there are {', '.join(_BLOCK_NAMES)}"
         )
     stored = _official_names(path, torch_files.read_state_dict(path))
     drop_in = "fc1.weight" in stored or "fc2.weight" in stored
     dim = _feature_dim(path, stored) if drop_in else num_features
     if dim is None or (not drop_in and key is None):
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path} has no map to the feature (fc1.weight) and no simplex "
             "(fc2.weight), so it can only be a starting point: give num_classes, or num_features "
             "= num_classes - 1 and a key, for a new map to the feature"
         )
     if num_features not in (None, dim):
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path} has features of {dim} dimensions, not num_features={num_features} "
             "(num_classes - 1)"
         )
@@ -141,7 +142,7 @@ def read(
     try:
         model = checkpoints.create_model(spec)
     except ValueError as error:
-        raise CheckpointError(f"checkpoint {path} does not fit: {error}") from None
+        raise InputError(f"checkpoint {path} does not fit: {error}") from None
     expected = traverse_util.flatten_dict(expected_variables(model, image_size=32))
     new_map = None if "fc1.weight" in stored else _map_without_file(drop_in, expected, key)
 
@@ -168,7 +169,7 @@ def read(
     if problems:
         # A file in torchvision's layout has the trunk's names without the prefix.
         problems = [p if drop_in else p.removeprefix("backbone.") for p in problems]
-        raise CheckpointError(f"checkpoint {path} does not fit {backbone}: {'; '.join(problems)}")
+        raise InputError(f"checkpoint {path} does not fit {backbone}: {'; '.join(problems)}")
     return Imported(
         spec, traverse_util.unflatten_dict(variables), drop_in, difference, tuple(heads)
     )
@@ -242,10 +243,10 @@ def import_model(
       Lines that say what was done.
 
     Raises:
-      CheckpointError: see `read`.
+      InputError: see `read`.
     """
     if checkpoints.exists(output):
-        raise CheckpointError(f"checkpoint {output} exists already; choose another directory")
+        raise InputError(f"checkpoint {output} exists already; choose another directory")
     imported = read(
         path,
         backbone,
@@ -254,9 +255,9 @@ def import_model(
     )
     num_classes = imported.spec["num_features"] + 1
     if classes is not None and not 0 <= classes <= num_classes:
-        raise CheckpointError(f"classes={classes}: must be in 0..{num_classes}, the simplex's")
+        raise InputError(f"classes={classes}: must be in 0..{num_classes}, the simplex's")
     if image and not all(len(image.get(name, "rgb")) == 3 for name in ("mean", "std")):
-        raise CheckpointError(f"image={image}: mean and std must be three numbers each")
+        raise InputError(f"image={image}: mean and std must be three numbers each")
     image = (_OFFICIAL_IMAGE if imported.drop_in else _IMAGENET_IMAGE) | (image or {})
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -296,20 +297,20 @@ def export_model(directory: str, output: str) -> list[str]:
       Lines that say what was done.
 
     Raises:
-      CheckpointError: if the checkpoint is no d-Simplex model, a package is missing, or the file
+      InputError: if the checkpoint is no d-Simplex model, a package is missing, or the file
         exists or has another suffix.
     """
     writers = {".pt": _write_torch, ".pth": _write_torch, ".safetensors": _write_safetensors}
     target = Path(output)
     if target.suffix not in writers:
-        raise CheckpointError(f"output={output}: its name must end in {', '.join(writers)}")
+        raise InputError(f"output={output}: its name must end in {', '.join(writers)}")
     if target.exists():
-        raise CheckpointError(f"output={output} exists already; remove it or choose another name")
+        raise InputError(f"output={output} exists already; remove it or choose another name")
 
     def expected(record):
         spec = record["model"]
         if spec["num_features"] != record["num_classes"] - 1:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {directory} has {spec['num_features']} features and "
                 f"{record['num_classes']} classes; that is no d-Simplex model"
             )
@@ -338,7 +339,7 @@ def _official_names(path: str, stored: dict[str, np.ndarray]) -> dict[str, np.nd
         new = name.removeprefix("module.") if parallel else name
         new = new.replace(".blocks.", ".") if official else f"backbone.{new}"
         if new in renamed:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {path} holds {torch_files.shown(new)} twice, with and without .blocks"
             )
         renamed[new] = value
@@ -350,7 +351,7 @@ def _feature_dim(path: str, stored: dict[str, np.ndarray]) -> int:
     name, axis = ("fc1.weight", 0) if "fc1.weight" in stored else ("fc2.weight", 1)
     shape = stored[name].shape
     if len(shape) != 2 or not shape[axis]:
-        raise CheckpointError(f"checkpoint {path}: {name} is {list(shape)}, needs two dimensions")
+        raise InputError(f"checkpoint {path}: {name} is {list(shape)}, needs two dimensions")
     return shape[axis]
 
 
@@ -458,7 +459,7 @@ def _write_torch(path: Path, state: dict[str, np.ndarray]) -> None:
     try:
         import torch
     except ImportError:
-        raise CheckpointError(
+        raise InputError(
             f"writing {path.suffix} files needs PyTorch: pip install "
             '"iamcl2r_jax[torch]"; or choose an output that ends in .safetensors'
         ) from None
@@ -469,7 +470,7 @@ def _write_safetensors(path: Path, state: dict[str, np.ndarray]) -> None:
     try:
         from safetensors.numpy import save_file
     except ImportError:
-        raise CheckpointError(
+        raise InputError(
             "writing .safetensors files needs the package safetensors: pip install "
             '"iamcl2r_jax[torch]"'
         ) from None

@@ -17,7 +17,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from iamcl2r_jax.models.checkpoints import CheckpointError
+from iamcl2r_jax.system.errors import InputError
 
 # The entries of a checkpoint that may hold the network; the first is the official code's.
 _NETWORK_KEYS = ("net", "state_dict", "model")
@@ -50,24 +50,24 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
       Arrays in the file's own dtypes and in its order; they may be views and are read-only.
 
     Raises:
-      CheckpointError: if there is no such file, it is of another format, damaged, or holds
+      InputError: if there is no such file, it is of another format, damaged, or holds
         something else than plain tensors where they are needed.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(len(_BEFORE_ZIP))
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: {error.strerror}") from None
+        raise InputError(f"checkpoint {path}: {error.strerror}") from None
     if head[:4] == b"PK\x03\x04":
         return _read_zip(path)
     if head[_SAFETENSORS_BRACE : _SAFETENSORS_BRACE + 1] == b"{":
         return _read_safetensors(path)
     if head == _BEFORE_ZIP or _is_tar(path):
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path} is in the format of PyTorch before 1.6; load and save it once with "
             "a newer PyTorch"
         )
-    raise CheckpointError(
+    raise InputError(
         f"checkpoint {path} is neither a zip-format torch.save file nor a .safetensors file"
     )
 
@@ -82,7 +82,7 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
     try:
         import safetensors.numpy
     except ImportError:
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path}: reading .safetensors files needs the package safetensors; "
             'pip install "iamcl2r_jax[torch]"'
         ) from None
@@ -90,19 +90,17 @@ def _read_safetensors(path: str) -> dict[str, np.ndarray]:
         return safetensors.numpy.load_file(path)
     except (safetensors.SafetensorError, AttributeError, KeyError) as error:
         # The last two are what dtypes that NumPy does not have end in.
-        raise CheckpointError(f"checkpoint {path} cannot be read: {shown(error)}") from None
+        raise InputError(f"checkpoint {path} cannot be read: {shown(error)}") from None
 
 
 def _read_zip(path: str) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             return _Archive(path, archive).state_dict()
-    except CheckpointError:
+    except InputError:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, ValueError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged or cut short: {shown(error)}"
-        ) from None
+        raise InputError(f"checkpoint {path} is damaged or cut short: {shown(error)}") from None
 
 
 class _Archive:
@@ -113,24 +111,24 @@ class _Archive:
         self._entries = {entry.filename: entry for entry in archive.infolist()}
         roots = [name.removesuffix("data.pkl") for name in self._entries if _is_pickle(name)]
         if len(roots) != 1:
-            raise CheckpointError(f"checkpoint {path} is a zip file, but not of torch.save")
+            raise InputError(f"checkpoint {path} is a zip file, but not of torch.save")
         self._root = roots[0]
         self._storages: dict[str, np.ndarray] = {}
 
     def state_dict(self) -> dict[str, np.ndarray]:
         if self._root + "byteorder" in self._entries and self._read("byteorder") != b"little":
-            raise CheckpointError(f"checkpoint {self._path} was written on a big-endian machine")
+            raise InputError(f"checkpoint {self._path} was written on a big-endian machine")
         try:
             content = read_pickle(self._read("data.pkl"))
         except ValueError as error:
-            raise CheckpointError(f"checkpoint {self._path} is damaged: {error}") from None
+            raise InputError(f"checkpoint {self._path} is damaged: {error}") from None
         network = _as_dict(content)
         for key in _NETWORK_KEYS:
             if network is not None and _as_dict(network.get(key)) is not None:
                 network = _as_dict(network[key])
                 break
         if not network:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {self._path} holds no state dict but {_describe(content)}; save it as "
                 "torch.save({'net': network.state_dict()}, ...)"
             )
@@ -139,12 +137,10 @@ class _Archive:
     def _read(self, name: str) -> bytes:
         entry = self._entries.get(self._root + name)
         if entry is None:
-            raise CheckpointError(
-                f"checkpoint {self._path} is damaged: {shown(name)} is missing in it"
-            )
+            raise InputError(f"checkpoint {self._path} is damaged: {shown(name)} is missing in it")
         # torch.save never compresses, so that no entry can be larger than the file.
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {self._path}: {shown(name)} is compressed or encrypted, which "
                 "torch.save never does"
             )
@@ -155,23 +151,23 @@ class _Archive:
         if _is_call(value, "torch._utils._rebuild_parameter"):
             value = value.args[0] if value.args else None
         if not _is_call(value, "torch._utils._rebuild_tensor_v2"):
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {self._path}: {name} is not a plain tensor but {_describe(value)}"
             )
         match value.args:
             case (Persistent(("storage", Global(kind), str(key), _, int(numel))), *place):
                 pass
             case _:
-                raise CheckpointError(f"checkpoint {self._path}: {name} names no storage")
+                raise InputError(f"checkpoint {self._path}: {name} names no storage")
         if kind not in _STORAGE_DTYPES:
-            raise CheckpointError(f"checkpoint {self._path}: {name} is kept in a {shown(kind)}")
+            raise InputError(f"checkpoint {self._path}: {name} is kept in a {shown(kind)}")
         match place:
             case (int(offset), tuple(shape), tuple(stride), *_) if _is_inside(
                 offset, shape, stride, numel
             ):
                 pass
             case _:
-                raise CheckpointError(
+                raise InputError(
                     f"checkpoint {self._path} is damaged: {name} does not lie inside its storage "
                     f"of {numel} elements"
                 )
@@ -187,7 +183,7 @@ class _Archive:
         data = self._storages[key]
         needed = numel * dtype.itemsize
         if len(data) != needed:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {self._path} is damaged: data/{shown(key)} has {len(data)} bytes, "
                 f"{numel} elements of {dtype} need {needed}"
             )

@@ -12,20 +12,19 @@ import shlex
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, files
+from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.inputs import load_external
 from iamcl2r_jax.training.pretraining import ExternalModel
 
 
 def check_watched(config: ConfigDict) -> None:
-    """Raises `ConfigError` if the directory to watch is not there."""
+    """Raises `InputError` if the directory to watch is not there."""
     watch = config.replacements.watch
     if watch and not epath.Path(watch).is_dir():
-        raise ConfigError(f"replacements.watch={watch!r}: there is no such directory")
+        raise InputError(f"replacements.watch={watch!r}: there is no such directory")
 
 
 def take(
@@ -51,7 +50,7 @@ def take(
       {task: the model, loaded from its copy}; {} if there is none, or nothing is watched for.
 
     Raises:
-      CheckpointError: if an earlier start's decision or copy is damaged.
+      InputError: if an earlier start's decision or copy is damaged.
     """
     replacements = config.replacements
     if not replacements.watch or task in (*replacements.tasks, *replacements.retrain):
@@ -72,8 +71,8 @@ def _decide(
 ) -> bool:
     try:
         decision = files.read_json(f"{copy}.json")
-    except files.DamagedFileError as error:
-        raise CheckpointError(f"{error}; choose another workdir") from None
+    except DamagedError as error:
+        raise InputError(f"{error}; choose another workdir") from None
     if decision is None:
         if not checkpoints.exists(copy):  # else an earlier start came as far as the copy
             before = [earlier for earlier in external if earlier < task]
@@ -108,7 +107,7 @@ def _best(
         try:
             candidate = load_external(config, path)
             rank = _rank(candidate)
-        except (CheckpointError, ConfigError, OSError) as error:
+        except (InputError, OSError) as error:
             reporter.message(f"{path} cannot be taken up and is left alone: {error}")
             continue
         # Whatever a record says must not end a run that can do without the model.
@@ -136,7 +135,7 @@ def _rank(model: ExternalModel) -> tuple[int, float]:
     if accuracy is None:
         return classes, -1.0
     if not 0 <= accuracy <= 1:
-        raise CheckpointError(f"checkpoint {model.path}: accuracy={accuracy}: must be in [0, 1]")
+        raise InputError(f"checkpoint {model.path}: accuracy={accuracy}: must be in [0, 1]")
     return classes, accuracy
 
 

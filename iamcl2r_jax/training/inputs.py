@@ -3,11 +3,11 @@
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, simplex
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
 from iamcl2r_jax.evaluation.evaluation import Evaluation
 from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import pretraining
@@ -17,10 +17,7 @@ from iamcl2r_jax.training.pretraining import ExternalModel
 def stream_size(config: ConfigDict) -> tuple[int, int]:
     """Number of stream classes and of tasks, before any image is loaded."""
     num_classes = len(_stream_classes(config))
-    try:
-        tasks = split_tasks(num_classes, config.stream.initial_classes, config.stream.increment)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    tasks = split_tasks(num_classes, config.stream.initial_classes, config.stream.increment)
     return num_classes, len(tasks)
 
 
@@ -77,16 +74,16 @@ def load_external(config: ConfigDict, path: str) -> ExternalModel:
     """An external model that this run can take up.
 
     Raises:
-      CheckpointError: see `pretraining.load_external`.
-      ConfigError: if the stream's classes need slots that it was trained on.
+      InputError: see `pretraining.load_external`; or if the stream's classes need slots that it
+        was trained on.
     """
     head = methods.get(config.method).external_head
     model = pretraining.load_external(path, config.num_classes, config.image, head)
     num_stream_classes, _ = stream_size(config)
     try:
         simplex.check_slots(num_stream_classes, model.record["slots"][1], config.num_classes)
-    except ValueError as error:
-        raise ConfigError(f"num_classes: with {path}, {error}") from None
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from None
     return model
 
 

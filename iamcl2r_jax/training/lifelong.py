@@ -24,18 +24,17 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import methods
 from iamcl2r_jax.config import (
     WITHOUT_EFFECT,
-    ConfigError,
     check_stream,
     differences,
     validate,
 )
-from iamcl2r_jax.data.sources import DataError
 from iamcl2r_jax.data.stream import Stream, remember
 from iamcl2r_jax.evaluation.evaluation import Evaluation, compatibility_matrices, embed, measured
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system import distributed, files, runtime, tracking
+from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.runtime import Clock
@@ -87,14 +86,14 @@ def run(
       What stands in workdir/results.json.
 
     Raises:
-      ConfigError, DataError, CheckpointError: before any training; the message is one line.
+      InputError: before any training; the message is one line.
       LockedError: if another process runs in the workdir.
       DivergenceError: if training left the finite numbers.
     """
     reporter, preemption = reporter or Reporter(), preemption or Preemption()
     validate(config)
     if config.num_seeds != 1:
-        raise ConfigError(f"num_seeds={config.num_seeds}: must be 1 here; seeds.run takes several")
+        raise InputError(f"num_seeds={config.num_seeds}: must be 1 here; seeds.run takes several")
     tracking.check(config.tracking)
     distributed.check_same("configuration", config.to_dict() | {"workdir": workdir})
     refuse_other_config(config, workdir)
@@ -173,31 +172,31 @@ def _finished(workdir: str, reporter: Reporter) -> dict[str, Any] | None:
     """The results of a finished run; None if there are none to rely on."""
     try:
         return files.read_json(os.path.join(workdir, "results.json"))
-    except files.DamagedFileError as error:
+    except DamagedError as error:
         reporter.message(f"{error}; it is made again from the tasks")
         return None
 
 
 def refuse_other_config(config: ConfigDict, workdir: str) -> None:
-    """Raises `ConfigError` if the workdir holds a run with another configuration.
+    """Raises `InputError` if the workdir holds a run with another configuration.
 
     How often a run saves, who is told of it and where its images are is no part of what it is, nor
     are the options of other methods.
     """
     try:
         there = files.read_json(os.path.join(workdir, "config.json"))
-    except files.DamagedFileError as error:
-        raise ConfigError(f"workdir={workdir}: {error}; choose another workdir") from None
+    except DamagedError as error:
+        raise InputError(f"workdir={workdir}: {error}; choose another workdir") from None
     if there is None:
         if _has_begun(workdir):
-            raise ConfigError(
+            raise InputError(
                 f"workdir={workdir} holds a run without the config.json that tells which it is; "
                 "choose another workdir"
             )
         return
     differing = differences(_identity(there), _identity(files.as_json(config.to_dict())))
     if differing:
-        raise ConfigError(
+        raise InputError(
             f"workdir={workdir} holds a run with another configuration ({'; '.join(differing)}); "
             "choose another workdir, or remove this one"
         )
@@ -225,19 +224,19 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
-    """Raises `DataError` if the workdir holds a run that began with other images or labels."""
+    """Raises `InputError` if the workdir holds a run that began with other images or labels."""
     try:
         there = files.read_json(os.path.join(workdir, "data.json"))
-    except files.DamagedFileError as error:
-        raise DataError(f"workdir={workdir}: {error}; choose another workdir") from None
+    except DamagedError as error:
+        raise InputError(f"workdir={workdir}: {error}; choose another workdir") from None
     if there is None and _has_begun(workdir):
-        raise DataError(
+        raise InputError(
             f"workdir={workdir} holds a run without the data.json that tells its images from "
             "others; choose another workdir"
         )
     for name, digest in digests.items() if there else ():
         if there.get(name) != digest:
-            raise DataError(
+            raise InputError(
                 f"{name}: its images or labels are not those that the run in workdir={workdir} "
                 "began with; restore the data set, or choose another workdir"
             )

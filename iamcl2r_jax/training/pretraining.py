@@ -29,8 +29,8 @@ from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, files, runtime, tracking
+from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
@@ -109,7 +109,7 @@ def pretrain(
       The record of each checkpoint.
 
     Raises:
-      ConfigError, DataError, CheckpointError: before any training.
+      InputError: before any training.
       LockedError: if another process makes one of these models.
       DivergenceError: if training left the finite numbers.
     """
@@ -181,7 +181,7 @@ def _load_images(config: ConfigDict, classes: int) -> tuple[ImageSet, ImageSet |
     }
     known = len(sources.describe(config.dataset, data_dir=options["data_dir"]).class_names)
     if known < classes:
-        raise sources.DataError(f"classes={classes}: {config.dataset} has only {known} classes")
+        raise InputError(f"classes={classes}: {config.dataset} has only {known} classes")
     train = sources.load(config.dataset, config.train_split, **options)
     if not config.test_split:
         return train, None
@@ -193,7 +193,7 @@ def tidy(path: str) -> None:
     place = _progress_place(path)
     if distributed.is_first() and epath.Path(place).exists():
         # Locked: that process is alive, and about to do so itself.
-        with contextlib.suppress(files.LockedError), files.one_writer(place):
+        with contextlib.suppress(LockedError), files.one_writer(place):
             epath.Path(place).rmtree()
 
 
@@ -203,19 +203,19 @@ def _progress_place(path: str) -> str:
 
 
 def _refuse_other_images(train: ImageSet, place: str) -> None:
-    """Raises `DataError` if a training left here began with other images or labels."""
+    """Raises `InputError` if a training left here began with other images or labels."""
     noted, digest = os.path.join(place, "data.json"), train.digest()
     try:
         there = files.read_json(noted)
-    except files.DamagedFileError as error:
-        raise sources.DataError(f"{error}; remove {place}") from None
+    except DamagedError as error:
+        raise InputError(f"{error}; remove {place}") from None
     if there is None and any(child.name.isdigit() for child in epath.Path(place).iterdir()):
-        raise sources.DataError(
+        raise InputError(
             f"{noted}, which tells from what images the training there comes, is missing; "
             f"remove {place}"
         )
     if there is not None and there["train"] != digest:
-        raise sources.DataError(
+        raise InputError(
             f"the images or labels are not those that the pre-training in {place} began with; "
             "restore the data set, or remove that directory"
         )
@@ -331,7 +331,7 @@ def load_external(
       head: with what classifier it must have been trained, see `heads`.
 
     Raises:
-      CheckpointError: if it is not a finished checkpoint of an external model, was trained with
+      InputError: if it is not a finished checkpoint of an external model, was trained with
         another head, simplex or input, or its arrays are not those of its own architecture.
     """
 
@@ -340,7 +340,7 @@ def load_external(
 
     record, variables = checkpoints.load_described(path, expected)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-        raise CheckpointError(f"checkpoint {path}: it holds values that are not finite")
+        raise InputError(f"checkpoint {path}: it holds values that are not finite")
     return ExternalModel(path, record["model"], variables, record)
 
 
@@ -349,40 +349,40 @@ def _expected_variables(
 ) -> Any:
     """What the arrays of the checkpoint at `path` must be, by its record; see `load_external`."""
     if record.get("kind") != "external":
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path} is no external model; launch/pretrain.py makes such models"
         )
     missing = {"model", "head", "num_classes", "slots", "image"} - record.keys()
     if missing:
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path}: its record lacks {', '.join(sorted(missing))}; make it again with "
             "launch/pretrain.py or launch/import_torch.py"
         )
     if record["head"] != head:
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path} was trained with head={record['head']!r}, the run's method needs "
             f"head={head!r}"
         )
     if record["num_classes"] != num_classes:
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path} was trained with a simplex of K={record['num_classes']}, "
             f"the run has num_classes={num_classes}; they must be equal"
         )
     if record["image"] != image_spec(image):
-        raise CheckpointError(
+        raise InputError(
             f"checkpoint {path} was trained on images with {record['image']}, the run has "
             f"image={image_spec(image)}; they must be equal"
         )
     spec = record["model"]
     try:
         model = checkpoints.create_model(spec)
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from None
     match record["slots"]:
         case [0, int(stop)] if spec["num_features"] == num_classes - 1 and 0 <= stop <= num_classes:
             pass
         case slots:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {path}: its record contradicts itself: K={num_classes}, "
                 f"{spec['num_features']} features (must be K - 1), slots {slots} (must be 0 and "
                 "one past the last)"

@@ -15,8 +15,8 @@ from flax import serialization
 from ml_collections import ConfigDict
 
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, files, runtime
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.training import (
@@ -86,7 +86,7 @@ class ProgressStore:
             path = str(self._directory / f"{number:06d}")
             try:
                 record, arrays = checkpoints.load_described(path, lambda _: expected)
-            except CheckpointError as error:
+            except InputError as error:
                 self._reporter.message(f"{error}; going back to the one before")
                 damaged.append(path)
                 continue

@@ -7,11 +7,11 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.config import ConfigError, recorded
+from iamcl2r_jax.config import recorded
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
 from iamcl2r_jax.system import distributed, files
+from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.task import Model, load_model
 
@@ -20,15 +20,15 @@ def read_config(workdir: str) -> ConfigDict | None:
     """The configuration of the run in a directory; None if there is none.
 
     Raises:
-      ConfigError: if no run can have had it; the message is one line.
-      DamagedFileError: if it is not as it was written.
+      InputError: if no run can have had it; the message is one line.
+      DamagedError: if it is not as it was written.
     """
     path = os.path.join(workdir, "config.json")
     written = files.read_json(path)
     try:
         return None if written is None else recorded(written)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def task_path(workdir: str, task: int) -> str:
@@ -40,7 +40,7 @@ def task_records(workdir: str) -> list[dict[str, Any]]:
     """Records of the finished tasks, from the first without a gap.
 
     Raises:
-      CheckpointError: if one of them is damaged.
+      InputError: if one of them is damaged.
     """
     records = []
     while checkpoints.exists(path := task_path(workdir, len(records))):
@@ -52,7 +52,7 @@ def load_task_record(path: str, task: int) -> dict[str, Any]:
     """The record of a task's checkpoint.
 
     Raises:
-      CheckpointError: if it is damaged, or is not what a run writes after this task.
+      DamagedError: if it is damaged, or is not what a run writes after this task.
     """
     record = checkpoints.load_record(path)
     match record:
@@ -74,7 +74,7 @@ def load_task_record(path: str, task: int) -> dict[str, Any]:
             and all(isinstance(epoch, dict) and "loss" in epoch for epoch in epochs)
         ):
             return record
-    raise CheckpointError(f"checkpoint {path}: its record is not that of task {task + 1} of a run")
+    raise DamagedError(f"checkpoint {path}: its record is not that of task {task + 1} of a run")
 
 
 def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]]:
@@ -90,7 +90,7 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
             if not checkpoints.exists(path) and not epath.Path(path).exists():
                 break
             records.append(load_task_record(path, len(records)))
-        except CheckpointError as error:
+        except InputError as error:
             reporter.message(f"{error}; going back to the end of task {len(records)}")
             break
     tasks = epath.Path(workdir) / "tasks"

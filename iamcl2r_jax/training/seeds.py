@@ -18,11 +18,12 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.config import ConfigError, check_stream, validate
+from iamcl2r_jax.config import check_stream, validate
 from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import Pool
 from iamcl2r_jax.methods import Classes
 from iamcl2r_jax.system import files, tracking
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, lifelong
@@ -115,13 +116,13 @@ def run(
     reporter, preemption = reporter or Reporter(), preemption or Preemption()
     validate(config)
     if jax.process_count() > 1:
-        raise ConfigError(
+        raise InputError(
             f"num_seeds={config.num_seeds}: must be 1 in a job of several processes; give each "
             "process seeds of its own, without a job"
         )
     tracking.check(config.tracking)
     if os.path.exists(os.path.join(workdir, "config.json")):
-        raise ConfigError(f"workdir={workdir} holds a run of one seed; choose another workdir")
+        raise InputError(f"workdir={workdir} holds a run of one seed; choose another workdir")
     runs = [
         (one_seed(config, seed), os.path.join(workdir, f"seed{seed}"))
         for seed in range(config.seed, config.seed + config.num_seeds)
@@ -174,7 +175,7 @@ def train(
     config = runs[0][0]
     stream, evaluations = loaded
     if not streaming.fits(stream.train.images, config.resident_gib):
-        raise ConfigError(
+        raise InputError(
             f"resident_gib={config.resident_gib}: must be at least "
             f"{stream.train.images.nbytes / 2**30}, what the stream's images take, since "
             "several seeds at once (num_seeds) are not streamed"

@@ -12,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, simplex
-from iamcl2r_jax.config import ConfigError
 from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
@@ -21,7 +20,7 @@ from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import CheckpointError
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
@@ -69,7 +68,7 @@ def load_model(path: str, image_size: int) -> Model:
     """The model in a checkpoint of a task, or in an external one: what its record says it is.
 
     Raises:
-      CheckpointError: if there is no finished checkpoint, or its arrays are not what it says.
+      InputError: if there is no finished checkpoint, or its arrays are not what it says.
     """
     record, variables = checkpoints.load_described(
         path, partial(_expected_variables, path, image_size)
@@ -89,13 +88,13 @@ def _expected_variables(path: str, image_size: int, record: dict[str, Any]) -> A
         }:
             pass
         case _:
-            raise CheckpointError(
+            raise InputError(
                 f"checkpoint {path}: its record does not say model, head, num_classes and slots"
             )
     try:
         expected = training.expected_variables(checkpoints.create_model(spec), image_size)
-    except ValueError as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    except InputError as error:
+        raise InputError(f"checkpoint {path}: {error}") from None
     expected = heads.attach_expected(expected, head, num_classes, spec["num_features"])
     match record.get("adapter"):
         case None:
@@ -103,7 +102,7 @@ def _expected_variables(path: str, image_size: int, record: dict[str, Any]) -> A
         case {"hidden": int(hidden)} if hidden > 0:
             expected |= {"adapter": adapters.expected(spec["num_features"], hidden)}
         case adapter:
-            raise CheckpointError(f"checkpoint {path}: its adapter is {adapter!r}")
+            raise InputError(f"checkpoint {path}: its adapter is {adapter!r}")
     return expected
 
 
@@ -122,16 +121,13 @@ class ProgramsBySpec:
       batch_sharding: of all of them, see `parallel.batch_sharding`.
 
     Raises:
-      ConfigError: if the devices cannot share a batch.
+      InputError: if the devices cannot share a batch.
     """
 
     def __init__(self, config: ConfigDict):
         self._config = config
         self._made: dict[str, Programs] = {}
-        try:
-            self.batch_sharding = batch_sharding(config.train.batch_size)
-        except ValueError as error:
-            raise ConfigError(str(error)) from None
+        self.batch_sharding = batch_sharding(config.train.batch_size)
 
     def of(self, spec: dict[str, Any], teacher: dict[str, Any] | None = None) -> Programs:
         """The programs for models of this architecture.
