@@ -1,4 +1,7 @@
+import contextlib
+import os
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -92,6 +95,58 @@ def test_existing_checkpoint_is_never_overwritten(path):
     with pytest.raises(InputError, match="exists already"):
         checkpoints.save(path, VARIABLES, {})
     assert checkpoints.load_record(path)["kind"] == "test"
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a[b", "a*b", "a?b", "a\\b", "ü 日", "a%5Bb", b"a\xffb"])
+def test_a_path_that_glob_takes_for_a_pattern(tmp_path, name):
+    other = {"params": {"w": np.zeros((5, 7), np.int32)}}
+    for neighbour in ("ab", "axb"):  # which match some of these patterns
+        checkpoints.save(str(tmp_path / neighbour / "c"), other, {})
+    for path in (tmp_path / os.fsdecode(name) / "c", tmp_path / "p" / os.fsdecode(name)):
+        checkpoints.save(str(path), VARIABLES, {"kind": "test"})
+        loaded = checkpoints.load(str(path), VARIABLES)
+        assert jax.tree.all(jax.tree.map(np.array_equal, loaded, VARIABLES))
+        assert checkpoints.load_record(str(path)) == {"kind": "test"}
+        assert [child.name for child in path.parent.iterdir()] == [path.name]
+
+
+def test_a_path_that_cannot_be_had_is_refused_before_any_work(tmp_path, monkeypatch):
+    (tmp_path / "[tmp]").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "[tmp]"))
+    with pytest.raises(InputError, match=r"run\[1\]: a path with any of .* choose another path$"):
+        files.require_writable(str(tmp_path / "run[1]"))
+    assert [child.name for child in tmp_path.iterdir()] == ["[tmp]"]
+
+
+def test_what_does_not_read_back_never_counts_as_saved(tmp_path, monkeypatch):
+    """Orbax writes to such a path, and finds nothing there."""
+    monkeypatch.setattr(files, "plain_path", contextlib.nullcontext)
+    monkeypatch.setattr(files, "plain_name", str)
+    with pytest.raises(files.WriteError, match=r"\[a\]/c was written but cannot be read back"):
+        checkpoints.save(tmp_path / "[a]" / "c", VARIABLES, {})
+    assert not list((tmp_path / "[a]").iterdir())
+
+
+def test_files_that_others_leave_in_a_checkpoint_do_not_count(path):
+    for place in ("", "variables", "variables/d", "record"):
+        folder = pathlib.Path(path) / place
+        for name in (".DS_Store", "._metadata", "Thumbs.db", ".nfs0000000000c0ffee"):
+            (folder / name).write_bytes(b"\0other")
+        (folder / "@eaDir").mkdir()
+        (folder / "@eaDir" / "metadata@SynoEAStream").write_bytes(b"\0other")
+    checkpoints.verify(path)
+    loaded = checkpoints.load(path, VARIABLES)
+    assert jax.tree.all(jax.tree.map(np.array_equal, loaded, VARIABLES))
+    assert checkpoints.load_record(path)["kind"] == "test"
+
+
+def test_a_draft_that_cannot_be_removed_is_no_hindrance(tmp_path, monkeypatch):
+    stuck = tmp_path / ".c.draft"
+    stuck.mkdir()
+    monkeypatch.setattr(files, "discard", lambda path: "held" if path.name == stuck.name else None)
+    checkpoints.save(str(tmp_path / "c"), VARIABLES, {"kind": "test"})
+    assert checkpoints.load_record(str(tmp_path / "c")) == {"kind": "test"}
+    assert stuck.exists()
 
 
 def test_missing_and_unfinished_are_told_apart_from_finished(path, tmp_path):

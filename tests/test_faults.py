@@ -30,7 +30,7 @@ OF_THIS_START = {"seconds", "environment", "train_traces"}  # what a results fil
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    root = tmp_path_factory.mktemp("world")
+    root = tmp_path_factory.mktemp("world") / "images[2024]"  # which glob takes for a pattern
     smallworld.write_images(root)
     return root
 
@@ -83,9 +83,9 @@ def outcome(directory):
 
 def arrays(place):
     """The variables of a checkpoint as bytes, by name."""
-    with checkpoints._checkpointer() as checkpointer:
+    with checkpoints._checkpointer() as checkpointer, files.plain_path(place) as plain:
         stored = checkpointer.restore(
-            place, checkpoints.ocp.args.Composite(variables=checkpoints.ocp.args.StandardRestore())
+            plain, checkpoints.ocp.args.Composite(variables=checkpoints.ocp.args.StandardRestore())
         )
     leaves, _ = jax.tree_util.tree_flatten_with_path(stored["variables"])
     return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in leaves}
@@ -139,7 +139,7 @@ def kill_again_and_again(start, whole, directory, *, seed, least):
     """Kills runs at `least` or more moments in all, in all stages; each must end as `whole`."""
     rng, kills, places = np.random.default_rng(seed), [], itertools.count()
     while len(kills) < least or not {kill["stage"] for kill in kills} >= STAGES:
-        place = directory / str(next(places))
+        place = directory / f"[{next(places)}]*?"  # a path that glob takes for a pattern
         place.mkdir()
         late = len(kills) >= least
         kills += run_with_interruptions(start, place, rng, whole[1], signal.SIGKILL, late=late)

@@ -3,6 +3,7 @@
 And what SIGTERM does. Nothing here is compiled.
 """
 
+import errno
 import os
 import pathlib
 import shutil
@@ -17,12 +18,14 @@ import chex
 import jax
 import numpy as np
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from iamcl2r_jax import config, models
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import files, preemption
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import PreemptedError, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import training
@@ -140,6 +143,42 @@ def test_when_all_are_damaged_training_starts_anew(make_store, tmp_path, said):
     _, position = make_store().latest(state_of(-1))
     assert position == Position()
     assert said().count("going back") == 2
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "record/metadata"])
+def test_what_merely_cannot_be_read_is_kept(make_store, tmp_path, name):
+    save(make_store(), position_of(1), position_of(2))
+    file = tmp_path / "progress" / "000002" / name
+    content = file.read_bytes()
+    file.unlink()
+    file.symlink_to(file.name)  # opening it is an error, for root as well
+    with pytest.raises(InputError, match=r"000002 cannot be read .*symbolic links"):
+        make_store().latest(state_of(-1))
+    assert numbers(tmp_path) == ["000001", "000002"]
+    file.unlink()
+    file.write_bytes(content)
+    assert_stands(make_store(), 2)
+
+
+def test_what_cannot_be_removed_is_mentioned_once_and_does_no_harm(
+    make_store, tmp_path, said, monkeypatch
+):
+    store = make_store()
+
+    def held(path):
+        raise OSError(errno.EBUSY, "Device or resource busy", path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(epath.Path(tmp_path)), "rmtree", held)
+        save(store, *map(position_of, range(1, 6)))
+        assert_stands(make_store(), 5)
+        store.clear()
+    (line,) = said().splitlines()
+    assert "progress/000001 cannot be removed (Device or resource busy)" in line
+    save(make_store(), position_of(6))
+    assert numbers(tmp_path) == ["000005", "000006"]  # tried again
+    make_store().clear()
+    assert not (tmp_path / "progress").exists()
 
 
 def test_an_unfinished_save_counts_for_nothing(make_store, tmp_path):

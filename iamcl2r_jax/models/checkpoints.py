@@ -1,12 +1,14 @@
 """Checkpoints: the variables of a model and a JSON record beside them, as one Orbax directory.
 
 A directory appears whole or not at all, holds the checksums of its files, and is read strictly:
-every file must be as it was written, and the stored arrays what the record says the model is, leaf
-by leaf.
+every file of its manifest must be as it was written, and the stored arrays what the record says
+the model is, leaf by leaf. Other files in it, of file systems and file managers, do not count.
 """
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -54,43 +56,62 @@ def save(
 
     Raises:
       InputError: if `path` exists.
-      WriteError: if the disk is full or the place cannot be written. What cannot be removed again
-        at once is removed by the next attempt.
+      WriteError: if the disk is full, the place cannot be written, or what was written cannot be
+        read back. What cannot be removed again at once is removed by the next attempt.
     """
     check_free(path)
     directory = epath.Path(path).absolute()
     variables = jax.device_get(variables)
-    draft = directory.parent / f".{directory.name}.draft"
     with files.writing(path):
-        for left in _drafts(draft):  # of a process that did not live to finish it
-            left.rmtree()
-        files.require_space(path, _ROOM + sum(leaf.nbytes for leaf in jax.tree.leaves(variables)))
-        try:
-            with _checkpointer() as checkpointer:
-                checkpointer.save(
-                    draft,
-                    ocp.args.Composite(
-                        variables=ocp.args.StandardSave(variables),
-                        record=ocp.args.JsonSave(record),
-                    ),
-                )
-            for file in beside:
-                file.copy(draft / file.name)  # no directory, which Orbax would take for arrays
-            files.write_json(draft / _MANIFEST, {"files": _digests(draft)})
-            draft.rename(directory)
-        except (OSError, ValueError, files.WriteError):
-            for left in _drafts(draft):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with files.plain_path(directory.parent) as parent:
+            draft = _free_draft(parent / f".{files.plain_name(directory.name)}.draft")
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
+            files.require_space(path, _ROOM + size)
+            try:
+                with _checkpointer() as checkpointer:
+                    checkpointer.save(
+                        draft,
+                        ocp.args.Composite(
+                            variables=ocp.args.StandardSave(variables),
+                            record=ocp.args.JsonSave(record),
+                        ),
+                    )
+                for file in beside:
+                    file.copy(draft / file.name)  # no directory, which Orbax would take for arrays
+                files.write_json(draft / _MANIFEST, {"files": _digests(draft)})
+                _read_back(path, draft, variables, record)
+                draft.rename(parent / directory.name)
+            except (OSError, ValueError, files.WriteError):
                 # Orbax's threads may still write there; then the next attempt removes it.
-                with suppress(OSError):
-                    left.rmtree()
-            raise
+                _free_draft(draft)
+                raise
 
 
-def _drafts(draft: epath.Path) -> list[epath.Path]:
-    """What there is of an unfinished checkpoint: itself, and what Orbax makes it from."""
-    if not draft.parent.exists():
-        return []
-    return [child for child in draft.parent.iterdir() if child.name.startswith(draft.name)]
+def _free_draft(draft: epath.Path) -> epath.Path:
+    """Removes what unfinished checkpoints left, and returns a path at which there is nothing."""
+    left = [child for child in draft.parent.iterdir() if child.name.startswith(draft.name)]
+    complaints = [files.discard(child) for child in left]
+    if any(complaints):
+        return draft.parent / f"{draft.name}-{time.time_ns()}"
+    return draft
+
+
+def _read_back(path: str, draft: epath.Path, variables: Variables, record: dict) -> None:
+    """Raises `WriteError` unless what was written is found again: record, names, shapes, dtypes."""
+    try:
+        with _checkpointer() as checkpointer:
+            same = _read_record(path, checkpointer, draft) == files.as_json(record)
+            same &= _leaves(_stored(checkpointer, draft)) == _leaves(variables)
+    except Exception as error:
+        raise files.WriteError(
+            f"{path} was written but cannot be read back ({_one_line(error)}); what was saved "
+            "before is whole"
+        ) from error
+    if not same:
+        raise files.WriteError(
+            f"{path} was written but reads differently; what was saved before is whole"
+        )
 
 
 _ROOM = 2**16  # bytes of a checkpoint beside its arrays
@@ -108,8 +129,18 @@ def _digests(directory: epath.Path) -> dict[str, str]:
 
 
 def exists(path: str) -> bool:
-    """Whether a finished checkpoint lies at `path` (one being written has another name)."""
-    return (epath.Path(path) / _MANIFEST).exists()
+    """Whether a finished checkpoint lies at `path` (one being written has another name).
+
+    Raises:
+      InputError: if that cannot be found out, for want of permission, say.
+    """
+    try:
+        (epath.Path(path) / _MANIFEST).stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return True
 
 
 def check_free(path: str) -> None:
@@ -127,37 +158,27 @@ def verify(path: str) -> None:
     """Compares every file of a checkpoint with its checksum.
 
     Raises:
-      InputError: if there is no finished checkpoint at `path`.
-      DamagedError: if a file is missing, changed or not of it.
+      InputError: if there is no finished checkpoint at `path`, or it cannot be read.
+      DamagedError: if a file is missing or changed.
     """
     directory = _existing(path)
     try:
-        written = files.read_json(directory / _MANIFEST).get("files")
+        written = (files.read_json(directory / _MANIFEST) or {}).get("files")
     except DamagedError as error:
         raise DamagedError(f"checkpoint {path} is damaged: {error}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
     if not isinstance(written, dict):
         raise DamagedError(f"checkpoint {path} is damaged: its {_MANIFEST} lists no files")
-    there = _digests(directory)
-    for name in sorted(written.keys() | there.keys()):
-        if written.get(name) != there.get(name):
-            what = (
-                "is missing"
-                if name not in there
-                else "is not part of it"
-                if name not in written
-                else "is not as it was written"
-            )
-            raise DamagedError(f"checkpoint {path} is damaged: {name} {what}")
-
-
-def remove(path: str) -> None:
-    """Removes a checkpoint, finished or damaged; what is half removed no longer counts as one."""
-    directory = epath.Path(path)
-    if not directory.is_dir():  # something took its place
-        directory.unlink(missing_ok=True)
-        return
-    (directory / _MANIFEST).unlink(missing_ok=True)
-    directory.rmtree()
+    for name in sorted(written):
+        try:
+            intact = files.digest(directory / name) == written[name]
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise DamagedError(f"checkpoint {path} is damaged: {name} is missing") from None
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if not intact:
+            raise DamagedError(f"checkpoint {path} is damaged: {name} is not as it was written")
 
 
 def load_record(path: str) -> dict[str, Any]:
@@ -167,15 +188,13 @@ def load_record(path: str) -> dict[str, Any]:
       InputError: if there is no finished checkpoint at `path`, or it is damaged.
     """
     verify(path)
-    return _read_record(path)
+    with _reading(path) as (checkpointer, place):
+        return _read_record(path, checkpointer, place)
 
 
-def _read_record(path: str) -> dict[str, Any]:
-    with _reading(path), _checkpointer() as checkpointer:
-        restored = checkpointer.restore(
-            _existing(path), ocp.args.Composite(record=ocp.args.JsonRestore())
-        )
-    if not isinstance(record := restored["record"], dict):
+def _read_record(path: str, checkpointer: ocp.Checkpointer, place: epath.Path) -> dict[str, Any]:
+    args = ocp.args.Composite(record=ocp.args.JsonRestore())
+    if not isinstance(record := checkpointer.restore(place, args)["record"], dict):
         raise DamagedError(f"checkpoint {path}: its record is not a JSON object")
     return record
 
@@ -195,7 +214,8 @@ def load(path: str, expected: Any) -> Variables:
         differs; all that differ are listed.
     """
     verify(path)
-    return _read_variables(path, expected)
+    with _reading(path) as (checkpointer, place):
+        return _read_variables(path, checkpointer, place, expected)
 
 
 def load_described(
@@ -215,35 +235,49 @@ def load_described(
       InputError: see `load`.
     """
     verify(path)
-    record = _read_record(path)
-    return record, _read_variables(path, expected(record))
+    with _reading(path) as (checkpointer, place):
+        record = _read_record(path, checkpointer, place)
+    wanted = expected(record)
+    with _reading(path) as (checkpointer, place):
+        return record, _read_variables(path, checkpointer, place, wanted)
 
 
-def _read_variables(path: str, expected: Any) -> Variables:
-    directory = _existing(path)
-    with _reading(path), _checkpointer() as checkpointer:
-        stored = checkpointer.metadata(directory).item_metadata["variables"]
-        differences = _differences(_leaves(stored), _leaves(expected))
-        if differences:
-            raise InputError(f"checkpoint {path} does not fit the model: {'; '.join(differences)}")
-        # NumPy targets: the devices that wrote the checkpoint need not exist here.
-        target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
-        restored = checkpointer.restore(
-            directory, ocp.args.Composite(variables=ocp.args.StandardRestore(target))
-        )
-    return restored["variables"]
+def _read_variables(
+    path: str, checkpointer: ocp.Checkpointer, place: epath.Path, expected: Any
+) -> Variables:
+    differences = _differences(_leaves(_stored(checkpointer, place)), _leaves(expected))
+    if differences:
+        raise InputError(f"checkpoint {path} does not fit the model: {'; '.join(differences)}")
+    # NumPy targets: the devices that wrote the checkpoint need not exist here.
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
+    args = ocp.args.Composite(variables=ocp.args.StandardRestore(target))
+    return checkpointer.restore(place, args)["variables"]
+
+
+def _stored(checkpointer: ocp.Checkpointer, place: epath.Path) -> Any:
+    """What the variables of a checkpoint are, by their metadata."""
+    return checkpointer.metadata(place).item_metadata["variables"]
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Makes one line of whatever Orbax says of a directory that is no checkpoint of ours."""
+def _reading(path: str) -> Iterator[tuple[ocp.Checkpointer, epath.Path]]:
+    """A checkpointer and the place to read; makes one line of whatever Orbax says of it."""
     try:
-        yield
+        with files.plain_path(_existing(path)) as place, _checkpointer() as checkpointer:
+            yield checkpointer, place
     except InputError:
         raise
     except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(f"checkpoint {path} cannot be read ({why})") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> InputError:
+    """Says nothing of damage: what cannot be read may be whole."""
+    return InputError(f"checkpoint {path} cannot be read ({_one_line(error)})")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def model_spec(name: str, num_features: int, options: dict[str, Any]) -> dict[str, Any]:
@@ -266,7 +300,8 @@ def create_model(spec: dict[str, Any]):
 
 def _existing(path: str) -> epath.Path:
     if not exists(path):
-        raise InputError(f"checkpoint {path}: there is no finished checkpoint at this place")
+        error = DamagedError if os.path.lexists(path) else InputError
+        raise error(f"checkpoint {path}: there is no finished checkpoint at this place")
     return epath.Path(path).absolute()
 
 

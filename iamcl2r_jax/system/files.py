@@ -8,14 +8,14 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import filelock
 from etils import epath
 
 from iamcl2r_jax.system import distributed
-from iamcl2r_jax.system.errors import DamagedError, LockedError
+from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError
 
 _CHECKSUM = "sha256"  # of the other fields, as encoded here
 
@@ -46,7 +46,7 @@ def write_text(path: str, text: str) -> None:
                 sync(file)
             draft.replace(path)
         except OSError:
-            draft.unlink(missing_ok=True)  # on a full disk even this much may matter
+            discard(draft)  # on a full disk even this much may matter
             raise
 
 
@@ -88,6 +88,63 @@ def require_space(path: str, size: int) -> None:
     if free < size:
         with writing(path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def discard(path: str) -> str | None:
+    """Removes a file or directory that nothing needs any more.
+
+    Returns:
+      None, or why some of it is still there: housekeeping is no reason to end any work.
+    """
+    path = epath.Path(path)
+    try:
+        if path.is_dir() and not os.path.islink(path):
+            path.rmtree()
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:  # another process was faster
+        return None
+    except OSError as error:  # NFS keeps open files under other names, scanners hold files
+        return f"{path} cannot be removed ({error.strerror or error}); the next start tries again"
+    return None
+
+
+# What glob takes for a pattern, and names that are not Unicode.
+_SPECIAL = re.compile(r"[*?\[\ud800-\udfff]" if os.sep == "\\" else r"[*?\[\\\ud800-\udfff]")
+
+
+def plain_name(name: str) -> str:
+    """A name for a file, itself where it is plain, which no library takes for a pattern."""
+    return hashlib.sha256(os.fsencode(name)).hexdigest()[:16] if _SPECIAL.search(name) else name
+
+
+@contextmanager
+def plain_path(directory: str) -> Iterator[epath.Path]:
+    """A directory under a path, itself where it is plain, which no library takes for a pattern.
+
+    Orbax globs in the directory of a checkpoint without escaping it. Inside the block a symbolic
+    link in the temporary directory stands for a directory with such a path.
+
+    Raises:
+      InputError: if no such link can be made.
+    """
+    path = os.fspath(directory)
+    if "://" in path or not _SPECIAL.search(path):
+        yield epath.Path(path)
+        return
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            if _SPECIAL.search(made):
+                raise OSError(f"TMPDIR={tempfile.gettempdir()} has such characters, too")
+            link = os.path.join(made, "link")
+            os.symlink(os.path.abspath(path), link, target_is_directory=True)
+        except OSError as error:
+            raise InputError(
+                f"{path}: a path with any of the characters * ? [ \\ needs a symbolic link in the "
+                f"temporary directory, which cannot be made ({error}); choose another path"
+            ) from None
+        yield epath.Path(link)
 
 
 def read_json(path: str) -> dict[str, Any] | None:
@@ -134,6 +191,8 @@ def require_writable(directory: str) -> None:
     """Raises `WriteError` unless files can be made in a directory; leaves it as it was."""
     if "://" in directory or not distributed.is_first():
         return
+    with plain_path(directory):  # what cannot be had later is refused now
+        pass
     made, place = [], os.path.abspath(directory)
     while not os.path.lexists(place):
         made.append(place)

@@ -32,6 +32,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from iamcl2r_jax.reports import plots
+from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 
 # Takes a line's number, the line, and pictures uint8 [H, W, 3] by name.
@@ -146,11 +147,18 @@ def open_tracker(config: ConfigDict, workdir: str) -> Iterator[Tracker]:
 def written(workdir: str) -> list[epath.Path]:
     """The files that a tracker left in a directory."""
     directory = epath.Path(workdir)
-    found = [directory / _LINES, *(directory / _EVENTS).glob(_EVENT_FILES)]
-    return [path for path in found if path.exists()]
+    lines = directory / _LINES
+    return [lines] * lines.exists() + _event_files(directory / _EVENTS)
 
 
-_LINES, _EVENTS, _EVENT_FILES = "metrics.jsonl", "tensorboard", "events.out.tfevents.*"
+_LINES, _EVENTS = "metrics.jsonl", "tensorboard"
+
+
+def _event_files(directory: epath.Path) -> list[epath.Path]:
+    # No glob: it would take a bracket in the directory's own path for a pattern.
+    if not directory.exists():
+        return []
+    return [file for file in directory.iterdir() if file.name.startswith("events.out.tfevents.")]
 
 
 @contextmanager
@@ -168,8 +176,8 @@ def _json_lines(workdir: str) -> Iterator[Writer]:
 @contextmanager
 def _tensorboard(workdir: str) -> Iterator[Writer]:
     directory = epath.Path(workdir) / _EVENTS
-    for events in directory.glob(_EVENT_FILES):  # of the start before
-        events.unlink()
+    for events in _event_files(directory):  # of the start before
+        files.discard(events)
     with SummaryWriter(os.fspath(directory)) as summary:
 
         def write(number, line, pictures):

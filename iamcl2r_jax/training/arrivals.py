@@ -103,8 +103,10 @@ def _best(
     config: ConfigDict, in_use: ExternalModel | None, reporter: Reporter
 ) -> ExternalModel | None:
     best, highest = in_use, _rank(in_use) if in_use else (-1, -1.0)
-    for path in _finished_checkpoints(config.replacements.watch):
+    for path in _children(config.replacements.watch):
         try:
+            if not checkpoints.exists(path):  # one being written
+                continue
             candidate = load_external(config, path)
             rank = _rank(candidate)
         except (InputError, OSError) as error:
@@ -119,14 +121,13 @@ def _best(
     return None if best is in_use else best
 
 
-def _finished_checkpoints(directory: str) -> list[str]:
-    """Those directly below a directory, in the order of their names."""
+def _children(directory: str) -> list[str]:
+    """What lies directly below a directory and is not hidden, in the order of the names."""
     try:
         names = sorted(child.name for child in epath.Path(directory).iterdir())
     except FileNotFoundError:  # it was there when the run began
         return []
-    paths = [os.path.join(directory, name) for name in names if not name.startswith(".")]
-    return [path for path in paths if checkpoints.exists(path)]
+    return [os.path.join(directory, name) for name in names if not name.startswith(".")]
 
 
 def _rank(model: ExternalModel) -> tuple[int, float]:

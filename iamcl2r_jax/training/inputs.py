@@ -62,7 +62,7 @@ def external_models(
     loaded = {path: load_external(config, path) for path in paths if path not in missing.values()}
     if not replacements.checkpoints:
         for path in loaded:
-            pretraining.tidy(path)
+            pretraining.tidy(path, reporter)
     if missing:
         recipe.data_dir = recipe.data_dir or config.data_dir
         pretraining.pretrain(recipe, missing, reporter, preemption)

@@ -100,6 +100,7 @@ def run(
     finished = _finished(workdir, reporter)
     if finished is not None:
         reporter.message(f"{workdir} holds this run, finished; nothing is run again")
+        tidy(workdir, reporter)
         if not os.path.exists(os.path.join(workdir, html_report.FILE)):
             html_report.write_or_tell(config, workdir, finished, reporter)
         return finished
@@ -370,10 +371,15 @@ def stream_tasks(
         setting.tracker.task(record)
         _report_task(record, stream, reporter)
     distributed.wait_for_all(f"{workdir}: tasks saved")
-    progress = epath.Path(workdir) / "progress"
-    if distributed.is_first() and progress.exists():
-        progress.rmtree()
+    tidy(workdir, reporter)
     return records, external
+
+
+def tidy(workdir: str, reporter: Reporter) -> None:
+    """Removes what only unfinished tasks need; mentions what cannot be removed."""
+    progress = epath.Path(workdir) / "progress"
+    if distributed.is_first() and (complaint := files.discard(progress)):
+        reporter.message(complaint)
 
 
 def _report_task(record: dict[str, Any], stream: Stream, reporter: Reporter) -> None:

@@ -4,7 +4,6 @@ An external model is a checkpoint (`checkpoints.py`) whose record says what is n
 safely: architecture, head, K, slots used, data set, classes, configuration and versions.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -188,13 +187,22 @@ def _load_images(config: ConfigDict, classes: int) -> tuple[ImageSet, ImageSet |
     return train, sources.load(config.dataset, config.test_split, **options)
 
 
-def tidy(path: str) -> None:
-    """Removes what a process left that was killed when it had just finished this model."""
+def tidy(path: str, reporter: Reporter) -> None:
+    """Removes what a process left that was killed when it had just finished this model.
+
+    What cannot be removed is mentioned.
+    """
     place = _progress_place(path)
     if distributed.is_first() and epath.Path(place).exists():
-        # Locked: that process is alive, and about to do so itself.
-        with contextlib.suppress(LockedError), files.one_writer(place):
-            epath.Path(place).rmtree()
+        try:
+            with files.one_writer(place):
+                complaint = files.discard(place)
+        except LockedError:  # that process is alive, and about to do so itself
+            return
+        except files.WriteError as error:
+            complaint = str(error)
+        if complaint:
+            reporter.message(complaint)
 
 
 def _progress_place(path: str) -> str:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import distributed, files, runtime
-from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.errors import DamagedError
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.training import (
@@ -46,6 +46,7 @@ class ProgressStore:
         self._writing: Future | None = None
         self._saved = time.monotonic()
         self._saved_epoch = 0
+        self._complained = False
 
     def due(self, position: Position) -> bool:
         """Whether as many epochs or seconds have gone by since the last save as asked for."""
@@ -70,7 +71,13 @@ class ProgressStore:
         number = max(numbers, default=0) + 1
         checkpoints.save(str(self._directory / f"{number:06d}"), arrays, {"position": position})
         for old in sorted(numbers)[: 1 - _KEPT]:
-            (self._directory / f"{old:06d}").rmtree()
+            self._tidy(files.discard(self._directory / f"{old:06d}"))
+
+    def _tidy(self, complaint: str | None) -> None:
+        """Mentions the first thing that could not be tidied up."""
+        if complaint and not self._complained:
+            self._reporter.message(complaint)
+            self._complained = True
 
     def wait(self) -> None:
         """Returns when the last save is on disk; raises what went wrong with it."""
@@ -79,14 +86,20 @@ class ProgressStore:
             writing.result()
 
     def latest(self, state: TrainState) -> tuple[TrainState, Position]:
-        """The newest intact state and its position; `state` and the start if there is none."""
+        """The newest intact state and its position; `state` and the start if there is none.
+
+        What is damaged is set aside in the directory.
+
+        Raises:
+          InputError: if a state cannot be read, which may be whole, or is not of this training.
+        """
         expected = serialization.to_state_dict(state)
         arrays, position, damaged = expected, Position(), []
         for number in sorted(self._numbers(), reverse=True):
             path = str(self._directory / f"{number:06d}")
             try:
                 record, arrays = checkpoints.load_described(path, lambda _: expected)
-            except InputError as error:
+            except DamagedError as error:
                 self._reporter.message(f"{error}; going back to the one before")
                 damaged.append(path)
                 continue
@@ -95,7 +108,10 @@ class ProgressStore:
             break
         distributed.check_same(f"{self._directory}", dataclasses.asdict(position))
         for path in damaged if distributed.is_first() else ():
-            checkpoints.remove(path)
+            try:
+                epath.Path(path).rename(self._directory / f"damaged-{time.time_ns()}")
+            except OSError as error:
+                self._tidy(f"{path} cannot be set aside ({error.strerror})")
         self._saved_epoch = position.epoch
         return serialization.from_state_dict(state, arrays), position
 
@@ -124,7 +140,7 @@ class ProgressStore:
         self.wait()
         self._executor.shutdown()
         if distributed.is_first() and self._directory.exists():
-            self._directory.rmtree()
+            self._tidy(files.discard(self._directory))
 
     def _numbers(self) -> list[int]:
         if not self._directory.exists():

@@ -82,6 +82,9 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
 
     What comes after was built on that one; it is set aside, so that the run goes on from the last
     intact task.
+
+    Raises:
+      InputError: if one cannot be read, which may be whole.
     """
     records = []
     while True:
@@ -90,7 +93,7 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
             if not checkpoints.exists(path) and not epath.Path(path).exists():
                 break
             records.append(load_task_record(path, len(records)))
-        except InputError as error:
+        except DamagedError as error:
             reporter.message(f"{error}; going back to the end of task {len(records)}")
             break
     tasks = epath.Path(workdir) / "tasks"
