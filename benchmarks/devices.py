@@ -35,7 +35,7 @@ from iamcl2r_jax.training import training
 
 _COUNT = 8
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
-_WIDTH, _NUM_CLASSES, _BATCH_SIZE = 16, 320, 128  # network and K of the embedded default
+_WIDTH, _NUM_SLOTS, _BATCH_SIZE = 16, 320, 128  # network and K of the embedded default
 _RATE = 0.01  # ten times the paper's
 _EPOCHS, _PRETRAINING_RATE = 12, 0.1  # of the model that the update starts from
 _EARLIER, _PER_CLASS = 5, 20  # digits known before the update, images remembered of each
@@ -43,9 +43,9 @@ _EARLIER, _PER_CLASS = 5, 20  # digits known before the update, images remembere
 
 def update_case(num_epochs: int) -> synthetic.Case:
     """An update of the protocol: new digits and memory, from a model that knows the old ones."""
-    case = synthetic.hoc_case(width=_WIDTH, num_classes=_NUM_CLASSES, batch_size=_BATCH_SIZE)
+    case = synthetic.hoc_case(width=_WIDTH, num_slots=_NUM_SLOTS, batch_size=_BATCH_SIZE)
     digits = sources.load("handwriting", "train", image_size=32)
-    slots = simplex.downstream_slot(digits.labels, _NUM_CLASSES)
+    slots = simplex.downstream_slot(digits.labels, _NUM_SLOTS)
     of_class = [np.flatnonzero(digits.labels == digit) for digit in range(10)]
     earlier = np.concatenate(of_class[:_EARLIER])
     new = np.concatenate(of_class[_EARLIER:])

@@ -40,7 +40,7 @@ def protocol_config(args):
     config = recipes.cifar100r(*recipes.CIFAR100R_TASKS[args.tasks], dtype=args.dtype)
     config.train.epochs = args.epochs
     if args.small:
-        config.num_classes, config.model.options.width = 128, 4
+        config.num_slots, config.model.options.width = 128, 4
         config.train.epochs, config.train.batch_size = 1, 16
         config.memory_per_class = 1
     return config
@@ -90,7 +90,7 @@ def torch_seconds_per_step(config, args) -> tuple[float | None, str]:
     batch_size = config.train.batch_size
     case = synthetic.hoc_case(
         width=config.model.options.width,
-        num_classes=config.num_classes,
+        num_slots=config.num_slots,
         batch_size=batch_size,
         num_new=4 * batch_size if args.small else 4500,
         num_memory=2 * batch_size if args.small else 800,

@@ -23,7 +23,7 @@ from iamcl2r_jax.training.pretraining import ExternalModel
 from iamcl2r_jax.training.seeds import stacked, stacked_data
 
 # Of `hoc_case`, to see that a program works.
-SMALL = {"batch_size": 8, "width": 4, "num_classes": 32, "num_new": 40, "num_memory": 20}
+SMALL = {"batch_size": 8, "width": 4, "num_slots": 32, "num_new": 40, "num_memory": 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,7 @@ def random_variables(model: nn.Module, *, seed: int = 0, size: int = 32) -> trai
 def hoc_case(
     *,
     width: int = 64,
-    num_classes: int = 1024,
+    num_slots: int = 1024,
     batch_size: int = 128,
     num_new: int = 4500,
     num_memory: int = 200,
@@ -82,13 +82,13 @@ def hoc_case(
 
     Args:
       width: channels of the first stage.
-      num_classes: K.
+      num_slots: K.
       batch_size: B.
       num_new: samples of the task.
       num_memory: samples of earlier tasks.
       **options: others of the backbone.
     """
-    model = models.create("resnet18", num_classes - 1, width=width, **options)
+    model = models.create("resnet18", num_slots - 1, width=width, **options)
     program = training.Program(
         model=model,
         old_model=model,
@@ -96,12 +96,12 @@ def hoc_case(
         image_options=image_options(),
         batch_size=batch_size,
     )
-    stream_classes = min(25, num_classes)
+    stream_classes = min(25, num_slots)
     train = images(num_new + num_memory, stream_classes)
-    slots = simplex.downstream_slot(train.labels, num_classes)
+    slots = simplex.downstream_slot(train.labels, num_slots)
     data = training.TaskData(
         old=training.OldModel(jax.device_put(random_variables(model, seed=1)), jnp.asarray(True)),
-        classifier=jnp.asarray(simplex.dsimplex(num_classes)),
+        classifier=jnp.asarray(simplex.dsimplex(num_slots)),
         dataset=training.Dataset.of(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32)),
         new=make_pool(np.arange(num_new), max(num_new, batch_size)),
         memory=make_pool(np.arange(num_new, num_new + num_memory), max(num_memory, batch_size)),
@@ -146,7 +146,7 @@ def evaluation(num_queries: int, num_gallery: int, *, size: int = 32) -> Evaluat
 def external_models(config: ConfigDict) -> dict[int, ExternalModel]:
     """Random networks in the place of pre-trained ones, at each replacement of the protocol."""
     spec = checkpoints.model_spec(
-        config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
+        config.model.backbone, config.num_slots - 1, config.model.options.to_dict()
     )
     model = checkpoints.create_model(spec)
     external = {}

@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None):
         args.tasks = 4
     third = args.tasks // 3
     config = recipes.cifar100r(increment=1, replaced=(0, third, 2 * third))
-    config.num_classes, config.model.options.width = 64, 4
+    config.num_slots, config.model.options.width = 64, 4
     config.train.epochs, config.train.batch_size = 2, 16
     config.stream.initial_classes, config.memory_per_class = 4, 2
     setting = setting_of(config, num_classes=3 + args.tasks, per_class=8)

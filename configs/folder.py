@@ -9,7 +9,7 @@ What is derived from the folder; any field can then be given as --config.FIELD=V
   held out     split `test`, `validation` or `val`, with images of each class of `train`
   evaluation   queries of split `query` in images of split `gallery`, whose classes may be others
                than those of `train`; without these two, the held-out images in the training images
-  num_classes  K, a power of two and at least twice the classes, so that half of the simplex is
+  num_slots    K, a power of two and at least twice the classes, so that half of the simplex is
                free for external models
   batch_size   a power of two up to a quarter of a task's images, 8 to 128, and the learning rate
                in proportion
@@ -41,7 +41,7 @@ def get_config(arg=None):
 
     c = config.default()
     c.name = f"folder-{pathlib.Path(root).expanduser().resolve().name}"
-    c.num_classes = max(16, _power_of_two(4 * num_classes - 1))
+    c.num_slots = max(16, _power_of_two(4 * num_classes - 1))
     c.image.size = size
     c.image.crop_padding = size // 8
     c.image.flip = True  # not for characters

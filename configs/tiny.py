@@ -12,7 +12,7 @@ from iamcl2r_jax import config
 def get_config():
     c = config.default()
     c.name = "tiny"
-    c.num_classes = 128
+    c.num_slots = 128
     c.model.options.width = 8
     c.train.epochs = 4
     c.train.batch_size = 64

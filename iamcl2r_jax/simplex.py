@@ -33,17 +33,17 @@ def dsimplex(num_classes: int) -> np.ndarray:
     return vertices.astype(np.float32)
 
 
-def downstream_slot(labels, num_classes: int):
+def downstream_slot(labels, num_slots: int):
     """Slot K-1-y of stream class y: the stream fills the simplex from its far end.
 
     Args:
       labels: integers of any shape, traced or not, in [0, K).
-      num_classes: K.
+      num_slots: K.
 
     Returns:
       Slots, shaped and typed as `labels`.
     """
-    return num_classes - 1 - labels
+    return num_slots - 1 - labels
 
 
 def external_slot(labels):
@@ -55,15 +55,15 @@ def external_slot(labels):
     return labels
 
 
-def check_slots(num_stream_classes: int, num_external_classes: int, num_classes: int) -> None:
+def check_slots(num_stream_classes: int, num_external_classes: int, num_slots: int) -> None:
     """Raises unless stream and external classes fit into the simplex without sharing a slot.
 
     Raises:
-      InputError: more than `num_classes` slots are asked for.
+      InputError: more than `num_slots` slots are asked for.
     """
     needed = num_stream_classes + num_external_classes
-    if needed > num_classes:
+    if needed > num_slots:
         raise InputError(
-            f"num_classes={num_classes}: too few simplex slots for {num_stream_classes} stream and "
+            f"num_slots={num_slots}: too few simplex slots for {num_stream_classes} stream and "
             f"{num_external_classes} external classes; at least {needed} are needed"
         )

@@ -59,7 +59,7 @@ def write_images(root, **folders):
 def small_config(images, method="hoc", backbone="small", **options):
     """Three tasks of two classes without replacements."""
     c = config.default()
-    c.name, c.method, c.num_classes = "small", method, K
+    c.name, c.method, c.num_slots = "small", method, K
     c.image.size, c.image.crop_padding = SIZE, 1
     c.model.backbone = backbone
     c.train.epochs, c.train.batch_size = 2, 4
@@ -76,20 +76,20 @@ def small_config(images, method="hoc", backbone="small", **options):
 
 
 def save_external(
-    path, c, classes, *, accuracy=None, seed=0, backbone="small", num_classes=K, **options
+    path, c, classes, *, accuracy=None, seed=0, backbone="small", num_slots=K, **options
 ):
     """Writes an external model that fits the run of `c`: random variables in place of training."""
-    spec = checkpoints.model_spec(backbone, num_classes - 1, options)
+    spec = checkpoints.model_spec(backbone, num_slots - 1, options)
     shapes = jax.eval_shape(
         checkpoints.create_model(spec).init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3))
     )
     head = methods.get(c.method).external_head
-    shapes = heads.attach_expected(shapes, head, num_classes, num_classes - 1)
+    shapes = heads.attach_expected(shapes, head, num_slots, num_slots - 1)
     record = {
         "kind": "external",
         "model": spec,
         "head": head,
-        "num_classes": num_classes,
+        "num_slots": num_slots,
         "slots": [0, classes],
         "image": image_spec(c.image),
         "accuracy": accuracy,

@@ -34,7 +34,7 @@ def get_config():
     models.BACKBONES["smallest"] = partial(Smallest)
     c = config.default()
     c.name = "smallest"
-    c.num_classes = 64
+    c.num_slots = 64
     c.stream.initial_classes = 20
     c.stream.increment = 16
     c.stream.limit_per_class = 8

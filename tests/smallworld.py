@@ -13,7 +13,7 @@ from PIL import Image
 
 from iamcl2r_jax import config, models
 
-SIZE, NUM_CLASSES, NUM_TASKS = 8, 12, 3
+SIZE, NUM_SLOTS, NUM_TASKS = 8, 12, 3
 STREAM, EXTERNAL, OPEN = "abcdef", "uvw", "xy"  # the classes' names
 
 
@@ -52,7 +52,7 @@ def get_config(root: str):
     """The configuration of the run on `root`; external models are kept beside the images."""
     c = config.default()
     c.name = "small"
-    c.num_classes = NUM_CLASSES
+    c.num_slots = NUM_SLOTS
     for part, epochs in ((c, 3), (c.replacements.recipe, 4)):
         part.image.size = SIZE
         part.image.crop_padding = 1

@@ -161,7 +161,7 @@ def test_an_adapter_that_is_not_finite_is_told(rotation, broken, rate, step):
 def test_divergence_of_an_adapter_ends_the_run_in_one_line(monkeypatch):
     monkeypatch.setattr(adapters, "fit", lambda *_: ({}, {}, np.int32(3)))
     c = config.default()
-    c.method, c.num_classes = "fan", K
+    c.method, c.num_slots = "fan", K
     stream = types.SimpleNamespace(
         tasks=[range(1), range(1, 2)],
         train=types.SimpleNamespace(images=np.zeros((2, 1)), labels=np.arange(2)),

@@ -149,7 +149,7 @@ def test_a_value_of_another_kind_is_refused_by_name(world, case):
     message = refused(world, field, value)
     # These of the recipe's are references to the run's: setting one sets the other.
     names = [field]
-    for shared in ("num_classes", "resident_gib"):
+    for shared in ("num_slots", "resident_gib"):
         if field in (both := [shared, f"replacements.recipe.{shared}"]):
             names = both
     assert re.match(rf"({'|'.join(map(re.escape, names))})[.=:]", message), message
@@ -158,7 +158,7 @@ def test_a_value_of_another_kind_is_refused_by_name(world, case):
 numbers = st.one_of(st.floats(), st.integers(-(10**30), 10**30))
 OUT_OF_RANGE = {
     "seed": st.one_of(st.integers(max_value=-1), st.integers(2**32)),
-    "num_classes": st.one_of(st.integers(max_value=8), st.integers(2**15 + 1)),
+    "num_slots": st.one_of(st.integers(max_value=8), st.integers(2**15 + 1)),
     "memory_per_class": st.one_of(st.integers(max_value=-1), st.integers(2**53 + 1)),
     "train.epochs": st.one_of(st.integers(max_value=0), st.integers(10**6 + 1)),
     "train.batch_size": st.one_of(st.integers(max_value=0), st.integers(2**16 + 1)),
@@ -211,8 +211,8 @@ OUT_OF_RANGE = {
 ALSO = {
     "image.std": r"image\.mean",
     "replacements.tasks": r"replacements\.classes",
-    "replacements.classes": r"num_classes|replacements\.recipe\.classes",
-    "num_classes": r"replacements\.recipe\.\w+",
+    "replacements.classes": r"num_slots|replacements\.recipe\.classes",
+    "num_slots": r"replacements\.recipe\.\w+",
     "image.size": r"replacements\.recipe\.image",
     "resident_gib": r"replacements\.recipe\.resident_gib",
     "model.options": "model",
@@ -239,7 +239,7 @@ def test_a_value_out_of_range_is_refused_by_name(world, case):
 
 FINE = {
     "seed": st.integers(0, 2**32 - 1),
-    "num_classes": st.integers(9, 2**15),
+    "num_slots": st.integers(9, 2**15),
     "memory_per_class": st.integers(0, 2**53),  # a memory may be larger than the class
     "train.epochs": st.integers(1, 10**6),
     "train.batch_size": st.integers(1, 2**16),  # a batch may be larger than the set
@@ -442,12 +442,12 @@ JSON = st.recursive(
 def external(world):
     """Record and variables of an external model, as its checkpoint has them."""
     c = smallworld.get_config(str(world))
-    spec = checkpoints.model_spec("one_layer", smallworld.NUM_CLASSES - 1, {"width": 1})
+    spec = checkpoints.model_spec("one_layer", smallworld.NUM_SLOTS - 1, {"width": 1})
     record = {
         "kind": "external",
         "model": spec,
         "head": "simplex",
-        "num_classes": smallworld.NUM_CLASSES,
+        "num_slots": smallworld.NUM_SLOTS,
         "slots": [0, 3],
         "image": pretraining.image_spec(c.image),
     }
@@ -502,7 +502,7 @@ def test_a_record_that_is_not_right_is_refused(world, external, data):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_described", described(changed, variables))
         loaded, message = attempt(
-            InputError, pretraining.load_external, "foreign", c.num_classes, c.image
+            InputError, pretraining.load_external, "foreign", c.num_slots, c.image
         )
     if message:
         assert message.startswith("checkpoint foreign")
@@ -510,7 +510,7 @@ def test_a_record_that_is_not_right_is_refused(world, external, data):
         # Nothing but the number of its classes and its idle option may be another.
         assert loaded.spec | {"options": 0} == record["model"] | {"options": 0}
         assert loaded.record | {"slots": 0, "model": 0} == record | {"slots": 0, "model": 0}
-        assert 0 <= loaded.record["slots"][1] <= c.num_classes
+        assert 0 <= loaded.record["slots"][1] <= c.num_slots
 
 
 @counted("records of tasks", 80)
@@ -522,7 +522,7 @@ def test_a_record_of_a_task_that_is_not_right_is_refused(external, data):
         "task": 1,
         "model": external[0]["model"],
         "head": "simplex",
-        "num_classes": smallworld.NUM_CLASSES,
+        "num_slots": smallworld.NUM_SLOTS,
         "slots": [8, 12],
         "memory": [3, 1],
         "task_accuracy": 0.5,
@@ -546,7 +546,7 @@ def test_values_that_are_not_finite_are_refused(world, external):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_described", described(record, broken))
         with pytest.raises(InputError, match="holds values that are not finite"):
-            pretraining.load_external("foreign", c.num_classes, c.image)
+            pretraining.load_external("foreign", c.num_slots, c.image)
 
 
 @counted("files in place of JSON", 80)

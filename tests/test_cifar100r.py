@@ -45,7 +45,7 @@ def test_the_protocol_is_the_papers(name, sizes, replaced):
     assert (c.replacements.tasks, c.replacements.classes) == (replaced, (100, 300, 600))
 
     assert (c.method, c.method_options.hoc.ce_weight, c.method_options.hoc.mu) == ("hoc", 0.1, 10)
-    assert (c.num_classes, c.memory_per_class) == (1024, 20)
+    assert (c.num_slots, c.memory_per_class) == (1024, 20)
     assert (c.stream.dataset, c.stream.limit_per_class) == ("cifar100", 300)
     assert (c.stream.train_split, c.stream.test_split) == ("train", "test")
     assert c.stream.class_order_seed == -1
@@ -86,8 +86,8 @@ def test_the_run_takes_the_models_that_the_pretraining_config_makes():
         assert len(paths) == 1
     assert pretraining.image_spec(recipe.image) == pretraining.image_spec(c.image)
     # The simplex is one, whatever its size.
-    c.num_classes = 2048
-    assert c.replacements.recipe.num_classes == 2048
+    c.num_slots = 2048
+    assert c.replacements.recipe.num_slots == 2048
     validate(c)
 
 

@@ -405,7 +405,7 @@ def test_a_comparison_that_cannot_work_is_refused(changes, message, recorder, tm
         ({"method": "hok"}, "variant 'x': method='hok' is unknown"),
         ({"seed": 1}, "variant 'x': seed must be the same for all variants"),
         ({"measures": ("recall_at_1",)}, "variant 'x': measures must be the same"),
-        ({"num_classes": 280}, "variant 'x': num_classes=280: too few simplex slots"),
+        ({"num_slots": 280}, "variant 'x': num_slots=280: too few simplex slots"),
     ],
 )
 def test_a_variant_that_cannot_work_is_refused_before_the_first_runs(
@@ -425,7 +425,7 @@ def ablation():
     with c.unlocked():
         del c.variants["er"], c.variants["hoc"]
         cells.ablate(c, "mu", "method_options.hoc.mu", (1, 10, 100))
-        cells.ablate(c, "K", "num_classes", (320, 512))
+        cells.ablate(c, "K", "num_slots", (320, 512))
     return c
 
 
@@ -439,11 +439,11 @@ def test_groups_share_the_base(recorder, tmp_path):
             "field": "method_options.hoc.mu",
             "variants": {"1.0": "mu-1.0", "10.0": "base", "100.0": "mu-100.0"},
         },
-        "K": {"field": "num_classes", "variants": {"320": "base", "512": "K-512"}},
+        "K": {"field": "num_slots", "variants": {"320": "base", "512": "K-512"}},
     }
     configs = {cell.variant: cell.config for cell in cells.expand(c, "")}
     assert configs["mu-1.0"].method_options.hoc.mu == 1.0
-    assert configs["K-512"].replacements.recipe.num_classes == 512
+    assert configs["K-512"].replacements.recipe.num_slots == 512
     assert configs["base"].to_dict() == c.base.to_dict()
 
     written = (tmp_path / "digits" / "mu.md").read_text().splitlines()
@@ -463,8 +463,8 @@ def test_groups_share_the_base(recorder, tmp_path):
     ("field", "settings", "message"),
     [
         ("num_clases", (1,), "groups.g: base has no field 'num_clases'"),
-        ("num_classes", (), "groups.g.settings=(): must be a tuple of values"),
-        ("num_classes", (320, 1.5), "groups.g: num_classes=1.5: must be of type int"),
+        ("num_slots", (), "groups.g.settings=(): must be a tuple of values"),
+        ("num_slots", (320, 1.5), "groups.g: num_slots=1.5: must be of type int"),
         ("train.momentum", (0, 0.0), "groups.g.settings=(0, 0.0): 0.0 is there twice"),
     ],
 )
@@ -513,7 +513,7 @@ def test_committed_configs_are_valid(name, num_cells):
 
 def test_a_cell_is_an_ordinary_run(tmp_path, monkeypatch):
     base = load_config("tiny.py")
-    base.num_classes = 64
+    base.num_slots = 64
     base.evaluations = {"digits": config.evaluation("glyphs/digits")}
     base.measures = ("identification",)
     base.stream.initial_classes = base.stream.increment = 26

@@ -55,7 +55,7 @@ def test_defaults_are_valid():
         ("replacements.checkpoints", (1, 2, 3), "replacements.checkpoints=(1, 2, 3): must be a"),
         ("image.std", ("a", "b", "c"), "image.std=('a', 'b', 'c'): must be a tuple of float"),
         ("image.mean", (float("nan"),) * 3, "image.mean=(nan, nan, nan): must be a tuple of float"),
-        ("num_classes", 1, "num_classes=1: a simplex needs at least 2"),
+        ("num_slots", 1, "num_slots=1: a simplex needs at least 2"),
         ("memory_per_class", -1, "memory_per_class=-1: must be at least 0"),
         ("train.epochs", 0, "train.epochs=0: must be at least 1"),
         ("train.batch_size", 0, "train.batch_size=0: must be at least 1"),
@@ -109,16 +109,16 @@ def test_replacement_beyond_the_last_task():
 
 def test_the_recipe_follows_the_runs_simplex():
     c = config.default()
-    c.num_classes = 400
-    assert c.replacements.recipe.num_classes == 400
+    c.num_slots = 400
+    assert c.replacements.recipe.num_slots == 400
     config.validate(c)
 
 
 def test_a_recipe_for_another_simplex_is_refused():
     c = config.default()
-    c.replacements.recipe = config.default_pretrain()  # its num_classes is its own
-    c.num_classes = 400
-    with pytest.raises(InputError, match=r"recipe\.num_classes=320: must equal num_classes=400"):
+    c.replacements.recipe = config.default_pretrain()  # its num_slots is its own
+    c.num_slots = 400
+    with pytest.raises(InputError, match=r"recipe\.num_slots=320: must equal num_slots=400"):
         config.validate(c)
 
 

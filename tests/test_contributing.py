@@ -70,7 +70,7 @@ def test_the_examples_run_together(tmp_path):
     dataset = f"folder:{tmp_path / 'images'}"
 
     c = config.default()
-    c.method, c.num_classes, c.memory_per_class = "simplex_l2", 8, 2
+    c.method, c.num_slots, c.memory_per_class = "simplex_l2", 8, 2
     assert c.method_options.simplex_l2.to_dict() == {"l2_weight": 1.0}
     c.image.size, c.image.crop_padding = SIZE, 1
     c.model.backbone = "mlp"

@@ -172,8 +172,8 @@ def saves_and_stops_in_the_last_task(setting, number, start, variables, memory, 
             store.save(state, Position(tuple({"loss": float(e)} for e in range(epoch))))
         store.wait()
         raise StoppedHere(*jax.device_get(states))
-    stop = smallworld.NUM_CLASSES - setting.stream.tasks[number].stop
-    model = task.Model(start.spec, random_like(variables, number), (stop, smallworld.NUM_CLASSES))
+    stop = smallworld.NUM_SLOTS - setting.stream.tasks[number].stop
+    model = task.Model(start.spec, random_like(variables, number), (stop, smallworld.NUM_SLOTS))
     return model, [{"loss": 1.0, "accuracy": 0.5}]
 
 
@@ -203,7 +203,7 @@ def test_every_file_of_an_external_model(world):
     path = min(p for p in (root / "models").iterdir() if p.name[0] != ".")
 
     def read():
-        loaded = pretraining.load_external(str(path), c.num_classes, c.image)
+        loaded = pretraining.load_external(str(path), c.num_slots, c.image)
         return loaded.variables, loaded.record["slots"]
 
     try_all("external models", files_below(path), read, str(path), rounds=3, seed=1)

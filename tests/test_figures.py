@@ -76,7 +76,7 @@ def write_run(tmp_path, variables):
     ):
         spec, choices = variables
         c = load_config("update_handwriting.py")
-        c.method, c.seed, c.num_classes, c.image.size = method, seed, K, 16
+        c.method, c.seed, c.num_slots, c.image.size = method, seed, K, 16
         c.replacements.tasks = c.replacements.classes = ()
         c.model.options.width = 4
         workdir = str(tmp_path / name)
@@ -92,7 +92,7 @@ def write_run(tmp_path, variables):
                 "task": task,
                 "model": spec,
                 "head": head,
-                "num_classes": K,
+                "num_slots": K,
                 "slots": [K - 5 * (task + 1), K],
                 "replaced_by": "external" if task in replaced else None,
                 "retrained": task in retrained,

@@ -59,8 +59,8 @@ def test_tasks_and_simplex_follow_the_classes(num_classes, num_slots, sizes, tmp
             (tmp_path / split / name).mkdir(parents=True)
     c = load_config(f"root={tmp_path}")
     validate(c)
-    assert c.num_classes == num_slots
-    assert 2 * num_classes <= c.num_classes
+    assert c.num_slots == num_slots
+    assert 2 * num_classes <= c.num_slots
     classes, tasks = inputs.stream_size(c)
     check_stream(c, classes, tasks)
     rest = [c.stream.increment] * (tasks - 1)

@@ -42,7 +42,7 @@ def small_config(folder, method="hoc"):
     c = config.default()
     c.name = "small"
     c.method = method
-    c.num_classes = 16
+    c.num_slots = 16
     c.image.size = 8
     c.image.crop_padding = 1
     c.model.options.width = 4
@@ -100,7 +100,7 @@ def record(c, model, number, results):
         "task": number,
         "model": model.spec,
         "head": methods.get(c.method).head,
-        "num_classes": c.num_classes,
+        "num_slots": c.num_slots,
         "slots": [12, 16],
         "replaced_by": "external/nowhere" if number in results["replacements"] else None,
         "retrained": number in results["retrained"],
@@ -344,9 +344,9 @@ def test_the_same_plot_gives_the_same_svg(tmp_path):
 def test_features_of_a_learnable_classifier(small, tmp_path):
     """The vectors are the newest model's own, since the models do not share them."""
     c = small[0]
-    rows = np.random.default_rng(0).normal(size=(c.num_classes, 5))
+    rows = np.random.default_rng(0).normal(size=(c.num_slots, 5))
     stream = inputs.load_stream(c)
-    shown = simplex.downstream_slot(np.asarray([0, 1, 2]), c.num_classes)
+    shown = simplex.downstream_slot(np.asarray([0, 1, 2]), c.num_slots)
 
     def embed(images):  # six images of three classes, two of each
         return 7 * rows[shown].repeat(2, axis=0)

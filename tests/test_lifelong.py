@@ -105,7 +105,7 @@ def test_external_models_say_what_they_are(finished):
         record = checkpoints.load_record(results["external_models"][task])
         assert record["model"]["backbone"] == "resnet18"
         assert record["model"]["options"]["width"] == 8
-        assert record["model"]["num_features"] == record["num_classes"] - 1 == 127
+        assert record["model"]["num_features"] == record["num_slots"] - 1 == 127
         assert record["slots"] == [0, classes]
         assert record["dataset"] == "glyphs/external"
         assert len(record["class_names"]) == classes
@@ -214,7 +214,7 @@ def test_metrics_after_a_stop_within_a_task(finished, tiny, tmp_path, monkeypatc
 
 
 def load_external(path, config):
-    return pretraining.load_external(path, config.num_classes, config.image).variables
+    return pretraining.load_external(path, config.num_slots, config.image).variables
 
 
 def test_finished_run_is_returned_and_not_run_again(finished, tiny):
@@ -272,8 +272,8 @@ def test_from_scratch_without_memory_in_one_task(tiny, tmp_path):
 def test_external_model_of_another_simplex_is_refused(finished, tiny, tmp_path):
     _, results = finished
     tiny.replacements.checkpoints = tuple(results["external_models"].values())
-    tiny.num_classes = 130
-    with pytest.raises(InputError, match="K=128, the run has num_classes=130"):
+    tiny.num_slots = 130
+    with pytest.raises(InputError, match="K=128, the run has num_slots=130"):
         lifelong.run(tiny, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

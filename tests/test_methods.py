@@ -414,7 +414,7 @@ def small_network():
 def small_config(folders, backbone, method):
     """Three tasks of two classes, replaced at the first and the last; two recipes in all."""
     c = config.default()
-    c.name, c.method, c.num_classes = "small", method, 12
+    c.name, c.method, c.num_slots = "small", method, 12
     c.stream.dataset = f"folder:{folders / 'stream'}"
     c.stream.initial_classes = c.stream.increment = 2
     c.memory_per_class = 2
@@ -512,7 +512,7 @@ def load_external(c, results):
     path = results["external_models"]["2"]
     head = methods.get(c.method).external_head
     return task_module.Model.of(
-        lifelong.inputs.pretraining.load_external(path, c.num_classes, c.image, head)
+        lifelong.inputs.pretraining.load_external(path, c.num_slots, c.image, head)
     )
 
 

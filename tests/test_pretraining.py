@@ -30,7 +30,7 @@ def images(tmp_path_factory):
 def recipe(images):
     run = small_runs.small_config(images)
     c = config.default_pretrain()
-    c.name, c.dataset, c.num_classes, c.classes = "small", f"folder:{images}/external", K, CLASSES
+    c.name, c.dataset, c.num_slots, c.classes = "small", f"folder:{images}/external", K, CLASSES
     c.image, c.train = run.image, run.train
     c.model.backbone = "small"
     with c.unlocked():

@@ -257,7 +257,7 @@ def test_cadence_in_epochs_and_in_seconds(make_store, monkeypatch):
 def test_saving_the_default_costs_less_than_3_percent(make_store, tmp_path):
     """Processor time of all threads for one save of the embedded default, once a minute."""
     c = config.default()
-    model = models.create(c.model.backbone, c.num_classes - 1, **c.model.options)
+    model = models.create(c.model.backbone, c.num_slots - 1, **c.model.options)
     shapes, rng = training.expected_variables(model, c.image.size), np.random.default_rng(0)
     params, batch_stats = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype),

@@ -272,7 +272,7 @@ def watching(images, tmp_path, method="hoc"):
 def test_arrivals_are_taken_up_and_reproduced_as_a_fixed_schedule(images, tmp_path, method):
     c, watched = watching(images, tmp_path, method)
     save_external(watched / "first", c, 2, accuracy=0.5)
-    save_external(watched / "foreign", c, 3, num_classes=K + 1)  # of another simplex
+    save_external(watched / "foreign", c, 3, num_slots=K + 1)  # of another simplex
     (watched / "half").mkdir()
     save_external(watched / ".draft", c, 4)
 

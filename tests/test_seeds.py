@@ -59,7 +59,7 @@ def quick():
 
 def make_config(folder, method="hoc", **fields):
     c = config.default()
-    c.name, c.num_classes, c.image.size, c.method = "seeds", 24, 8, method
+    c.name, c.num_slots, c.image.size, c.method = "seeds", 24, 8, method
     c.model.backbone, c.model.options = "tiny", {}
     c.train.epochs, c.train.batch_size, c.train.learning_rate = 2, 8, 0.05
     c.stream.dataset, c.stream.initial_classes, c.stream.increment = folder, 4, 4

@@ -54,7 +54,7 @@ def test_slots_of_stream_and_external_classes_are_disjoint_exactly_when_checked(
             taken = set(simplex.downstream_slot(np.arange(stream), num_classes).tolist())
             collide = bool(taken & set(simplex.external_slot(np.arange(external)).tolist()))
             if collide:
-                with pytest.raises(ValueError, match="num_classes=12: too few simplex slots for"):
+                with pytest.raises(ValueError, match="num_slots=12: too few simplex slots for"):
                     simplex.check_slots(stream, external, num_classes)
             else:
                 simplex.check_slots(stream, external, num_classes)

@@ -257,7 +257,7 @@ def test_imagenet32_is_pre_trained_both_ways(small, images, tmp_path, said):
 
         record, text = finish_stopped(run, [2] if name == "streamed" else [], said)
         assert ("continuing after epoch 0, step 4" in text) == (name == "streamed")
-        model = pretraining.load_external(path, c.num_classes, c.image)
+        model = pretraining.load_external(path, c.num_slots, c.image)
         found.append((pathlib.Path(path).name, record["history"], model.variables))
     (name, history, variables), (expected_name, expected_history, expected) = reversed(found)
     assert name == expected_name

@@ -558,7 +558,7 @@ def test_missing_packages_are_named(small, tmp_path, monkeypatch):
     directory = str(tmp_path / "model")
     variables = random_variables("resnet18", width=WIDTH)
     spec = checkpoints.model_spec("resnet18", K - 1, {"width": WIDTH})
-    checkpoints.save(directory, variables, {"model": spec, "num_classes": K})
+    checkpoints.save(directory, variables, {"model": spec, "num_slots": K})
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     for suffix, package in (("pt", "PyTorch"), ("safetensors", "safetensors")):
@@ -589,7 +589,7 @@ def test_export_of_a_checkpoint(tmp_path, suffix):
     directory, output = str(tmp_path / "model"), str(tmp_path / "new" / f"network.{suffix}")
     variables = random_variables("resnet18", width=WIDTH, stem="small")
     spec = checkpoints.model_spec("resnet18", K - 1, {"width": WIDTH, "stem": "small"})
-    checkpoints.save(directory, variables, {"model": spec, "num_classes": K})
+    checkpoints.save(directory, variables, {"model": spec, "num_slots": K})
     torch_import.export_model(directory, output)
     imported = torch_import.read(output, "resnet18")
     assert imported.spec == spec
@@ -603,7 +603,7 @@ def test_export_of_what_is_no_simplex_model(tmp_path):
     directory = str(tmp_path / "model")
     spec = checkpoints.model_spec("resnet18", 9, {"width": WIDTH})
     checkpoints.save(
-        directory, random_variables("resnet18", 9, width=WIDTH), {"model": spec, "num_classes": 20}
+        directory, random_variables("resnet18", 9, width=WIDTH), {"model": spec, "num_slots": 20}
     )
     with pytest.raises(InputError, match="9 features and 20 classes; that is no d-Simplex"):
         torch_import.export_model(directory, str(tmp_path / "a.pt"))

@@ -26,14 +26,14 @@ from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import training
 
 ROOT = pathlib.Path(__file__).parents[1]
-NUM_CLASSES = 33  # as many features as the trunk has
-SPEC = checkpoints.model_spec("resnet18", NUM_CLASSES - 1, {"width": 4, "stem": "imagenet"})
+NUM_SLOTS = 33  # as many features as the trunk has
+SPEC = checkpoints.model_spec("resnet18", NUM_SLOTS - 1, {"width": 4, "stem": "imagenet"})
 IMAGE = {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
 RECORD = {
     "kind": "external",
     "head": "simplex",
     "model": SPEC,
-    "num_classes": NUM_CLASSES,
+    "num_slots": NUM_SLOTS,
     "image": IMAGE,
     "slots": [0, 0],
 }
@@ -69,11 +69,11 @@ def place(tmp_path_factory):
         lambda path, leaf: random_leaf(rng, path[-1].key, leaf.shape), expected
     )
     kernel = variables["params"]["projection"]["kernel"]
-    kernel[:] = np.eye(NUM_CLASSES - 1)  # so that these are the trunk's features
+    kernel[:] = np.eye(NUM_SLOTS - 1)  # so that these are the trunk's features
     loaded = upgrade.load_evaluation(*splits(place / "shop"), 16, None).gallery
     options = ImageOptions(tuple(IMAGE["mean"]), tuple(IMAGE["std"]), 0, False)
     trunk = FeatureExtractor(module, options)(variables, loaded.images)
-    targets = simplex.dsimplex(NUM_CLASSES)[loaded.labels]
+    targets = simplex.dsimplex(NUM_SLOTS)[loaded.labels]
     kernel[:] = np.linalg.lstsq(trunk, targets, rcond=1e-3)[0]
     checkpoints.save(str(place / "models" / "new"), copy.deepcopy(variables), RECORD)
 
@@ -251,10 +251,10 @@ def test_models_may_take_images_of_different_size_and_normalisation(place, model
     ("record", "message"),
     [
         (
-            {"num_classes": 8, "model": SPEC | {"num_features": 7}},
+            {"num_slots": 8, "model": SPEC | {"num_features": 7}},
             "has K=8 and features of width 7, but .* has K=33 and features of width 32",
         ),
-        ({"num_classes": 40}, "has K=40 and features of width 32, but"),
+        ({"num_slots": 40}, "has K=40 and features of width 32, but"),
         ({"image": None}, "does not say its image"),
     ],
 )

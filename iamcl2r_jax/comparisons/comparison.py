@@ -228,7 +228,7 @@ def _reference_model(cell: Cell, run: dict[str, Any], reference: str) -> tuple[s
     """What tells a reference model from others of another seed, and the seed it depends on."""
     c = cell.config
     if reference == "untrained":
-        network = (c.num_classes, c.model.to_dict(), c.image.to_dict())
+        network = (c.num_slots, c.model.to_dict(), c.image.to_dict())
         return json.dumps(network, sort_keys=True), cell.seed
     first = min(run["external_models"], key=int)
     if c.replacements.checkpoints or int(first) not in c.replacements.tasks:

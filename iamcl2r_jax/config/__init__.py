@@ -31,7 +31,7 @@ def default_pretrain() -> ConfigDict:
     c.test_split = "test"  # held-out images, for the accuracy that is reported; "" for none
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
     c.classes = 240  # pre-train on the first so many classes, simplex slots 0, 1, ...
-    c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.num_slots = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.head = heads.SIMPLEX  # classifier: "simplex", or "linear" for methods with a learnable one
     c.image = _image()  # the network's input
     c.model = _model()  # the architecture
@@ -53,7 +53,7 @@ def default() -> ConfigDict:
     c.seed = 0  # of initialisation, memory, batches and augmentation
     c.num_seeds = 1  # runs trained at once, with seed, seed + 1, ..., see seeds.run
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
-    c.num_classes = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.num_slots = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.image = _image()  # the network's input
     # Of the networks that start from random variables: at the first task without an external model,
     # and where the run retrains.
@@ -84,7 +84,7 @@ def default() -> ConfigDict:
     c.replacements.classes = (60, 120, 240)  # classes of the models made by `recipe`
     # Its `classes` come from the line above, its `head` from the method, its `tracking` from below.
     c.replacements.recipe = default_pretrain()
-    c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
+    c.replacements.recipe.num_slots = c.get_ref("num_slots")  # the simplex is the interface
     c.replacements.recipe.resident_gib = c.get_ref("resident_gib")
     c.replacements.directory = "runs/external"  # where models made by `recipe` are kept and found
     # 0-based tasks at which a new network is trained on the images of all tasks so far, without the
@@ -312,9 +312,9 @@ def validate_pretrain(config: ConfigDict) -> None:
     _at_least(config, "classes", 2)
     if config.head not in (heads.SIMPLEX, heads.LINEAR):
         raise InputError(f"head={config.head!r}: must be {heads.SIMPLEX} or {heads.LINEAR}")
-    if config.classes > config.num_classes:
+    if config.classes > config.num_slots:
         raise InputError(
-            f"classes={config.classes}: must be at most num_classes={config.num_classes}, "
+            f"classes={config.classes}: must be at most num_slots={config.num_slots}, "
             "the simplex's classes"
         )
 
@@ -333,7 +333,7 @@ def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) ->
             )
     made = () if config.replacements.checkpoints else config.replacements.classes
     external = max(made, default=0) if config.replacements.tasks else 0
-    simplex.check_slots(num_stream_classes, external, config.num_classes)
+    simplex.check_slots(num_stream_classes, external, config.num_slots)
 
 
 def differences(first: dict[str, Any], second: dict[str, Any], prefix: str = "") -> list[str]:
@@ -450,12 +450,12 @@ def _check_items(config: ConfigDict, field: str, kind: type) -> None:
 
 
 def _check_model(config: ConfigDict) -> None:
-    if config.num_classes < 2:
-        raise InputError(f"num_classes={config.num_classes}: a simplex needs at least 2 classes")
-    if config.num_classes > _LARGEST_SIMPLEX:
-        raise InputError(f"num_classes={config.num_classes}: must be at most {_LARGEST_SIMPLEX}")
+    if config.num_slots < 2:
+        raise InputError(f"num_slots={config.num_slots}: a simplex needs at least 2 classes")
+    if config.num_slots > _LARGEST_SIMPLEX:
+        raise InputError(f"num_slots={config.num_slots}: must be at most {_LARGEST_SIMPLEX}")
     try:
-        models.create(config.model.backbone, config.num_classes - 1, **config.model.options)
+        models.create(config.model.backbone, config.num_slots - 1, **config.model.options)
     except InputError as error:
         raise InputError(f"model: {error}") from None
 
@@ -568,8 +568,8 @@ def _check_replacements(config: ConfigDict) -> None:
                 f"replacements.recipe.head={r.recipe.head!r}: method={config.method!r} takes "
                 f"external models with head={wanted!r}, and sets it by itself"
             )
-        if r.recipe.num_classes != config.num_classes:
+        if r.recipe.num_slots != config.num_slots:
             raise InputError(
-                f"replacements.recipe.num_classes={r.recipe.num_classes}: must equal "
-                f"num_classes={config.num_classes}, since the simplex is the interface"
+                f"replacements.recipe.num_slots={r.recipe.num_slots}: must equal "
+                f"num_slots={config.num_slots}, since the simplex is the interface"
             )

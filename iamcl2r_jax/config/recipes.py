@@ -23,7 +23,7 @@ def cifar100r(increment: int, replaced: tuple[int, ...], *, dtype: str = "float3
     """
     c = config.default()
     c.name = f"cifar100r-{len(range(10, 100, increment)) + 1}"
-    c.num_classes = 1024  # K of the paper: CIFAR-100's 100 at one end, ImageNet's 600 at the other
+    c.num_slots = 1024  # K of the paper: CIFAR-100's 100 at one end, ImageNet's 600 at the other
     c.image.mean, c.image.std = CIFAR_MEAN, CIFAR_STD
     c.image.flip = True
     c.model.options.width = 64  # the full ResNet-18
@@ -40,7 +40,7 @@ def cifar100r(increment: int, replaced: tuple[int, ...], *, dtype: str = "float3
     c.replacements.tasks = replaced
     c.replacements.classes = (100, 300, 600)  # the first of ImageNet
     c.replacements.recipe = pretrain_imagenet32()
-    c.replacements.recipe.num_classes = c.get_ref("num_classes")  # the simplex is the interface
+    c.replacements.recipe.num_slots = c.get_ref("num_slots")  # the simplex is the interface
     c.replacements.recipe.resident_gib = c.get_ref("resident_gib")
 
     if dtype != "float32":
@@ -64,7 +64,7 @@ def pretrain_imagenet32() -> ConfigDict:
     c.dataset = "imagenet_resized/32x32"  # its classes come in the order of the download's labels
     c.test_split = "validation"  # 50 images of each class
     c.classes = 100  # the paper's first model; the others have 300 and 600
-    c.num_classes = 1024  # K of the paper; 100 slots at the far end are CIFAR-100's
+    c.num_slots = 1024  # K of the paper; 100 slots at the far end are CIFAR-100's
     # A model is handed the images of the run that takes it, so it must know their normalisation.
     c.image.mean, c.image.std = CIFAR_MEAN, CIFAR_STD
     c.image.flip = True

@@ -189,7 +189,7 @@ def compare(
             {"path": path, "kind": record.get("kind"), **record["model"], "image": record["image"]}
             for path, record in zip(models, records, strict=True)
         ],
-        "num_classes": records[0]["num_classes"],
+        "num_slots": records[0]["num_slots"],
         "gallery": _description(gallery, evaluation.gallery),
         "query": _description(query, evaluation.query),
         "queries_without_class": int(np.sum(~_has_class(evaluation))),
@@ -319,14 +319,14 @@ def paired_interval(first: np.ndarray, second: np.ndarray, seed: int) -> list[fl
 def _check_comparable(paths: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
     """Raises `InputError` if the features of some checkpoints cannot be compared at all."""
     for path, record in zip(paths, records, strict=True):
-        missing = {"model", "head", "num_classes", "slots", "image"} - record.keys()
+        missing = {"model", "head", "num_slots", "slots", "image"} - record.keys()
         if missing:
             raise InputError(
                 f"checkpoint {path} does not say its {', '.join(sorted(missing))}; it must be a "
                 "task of a run or an external model, written by this version"
             )
         ours, first = (
-            f"K={r['num_classes']} and features of width {r['model']['num_features']}"
+            f"K={r['num_slots']} and features of width {r['model']['num_features']}"
             for r in (record, records[0])
         )
         if ours != first:

@@ -21,11 +21,9 @@ class ClassCentres:
     boundaries: np.ndarray
 
     @classmethod
-    def none(cls, num_classes: int, num_features: int) -> "ClassCentres":
+    def none(cls, num_slots: int, num_features: int) -> "ClassCentres":
         """Before the first task."""
-        return cls(
-            np.zeros((num_classes, num_features), np.float32), np.zeros(num_classes, np.float32)
-        )
+        return cls(np.zeros((num_slots, num_features), np.float32), np.zeros(num_slots, np.float32))
 
     def with_classes(self, features: np.ndarray, rows: np.ndarray) -> "ClassCentres":
         """Adds the classes of some images.

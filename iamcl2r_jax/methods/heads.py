@@ -25,10 +25,10 @@ def is_learnable(head: str) -> bool:
     return head != SIMPLEX
 
 
-def random_rows(key: jax.Array, num_classes: int, num_features: int) -> jax.Array:
+def random_rows(key: jax.Array, num_slots: int, num_features: int) -> jax.Array:
     """Rows of PyTorch's default for a linear layer, U(-1/√D, 1/√D): float32 [K, D]."""
     bound = 1 / math.sqrt(num_features)
-    return jax.random.uniform(key, (num_classes, num_features), minval=-bound, maxval=bound)
+    return jax.random.uniform(key, (num_slots, num_features), minval=-bound, maxval=bound)
 
 
 def attach(variables: dict[str, Any], rows: Any) -> dict[str, Any]:
@@ -36,11 +36,11 @@ def attach(variables: dict[str, Any], rows: Any) -> dict[str, Any]:
     return variables | {"params": variables["params"] | {_NAME: rows}}
 
 
-def attach_expected(variables: Any, head: str, num_classes: int, num_features: int) -> Any:
+def attach_expected(variables: Any, head: str, num_slots: int, num_features: int) -> Any:
     """Adds the shape of a learnable head to the shapes of a model's variables."""
     if not is_learnable(head):
         return variables
-    return attach(variables, jax.ShapeDtypeStruct((num_classes, num_features), np.float32))
+    return attach(variables, jax.ShapeDtypeStruct((num_slots, num_features), np.float32))
 
 
 def rows_of(variables: dict[str, Any]) -> jax.Array:

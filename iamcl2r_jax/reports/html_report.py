@@ -115,7 +115,7 @@ def write(
             directory,
             stream,
             embed,
-            simplex.dsimplex(config.num_classes) if fixed else heads.rows_of(newest.variables),
+            simplex.dsimplex(config.num_slots) if fixed else heads.rows_of(newest.variables),
             fixed=fixed,
             seed=config.seed,
         ),
@@ -174,9 +174,9 @@ def _facts(
     parameters = sum(leaf.size for leaf in jax.tree.leaves(newest.variables["params"]))
     sizes = results["classes_per_task"]
     memory = f"{config.memory_per_class} remembered of each class"
-    classifier = f"d-Simplex of {config.num_classes} fixed vectors"
+    classifier = f"d-Simplex of {config.num_slots} fixed vectors"
     if heads.is_learnable(method.head):
-        classifier = f"{config.num_classes} learnable rows ({method.head})"
+        classifier = f"{config.num_slots} learnable rows ({method.head})"
     return {
         "name": config.name,
         "method": f"{config.method}: {formula}{_options(config.method_options[config.method])}",

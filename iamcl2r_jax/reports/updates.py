@@ -194,10 +194,10 @@ def _kind(between: Sequence[Mapping[str, Any]]) -> str:
 
 def _class_vectors(model: Model, record: dict[str, Any], num_stream_classes: int) -> np.ndarray:
     """Classifier vectors of the stream's classes in a model, [C, D]."""
-    num_classes = record["num_classes"]
+    num_slots = record["num_slots"]
     learnable = heads.is_learnable(record["head"])
-    rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(num_classes)
-    slots = simplex.downstream_slot(np.arange(num_stream_classes), num_classes)
+    rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(num_slots)
+    slots = simplex.downstream_slot(np.arange(num_stream_classes), num_slots)
     return np.asarray(rows)[slots]
 
 

@@ -253,9 +253,9 @@ def import_model(
         num_features=None if num_classes is None else num_classes - 1,
         key=jax.random.key(seed),
     )
-    num_classes = imported.spec["num_features"] + 1
-    if classes is not None and not 0 <= classes <= num_classes:
-        raise InputError(f"classes={classes}: must be in 0..{num_classes}, the simplex's")
+    num_slots = imported.spec["num_features"] + 1
+    if classes is not None and not 0 <= classes <= num_slots:
+        raise InputError(f"classes={classes}: must be in 0..{num_slots}, the simplex's")
     if image and not all(len(image.get(name, "rgb")) == 3 for name in ("mean", "std")):
         raise InputError(f"image={image}: mean and std must be three numbers each")
     image = (_OFFICIAL_IMAGE if imported.drop_in else _IMAGENET_IMAGE) | (image or {})
@@ -266,7 +266,7 @@ def import_model(
         "head": heads.SIMPLEX,
         "model": imported.spec,
         "image": pretraining.image_spec(ConfigDict(image)),
-        "num_classes": num_classes,
+        "num_slots": num_slots,
         "slots": [0, classes or 0],  # first and one past the last
         "dataset": dataset,
         "class_names": [],
@@ -309,10 +309,10 @@ def export_model(directory: str, output: str) -> list[str]:
 
     def expected(record):
         spec = record["model"]
-        if spec["num_features"] != record["num_classes"] - 1:
+        if spec["num_features"] != record["num_slots"] - 1:
             raise InputError(
                 f"checkpoint {directory} has {spec['num_features']} features and "
-                f"{record['num_classes']} classes; that is no d-Simplex model"
+                f"{record['num_slots']} classes; that is no d-Simplex model"
             )
         return expected_variables(checkpoints.create_model(spec), image_size=32)
 
@@ -436,7 +436,7 @@ def _summary(path: str, output: str, imported: Imported, record: dict) -> list[s
     ]
     if imported.drop_in:
         lines.append(
-            f"its simplex of K={record['num_classes']} is ours (largest difference "
+            f"its simplex of K={record['num_slots']} is ours (largest difference "
             f"{imported.simplex_difference:.1g})"
         )
         if not record["source"]["classes_known"]:

@@ -78,10 +78,10 @@ def load_external(config: ConfigDict, path: str) -> ExternalModel:
         was trained on.
     """
     head = methods.get(config.method).external_head
-    model = pretraining.load_external(path, config.num_classes, config.image, head)
+    model = pretraining.load_external(path, config.num_slots, config.image, head)
     num_stream_classes, _ = stream_size(config)
     try:
-        simplex.check_slots(num_stream_classes, model.record["slots"][1], config.num_classes)
+        simplex.check_slots(num_stream_classes, model.record["slots"][1], config.num_slots)
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from None
     return model

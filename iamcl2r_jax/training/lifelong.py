@@ -318,7 +318,7 @@ def stream_tasks(
     """
     config, stream, reporter = setting.config, setting.stream, setting.reporter
     method = methods.get(config.method)
-    centres = ClassCentres.none(config.num_classes, config.num_classes - 1)
+    centres = ClassCentres.none(config.num_slots, config.num_slots - 1)
     records = intact_task_records(workdir, reporter)
     for record in records:
         setting.tracker.task(record)
@@ -353,7 +353,7 @@ def stream_tasks(
             "task": task,
             "model": model.spec,
             "head": method.head,
-            "num_classes": config.num_classes,
+            "num_slots": config.num_slots,
             "image": image_spec(config.image),
             "slots": list(model.slots),
             "replaced_by": external[task].path if task in external else None,

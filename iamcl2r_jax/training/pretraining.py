@@ -144,7 +144,7 @@ def pretrain(
                 "kind": "external",
                 "model": trainer.spec,
                 "head": config.head,
-                "num_classes": config.num_classes,
+                "num_slots": config.num_slots,
                 "slots": [0, classes],  # first and one past the last
                 "image": image_spec(config.image),
                 "dataset": config.dataset,
@@ -237,7 +237,7 @@ class _Trainer:
         self._config, self._labels, self._test = config, train.labels, test
         self._learnable = heads.is_learnable(config.head)
         self.spec = checkpoints.model_spec(
-            config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
+            config.model.backbone, config.num_slots - 1, config.model.options.to_dict()
         )
         model = checkpoints.create_model(self.spec)
         options = image_options(config.image)
@@ -255,7 +255,7 @@ class _Trainer:
             )
         )
         self._features = FeatureExtractor(model, options)
-        self._simplex = None if self._learnable else simplex.dsimplex(config.num_classes)
+        self._simplex = None if self._learnable else simplex.dsimplex(config.num_slots)
         slots = simplex.external_slot(train.labels)
         self._dataset = streaming.place(
             train.images, slots, config.resident_gib, self._epoch.program.batch_sharding
@@ -278,7 +278,7 @@ class _Trainer:
             # No number of classes is that large: this key is no other's.
             key_heads = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
             key_head = jax.random.fold_in(key_heads, classes)
-            rows = heads.random_rows(key_head, config.num_classes, self.spec["num_features"])
+            rows = heads.random_rows(key_head, config.num_slots, self.spec["num_features"])
             variables = heads.attach(variables, rows)
         capacity = max(len(self._labels), config.train.batch_size)
         rates = cosine_schedule(
@@ -307,7 +307,7 @@ class _Trainer:
         )
 
     def _classes(self, classes: int) -> methods.Classes:
-        trained = jnp.arange(self._config.num_classes) < classes
+        trained = jnp.arange(self._config.num_slots) < classes
         return methods.Classes(active=trained, new=trained, known=jnp.zeros_like(trained))
 
     def held_out_accuracy(self, variables: Variables, classes: int) -> float | None:
@@ -328,13 +328,13 @@ class _Trainer:
 
 
 def load_external(
-    path: str, num_classes: int, image: ConfigDict, head: str = heads.SIMPLEX
+    path: str, num_slots: int, image: ConfigDict, head: str = heads.SIMPLEX
 ) -> ExternalModel:
     """Loads an external model for use in a run.
 
     Args:
       path: directory of its checkpoint.
-      num_classes: K of the run.
+      num_slots: K of the run.
       image: the run's `image`; the model must have been trained on the same input.
       head: with what classifier it must have been trained, see `heads`.
 
@@ -344,7 +344,7 @@ def load_external(
     """
 
     def expected(record):
-        return _expected_variables(path, num_classes, image, head, record)
+        return _expected_variables(path, num_slots, image, head, record)
 
     record, variables = checkpoints.load_described(path, expected)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
@@ -353,14 +353,14 @@ def load_external(
 
 
 def _expected_variables(
-    path: str, num_classes: int, image: ConfigDict, head: str, record: dict[str, Any]
+    path: str, num_slots: int, image: ConfigDict, head: str, record: dict[str, Any]
 ) -> Any:
     """What the arrays of the checkpoint at `path` must be, by its record; see `load_external`."""
     if record.get("kind") != "external":
         raise InputError(
             f"checkpoint {path} is no external model; launch/pretrain.py makes such models"
         )
-    missing = {"model", "head", "num_classes", "slots", "image"} - record.keys()
+    missing = {"model", "head", "num_slots", "slots", "image"} - record.keys()
     if missing:
         raise InputError(
             f"checkpoint {path}: its record lacks {', '.join(sorted(missing))}; make it again with "
@@ -371,10 +371,10 @@ def _expected_variables(
             f"checkpoint {path} was trained with head={record['head']!r}, the run's method needs "
             f"head={head!r}"
         )
-    if record["num_classes"] != num_classes:
+    if record["num_slots"] != num_slots:
         raise InputError(
-            f"checkpoint {path} was trained with a simplex of K={record['num_classes']}, "
-            f"the run has num_classes={num_classes}; they must be equal"
+            f"checkpoint {path} was trained with a simplex of K={record['num_slots']}, "
+            f"the run has num_slots={num_slots}; they must be equal"
         )
     if record["image"] != image_spec(image):
         raise InputError(
@@ -387,13 +387,13 @@ def _expected_variables(
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from None
     match record["slots"]:
-        case [0, int(stop)] if spec["num_features"] == num_classes - 1 and 0 <= stop <= num_classes:
+        case [0, int(stop)] if spec["num_features"] == num_slots - 1 and 0 <= stop <= num_slots:
             pass
         case slots:
             raise InputError(
-                f"checkpoint {path}: its record contradicts itself: K={num_classes}, "
+                f"checkpoint {path}: its record contradicts itself: K={num_slots}, "
                 f"{spec['num_features']} features (must be K - 1), slots {slots} (must be 0 and "
                 "one past the last)"
             )
     expected = expected_variables(model, image.size)
-    return heads.attach_expected(expected, head, num_classes, spec["num_features"])
+    return heads.attach_expected(expected, head, num_slots, spec["num_features"])

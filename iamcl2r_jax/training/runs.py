@@ -61,14 +61,14 @@ def load_task_record(path: str, task: int) -> dict[str, Any]:
             "task": number,
             "model": {"num_features": int()},
             "head": heads.SIMPLEX | heads.LINEAR | heads.COSINE,
-            "num_classes": int(num_classes),
+            "num_slots": int(num_slots),
             "slots": [int(), int()],
             "memory": list(memory),
             "task_accuracy": float(),
             "history": [*epochs],
         } if (
             number == task
-            and num_classes >= 2
+            and num_slots >= 2
             and all(type(index) is int and 0 <= index < 2**31 for index in memory)
             and epochs
             and all(isinstance(epoch, dict) and "loss" in epoch for epoch in epochs)

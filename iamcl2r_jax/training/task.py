@@ -83,19 +83,19 @@ def _expected_variables(path: str, image_size: int, record: dict[str, Any]) -> A
         case {
             "model": spec,
             "head": heads.SIMPLEX | heads.LINEAR | heads.COSINE as head,
-            "num_classes": int(num_classes),
+            "num_slots": int(num_slots),
             "slots": [int(), int()],
         }:
             pass
         case _:
             raise InputError(
-                f"checkpoint {path}: its record does not say model, head, num_classes and slots"
+                f"checkpoint {path}: its record does not say model, head, num_slots and slots"
             )
     try:
         expected = training.expected_variables(checkpoints.create_model(spec), image_size)
     except InputError as error:
         raise InputError(f"checkpoint {path}: {error}") from None
-    expected = heads.attach_expected(expected, head, num_classes, spec["num_features"])
+    expected = heads.attach_expected(expected, head, num_slots, spec["num_features"])
     match record.get("adapter"):
         case None:
             pass
@@ -193,7 +193,7 @@ def stream_dataset(
     config: ConfigDict, stream: Stream, programs: ProgramsBySpec
 ) -> streaming.Dataset | streaming.HostDataset:
     """The stream's training images, labelled by row of the classifier, on the devices or not."""
-    slots = simplex.downstream_slot(stream.train.labels, config.num_classes)
+    slots = simplex.downstream_slot(stream.train.labels, config.num_slots)
     return streaming.place(stream.train.images, slots, config.resident_gib, programs.batch_sharding)
 
 
@@ -208,7 +208,7 @@ def first_model(config: ConfigDict) -> Model:
 
 def _configured_spec(config: ConfigDict) -> dict[str, Any]:
     return checkpoints.model_spec(
-        config.model.backbone, config.num_classes - 1, config.model.options.to_dict()
+        config.model.backbone, config.num_slots - 1, config.model.options.to_dict()
     )
 
 
@@ -234,7 +234,7 @@ def _random_variables(config: ConfigDict, spec: dict[str, Any], key: jax.Array):
 
 def _with_random_head(config: ConfigDict, spec: dict[str, Any], variables: Any, task: int):
     key = jax.random.fold_in(_key(config, _HEADS), task)
-    rows = heads.random_rows(key, config.num_classes, spec["num_features"])
+    rows = heads.random_rows(key, config.num_slots, spec["num_features"])
     return heads.attach(variables, rows)
 
 
@@ -265,7 +265,7 @@ def with_task_centres(
     """Adds the centres of a task's classes, by the model after that task."""
     train = setting.stream.train
     indices = setting.stream.train_indices(task)
-    rows = simplex.downstream_slot(train.labels[indices], setting.config.num_classes)
+    rows = simplex.downstream_slot(train.labels[indices], setting.config.num_slots)
     extract = setting.programs.of(model.spec).features
     return centres.with_classes(extract(model.variables, train.images[indices]), rows)
 
@@ -295,10 +295,10 @@ def with_adapter(
     pairs = adapters.make_pairs(
         old,
         new,
-        simplex.downstream_slot(stream.train.labels[indices], config.num_classes),
+        simplex.downstream_slot(stream.train.labels[indices], config.num_slots),
         max(len(stream.train_indices(t)) for t in range(len(stream.tasks))),
     )
-    rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(config.num_classes)
+    rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(config.num_slots)
     adapter, metrics, diverged = adapters.fit(
         adapters.Settings(**config.adapter),
         head,
@@ -319,9 +319,9 @@ def task_classes(
     config: ConfigDict, stream: Stream, task: int, start: Model, centres: ClassCentres
 ) -> methods.Classes:
     """What the method knows of the classes while it trains a task from `start`."""
-    row = np.arange(config.num_classes)
+    row = np.arange(config.num_slots)
     active = seen_rows(config, stream, task)
-    earlier = row > simplex.downstream_slot(stream.tasks[task].start, config.num_classes)
+    earlier = row > simplex.downstream_slot(stream.tasks[task].start, config.num_slots)
     known = (start.slots[0] <= row) & (row < start.slots[1])
     uses_centres = methods.get(config.method).uses_centres
     return methods.Classes(
@@ -335,7 +335,7 @@ def task_classes(
 
 def seen_rows(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
     """Rows of the classifier whose stream classes are seen by the end of a task, bool [K]."""
-    return np.arange(config.num_classes) >= config.num_classes - stream.tasks[task].stop
+    return np.arange(config.num_slots) >= config.num_slots - stream.tasks[task].stop
 
 
 def task_indices(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
@@ -405,7 +405,7 @@ def task_data(
         memory = memory[:0]
     # Without a use for it, the old model's architecture is no part of the program.
     old_variables = jax.device_put(start.variables) if method.uses_old_model else {}
-    fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_classes)
+    fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_slots)
     return training.TaskData(
         old=training.OldModel(old_variables, jnp.asarray(start.trained)),
         classifier=None if fixed is None else jnp.asarray(fixed),
@@ -421,7 +421,7 @@ def trained_model(
 ) -> Model:
     """The model that a task's training from `start` made."""
     config = setting.config
-    seen = (config.num_classes - setting.stream.tasks[task].stop, config.num_classes)
+    seen = (config.num_slots - setting.stream.tasks[task].stop, config.num_slots)
     return Model(new_spec(config, task, start), variables, seen)
 
 
@@ -434,12 +434,12 @@ def task_accuracy(setting: Setting, task: int, model: Model) -> float:
     config, stream = setting.config, setting.stream
     head = methods.get(config.method).head
     seen = stream.seen_test_indices(task)
-    slots = simplex.downstream_slot(stream.test.labels[seen], config.num_classes)
+    slots = simplex.downstream_slot(stream.test.labels[seen], config.num_slots)
     extract = setting.programs.of(model.spec).features
     features = extract(model.variables, stream.test.images[seen])
     if heads.is_learnable(head):
         rows, active = heads.rows_of(model.variables), seen_rows(config, stream, task)
     else:
-        rows, active = simplex.dsimplex(config.num_classes), None
+        rows, active = simplex.dsimplex(config.num_slots), None
     chosen = heads.predict(head, features, rows, active)
     return float(np.mean(chosen == slots))
