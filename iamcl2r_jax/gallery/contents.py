@@ -1,0 +1,228 @@
+"""Writes items and vectors, each call inside a transaction of the caller's."""
+
+import json
+import sqlite3
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from iamcl2r_jax.gallery import state, transitions
+from iamcl2r_jax.gallery.database import create_vectors, record_event, vectors_table
+from iamcl2r_jax.gallery.errors import OutdatedError, Refused
+from iamcl2r_jax.gallery.records import Model, ModelInfo, NewItem, View
+from iamcl2r_jax.system.errors import InputError
+
+_UNIT = 1e-3  # how far from 1 the length of a stored vector may be
+
+
+def register(connection: sqlite3.Connection, info: ModelInfo, name: str | None) -> int:
+    """Writes a model, unless its digest is known, and returns its id.
+
+    Raises:
+      InputError: if the name is another model's.
+      Refused: if its features cannot be compared with those stored.
+    """
+    models = state.read_models(connection)
+    for model in models:
+        if model.info.digest == info.digest:
+            if name not in (None, model.name):
+                raise InputError(
+                    f"name={name}: this checkpoint is registered already, as {model.name}"
+                )
+            return model.id
+        if name == model.name:
+            raise InputError(f"name={name}: another model has this name; choose another")
+        for field in ("num_classes", "width", "normalisation"):
+            ours, theirs = getattr(info, field), getattr(model.info, field)
+            if ours != theirs:
+                raise Refused(
+                    f"checkpoint {info.path} has {field}={ours}, the models of this gallery "
+                    f"{theirs}; their features cannot be compared, so make another gallery for it"
+                )
+    cursor = connection.execute(
+        "INSERT INTO models (name, digest, num_classes, width, slots, image, path, normalisation, "
+        "at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            name or info.digest[:12],
+            info.digest,
+            info.num_classes,
+            info.width,
+            json.dumps(list(info.slots)),
+            json.dumps(dict(info.image)),
+            info.path,
+            info.normalisation,
+            time.time(),
+        ),
+    )
+    record_event(connection, "register", None, json.dumps({"digest": info.digest}))
+    return cursor.lastrowid
+
+
+def new_generation(connection: sqlite3.Connection, model: int) -> int:
+    """Makes an empty generation of a model and returns its id."""
+    generation = connection.execute(
+        "INSERT INTO generations (model, live, at) VALUES (?, 1, ?)", (model, time.time())
+    ).lastrowid
+    create_vectors(connection, generation)
+    return generation
+
+
+def drop_generation(connection: sqlite3.Connection, generation: int) -> None:
+    """Removes the vectors of a generation for good."""
+    connection.execute(f"DROP TABLE {vectors_table(generation)}")
+    connection.execute("UPDATE generations SET live = 0 WHERE id = ?", (generation,))
+
+
+def checked_vectors(vectors: np.ndarray, count: int, model: Model) -> np.ndarray:
+    """Vectors as they are stored, float32 [N, D].
+
+    Raises:
+      InputError: if their number or width is wrong, or one is not finite or not of unit length.
+    """
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    if vectors.shape != (count, model.info.width):
+        raise InputError(
+            f"vectors of model {model.name}: must have shape {[count, model.info.width]}, got "
+            f"{list(vectors.shape)}"
+        )
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors))
+    wrong = np.flatnonzero(~(np.abs(lengths - 1) <= _UNIT))  # NaN compares as false
+    if wrong.size:
+        raise InputError(
+            f"vectors of model {model.name}: row {wrong[0]} has length {lengths[wrong[0]]:g}; must "
+            "be finite and of unit length"
+        )
+    return vectors
+
+
+def write_items(
+    connection: sqlite3.Connection,
+    view: View,
+    items: Sequence[NewItem],
+    vectors: Mapping[int, np.ndarray],
+) -> list[int]:
+    """Adds items, or replaces those of the same keys, and their vectors.
+
+    Args:
+      connection: in a writing transaction.
+      view: the state in this transaction.
+      items: with keys that differ.
+      vectors: {model id: float32 [N, D], checked}; must have those of `state.writing_models`.
+
+    Returns:
+      Their numbers.
+
+    Raises:
+      OutdatedError: if the vectors of a model are missing.
+    """
+    targets = state.writing_generations(view)
+    missing = [view.models[model].name for model in targets.values() if model not in vectors]
+    if missing:
+        raise OutdatedError(f"new items must now be embedded by {', '.join(missing)}, too")
+    ids, known = [], []
+    for item in items:
+        crc = item_crc(item.key, item.digest, item.path, item.label)
+        row = connection.execute("SELECT id FROM items WHERE key = ?", (item.key,)).fetchone()
+        if row is None:
+            cursor = connection.execute(
+                "INSERT INTO items (key, digest, path, label, crc) VALUES (?, ?, ?, ?, ?)",
+                (item.key, item.digest, item.path, item.label, crc),
+            )
+            ids.append(cursor.lastrowid)
+        else:
+            connection.execute(
+                "UPDATE items SET digest = ?, path = ?, label = ?, crc = ? WHERE id = ?",
+                (item.digest, item.path, item.label, crc, row[0]),
+            )
+            ids.append(row[0])
+            known.append(row[0])
+    for generation, model in targets.items():
+        write_vectors(connection, generation, ids, vectors[model])
+    for generation in view.generations.keys() - targets.keys():  # of a model that was rolled back
+        delete_vectors(connection, generation, known)
+    connection.executemany("DELETE FROM unreadable WHERE item = ?", [(item,) for item in known])
+    _rank(connection, view, sorted(set(ids) - set(known)))
+    return ids
+
+
+def _rank(connection: sqlite3.Connection, view: View, new: Sequence[int]) -> None:
+    """Places new items behind all others in the order of a backfill that has one."""
+    upgrade = view.upgrade
+    if upgrade is None or upgrade.state == transitions.RETIRED:
+        return
+    (end,) = connection.execute("SELECT max(rank) + 1 FROM ranks").fetchone()
+    if end is None and upgrade.state not in transitions.MIXED:
+        return
+    end = max(end or 0, upgrade.watermark)
+    connection.executemany(
+        "INSERT INTO ranks VALUES (?, ?)", [(end + n, item) for n, item in enumerate(new)]
+    )
+    if upgrade.state == transitions.COMPLETE:  # they have their vector already
+        set_watermark(connection, upgrade.id, end + len(new))
+
+
+def set_watermark(connection: sqlite3.Connection, upgrade: int, watermark: int) -> None:
+    """Moves the watermark of an upgrade; it never goes back."""
+    connection.execute(
+        "UPDATE upgrades SET watermark = max(watermark, ?) WHERE id = ?", (watermark, upgrade)
+    )
+
+
+def write_vectors(
+    connection: sqlite3.Connection, generation: int, items: Sequence[int], vectors: np.ndarray
+) -> None:
+    """Writes vectors, float32 [N, D] and contiguous, of items in one generation."""
+    connection.executemany(
+        f"INSERT OR REPLACE INTO {vectors_table(generation)} VALUES (?, ?, ?)",
+        (
+            (item, zlib.crc32(vector), vector)
+            for item, vector in zip(items, vectors, strict=True)
+        ),
+    )
+    _note_change(connection, generation, items)
+
+
+def delete_vectors(
+    connection: sqlite3.Connection, generation: int, items: Sequence[int]
+) -> None:
+    """Removes the vectors of items from one generation."""
+    if not len(items):
+        return
+    connection.executemany(
+        f"DELETE FROM {vectors_table(generation)} WHERE item = ?", [(item,) for item in items]
+    )
+    _note_change(connection, generation, items)
+
+
+def _note_change(connection, generation, items) -> None:
+    connection.execute(
+        "INSERT INTO changes (generation, items) VALUES (?, ?)",
+        (generation, np.asarray(items, np.int64).tobytes()),
+    )
+
+
+def remove_items(connection: sqlite3.Connection, view: View, keys: Sequence[str]) -> int:
+    """Removes items with their vectors in every generation; returns how many there were.
+
+    Raises:
+      InputError: if a key is unknown; then none is removed.
+    """
+    ids = []
+    for key in keys:
+        row = connection.execute("SELECT id FROM items WHERE key = ?", (key,)).fetchone()
+        if row is None:
+            raise InputError(f"key={key!r}: there is no such item; nothing was removed")
+        ids.append(row[0])
+    for generation in view.generations:
+        delete_vectors(connection, generation, ids)
+    gone = [(item,) for item in ids]
+    for table, column in (("ranks", "item"), ("unreadable", "item"), ("items", "id")):
+        connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", gone)
+    return len(set(ids))
+
+
+def item_crc(key: str, digest: str, path: str | None, label: str | None) -> int:
+    """CRC-32 of what is stored of an item, for `verify`."""
+    return zlib.crc32(json.dumps([key, digest, path, label]).encode())

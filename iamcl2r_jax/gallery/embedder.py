@@ -1,0 +1,153 @@
+"""Checkpoints as functions from images to unit features; all that a gallery uses of the trunk."""
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+from iamcl2r_jax.gallery.errors import Refused
+from iamcl2r_jax.gallery.records import Model, ModelInfo
+from iamcl2r_jax.system.errors import InputError
+
+# JAX and the models take seconds to import, so that they are imported when one is loaded.
+_BATCHES = (1, 8, 32, 128)  # shapes that are compiled; images are padded to the next
+
+
+class Embedder(Protocol):
+    """A model that embeds images.
+
+    Attributes:
+      info: what identifies it.
+    """
+
+    info: ModelInfo
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """Unit features float32 [N, D] of images uint8 [N, size, size, 3]."""
+
+
+def describe(path: str) -> ModelInfo:
+    """What a gallery needs to know of the checkpoint at `path`; its checksums are verified.
+
+    Raises:
+      CheckpointError: if there is none, it is damaged, or it does not say what it is.
+    """
+    from iamcl2r_jax.models import checkpoints
+
+    return _info(path, checkpoints.load_record(path))
+
+
+def _info(path: str, record: dict[str, Any]) -> ModelInfo:
+    from iamcl2r_jax.models.checkpoints import CheckpointError
+
+    missing = {"model", "num_classes", "slots", "image"} - record.keys()
+    if missing:
+        raise CheckpointError(
+            f"checkpoint {path} does not say its {', '.join(sorted(missing))}; it must be a task "
+            "of a run or an external model"
+        )
+    return ModelInfo(
+        digest=_digest(path),
+        num_classes=record["num_classes"],
+        width=record["model"]["num_features"],
+        slots=tuple(record["slots"]),
+        image={name: record["image"][name] for name in ("size", "mean", "std")},
+        path=os.path.abspath(path),
+    )
+
+
+def _digest(path: str) -> str:
+    """SHA-256 of a checkpoint: of its manifest, which holds those of all other files."""
+    from etils import epath
+
+    from iamcl2r_jax.models import checkpoints
+    from iamcl2r_jax.system import files
+
+    return files.digest(epath.Path(path) / checkpoints._MANIFEST)
+
+
+class CheckpointEmbedder:
+    """The `Embedder` of a checkpoint; threads may share it."""
+
+    def __init__(self, path: str):
+        """Loads a checkpoint.
+
+        Raises:
+          CheckpointError: see `describe`.
+        """
+        import jax
+
+        from iamcl2r_jax.data.augment import ImageOptions, normalize_images
+        from iamcl2r_jax.models import checkpoints
+        from iamcl2r_jax.training.task import load_model
+
+        record = checkpoints.load_record(path)
+        self.info = _info(path, record)
+        image = self.info.image
+        options = ImageOptions(tuple(image["mean"]), tuple(image["std"]), 0, False)
+        module = checkpoints.create_model(record["model"])
+        self._variables = jax.device_put(load_model(path, image["size"]).variables)
+        self._features = jax.jit(
+            lambda variables, images: module.apply(
+                variables, normalize_images(images, options), train=False
+            )
+        )
+
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """See `Embedder`."""
+        size = self.info.image["size"]
+        if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
+            raise InputError(
+                f"images: must be uint8 [N, {size}, {size}, 3], got {images.dtype} "
+                f"{list(images.shape)}"
+            )
+        parts = [np.empty((0, self.info.width), np.float32)]
+        for start in range(0, len(images), _BATCHES[-1]):
+            some = images[start : start + _BATCHES[-1]]
+            batch = next(batch for batch in _BATCHES if batch >= len(some))
+            padded = np.pad(some, [(0, batch - len(some))] + [(0, 0)] * 3)
+            parts.append(np.asarray(self._features(self._variables, padded))[: len(some)])
+        return unit(np.concatenate(parts), f"checkpoint {self.info.path}")
+
+
+def unit(features: np.ndarray, source: str) -> np.ndarray:
+    """Features float32 [N, D] of unit length.
+
+    Raises:
+      InputError: naming their source, if one is not finite or is zero.
+    """
+    lengths = np.linalg.norm(features.astype(np.float64), axis=1, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise InputError(f"{source}: a feature is not finite or is zero")
+    return (features / lengths).astype(np.float32)
+
+
+class Embedders:
+    """The embedders of a gallery's models, each loaded when first asked for."""
+
+    def __init__(self, load: Callable[[str], Embedder] = CheckpointEmbedder):
+        """Args:
+        load: makes an embedder of a checkpoint's directory.
+        """
+        self._load, self._loaded, self._lock = load, {}, threading.Lock()
+
+    def __getitem__(self, model: Model) -> Embedder:
+        """The embedder of a registered model.
+
+        Raises:
+          CheckpointError: if its checkpoint cannot be loaded.
+          Refused: if the checkpoint is another one than was registered.
+        """
+        with self._lock:
+            digest = model.info.digest
+            if digest not in self._loaded:
+                embedder = self._load(model.info.path)
+                if embedder.info.digest != digest:
+                    raise Refused(
+                        f"checkpoint {model.info.path} is no longer the one registered as model "
+                        f"{model.name}; put that one back, or register this one under another name"
+                    )
+                self._loaded[digest] = embedder
+            return self._loaded[digest]

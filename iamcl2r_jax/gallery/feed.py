@@ -1,0 +1,109 @@
+"""Brings a store into step with the database."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+
+from iamcl2r_jax.gallery import locks, state
+from iamcl2r_jax.gallery.database import vectors_table
+from iamcl2r_jax.gallery.records import View
+from iamcl2r_jax.gallery.store import VectorStore
+
+_ROWS = 4096  # at a time
+_WAIT = 600.0  # seconds; a gallery of a million is fed in less
+_FED = "fed"
+
+
+@contextmanager
+def turn(directory: str, store: VectorStore) -> Iterator[None]:
+    """Waits until no other process feeds a persistent store.
+
+    Raises:
+      LockedError: if that takes too long.
+    """
+    if not store.persistent:
+        yield
+        return
+    with locks.held(directory, "feed", wait=_WAIT):
+        yield
+
+
+def fill(connection: sqlite3.Connection, store: VectorStore, view: View) -> dict[int, set[int]]:
+    """Gives an empty store, or one of unknown contents, every vector of the gallery.
+
+    Returns:
+      Nothing to be looked at again, as `follow` has it.
+    """
+    gone = connection.execute("SELECT id FROM generations WHERE NOT live").fetchall()
+    for (generation,) in gone:
+        store.drop(generation)
+    for generation, model in view.generations.items():
+        width = view.models[model].info.width
+        if store.persistent:  # it may hold items that were removed meanwhile
+            store.drop(generation)
+        store.create(generation, width)
+        for items, vectors in stored_vectors(connection, generation, width):
+            store.write(generation, items, vectors)
+    return {}
+
+
+def stored_vectors(
+    connection: sqlite3.Connection, generation: int, width: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All vectors of a generation in parts: (items int64 [N], vectors float32 [N, D])."""
+    rows = connection.execute(
+        f"SELECT item, vector FROM {vectors_table(generation)} ORDER BY item"
+    )
+    while some := rows.fetchmany(_ROWS):
+        vectors = np.frombuffer(b"".join([row[1] for row in some]), np.float32)
+        yield np.array([row[0] for row in some], np.int64), vectors.reshape(-1, width)
+
+
+def follow(
+    connection: sqlite3.Connection, store: VectorStore, view: View, sequence: int
+) -> dict[int, set[int]]:
+    """Gives a store what changed since a sequence number.
+
+    Args:
+      connection: in a transaction.
+      store: in step with the database as of `sequence`.
+      view: the state in this transaction.
+      sequence: see `View.sequence`.
+
+    Returns:
+      {generation id: items whose vectors changed}.
+    """
+    changed: dict[int, set[int]] = {}
+    rows = connection.execute(
+        "SELECT generation, items FROM changes WHERE sequence > ? ORDER BY sequence", (sequence,)
+    )
+    for generation, items in rows:
+        changed.setdefault(generation, set()).update(np.frombuffer(items, np.int64).tolist())
+    for (generation,) in connection.execute("SELECT id FROM generations WHERE NOT live"):
+        store.drop(generation)
+    for generation, model in view.generations.items():
+        width = view.models[model].info.width
+        store.create(generation, width)
+        items = sorted(changed.get(generation, ()))
+        for start in range(0, len(items), _ROWS):
+            some = items[start : start + _ROWS]
+            there, vectors = state.read_vectors(connection, generation, some, width)
+            gone = np.setdiff1d(some, there)
+            if len(there):
+                store.write(generation, there, vectors)
+            if len(gone):
+                store.delete(generation, gone)
+    return changed
+
+
+def position(connection: sqlite3.Connection) -> int | None:
+    """Up to which change the persistent store was fed; None if it never was."""
+    row = connection.execute("SELECT value FROM settings WHERE name = ?", (_FED,)).fetchone()
+    return None if row is None else int(row[0])
+
+
+def set_position(connection: sqlite3.Connection, sequence: int) -> None:
+    """Notes up to which change the persistent store was fed."""
+    state.put_setting(connection, _FED, sequence)

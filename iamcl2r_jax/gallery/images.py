@@ -1,0 +1,90 @@
+"""Image files as the models take them."""
+
+import hashlib
+import io
+import os
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from iamcl2r_jax.system.errors import InputError
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 100_000_000  # of a picture; more is taken for an attack on the memory
+
+
+class ImageError(InputError):
+    """An image cannot be read; the message is one line."""
+
+
+def read(path: str) -> tuple[bytes, str]:
+    """The bytes of an image file and their SHA-256 in hexadecimal.
+
+    Raises:
+      ImageError: if the file cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read()
+    except OSError as error:
+        raise ImageError(f"image {path} cannot be read ({error.strerror})") from error
+    return content, hashlib.sha256(content).hexdigest()
+
+
+def decode(
+    content: bytes, size: int, *, name: str = "image", max_pixels: int = MAX_PIXELS
+) -> np.ndarray:
+    """An image as a model takes it, by the same rules as data sets; see `data.sources.load`.
+
+    Args:
+      content: bytes of a file in a format that Pillow reads.
+      size: height and width of the result.
+      name: of the image, for messages.
+      max_pixels: limit on the picture as it is in the file; checked before it is decoded.
+
+    Returns:
+      uint8 [size, size, 3].
+
+    Raises:
+      ImageError: if it is none, is damaged, or too large.
+    """
+    from iamcl2r_jax.data.sources import to_rgb
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged metadata, and of sizes: checked below
+            with Image.open(io.BytesIO(content)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise ImageError(
+                        f"{name} has {width} x {height} pixels; must be at most {max_pixels}"
+                    )
+                return to_rgb(ImageOps.exif_transpose(image), size)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise most kinds on broken files
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImageError(f"{name} is not a readable image ({why})") from error
+
+
+def find(directory: str) -> Iterator[tuple[str, str, str | None]]:
+    """Image files below a directory, sorted: (relative path, absolute path, label).
+
+    The label is the name of the directory that a file lies in; None at the top. Hidden files and
+    directories are passed over.
+
+    Raises:
+      InputError: if there is no such directory.
+    """
+    if not os.path.isdir(directory):
+        raise InputError(f"images={directory}: must be a directory of image files")
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+                path = os.path.join(folder, name)
+                relative = os.path.relpath(path, directory)
+                inside = os.path.dirname(relative)
+                yield relative, os.path.abspath(path), os.path.basename(inside) or None
