@@ -128,7 +128,8 @@ class _Index:
 
     def write(self, items: np.ndarray, vectors: np.ndarray) -> None:
         self.delete(items)
-        self._row_of.update(zip(items.tolist(), range(self.rows, self.rows + len(items))))
+        rows = range(self.rows, self.rows + len(items))
+        self._row_of.update(zip(items.tolist(), rows, strict=True))
         self._index.add(np.ascontiguousarray(vectors))
         self._items = np.concatenate([self._items, items])
 

@@ -11,7 +11,7 @@ import numpy as np
 from iamcl2r_jax.gallery import state, transitions
 from iamcl2r_jax.gallery.database import create_vectors, record_event, vectors_table
 from iamcl2r_jax.gallery.errors import OutdatedError, Refused
-from iamcl2r_jax.gallery.records import Model, ModelInfo, NewItem, View
+from iamcl2r_jax.gallery.records import Item, Model, ModelInfo, NewItem, View
 from iamcl2r_jax.system.errors import InputError
 
 _UNIT = 1e-3  # how far from 1 the length of a stored vector may be
@@ -176,17 +176,12 @@ def write_vectors(
     """Writes vectors, float32 [N, D] and contiguous, of items in one generation."""
     connection.executemany(
         f"INSERT OR REPLACE INTO {vectors_table(generation)} VALUES (?, ?, ?)",
-        (
-            (item, zlib.crc32(vector), vector)
-            for item, vector in zip(items, vectors, strict=True)
-        ),
+        ((item, zlib.crc32(vector), vector) for item, vector in zip(items, vectors, strict=True)),
     )
     _note_change(connection, generation, items)
 
 
-def delete_vectors(
-    connection: sqlite3.Connection, generation: int, items: Sequence[int]
-) -> None:
+def delete_vectors(connection: sqlite3.Connection, generation: int, items: Sequence[int]) -> None:
     """Removes the vectors of items from one generation."""
     if not len(items):
         return
@@ -221,6 +216,12 @@ def remove_items(connection: sqlite3.Connection, view: View, keys: Sequence[str]
     for table, column in (("ranks", "item"), ("unreadable", "item"), ("items", "id")):
         connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", gone)
     return len(set(ids))
+
+
+def update_digest(connection: sqlite3.Connection, item: Item, digest: str) -> None:
+    """Notes that an item's image is another one now."""
+    crc = item_crc(item.key, digest, item.path, item.label)
+    connection.execute("UPDATE items SET digest = ?, crc = ? WHERE id = ?", (digest, crc, item.id))
 
 
 def item_crc(key: str, digest: str, path: str | None, label: str | None) -> int:

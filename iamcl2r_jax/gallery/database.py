@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from iamcl2r_jax.gallery.errors import explained
-from iamcl2r_jax.system.errors import DamagedError, InputError
-from iamcl2r_jax.system.files import WriteError
+from iamcl2r_jax.system.errors import DamagedError, InputError, WriteError
 
 FILE = "gallery.db"
 APPLICATION = 0x49414D47  # in the header of the file, so that another database is not taken for one
@@ -92,6 +91,8 @@ class Database:
             self._writer = self._connection()
             self._reader = self._connection()
             _check_version(directory, self._writer)
+            if self._writer.execute("PRAGMA journal_mode").fetchone()[0] != "wal":  # a backup
+                self._writer.execute("PRAGMA journal_mode = WAL")
         self._write_lock, self._read_lock = threading.RLock(), threading.RLock()
 
     def _connection(self) -> sqlite3.Connection:

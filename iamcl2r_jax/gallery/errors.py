@@ -4,11 +4,10 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from iamcl2r_jax.system.errors import DamagedError, InputError
-from iamcl2r_jax.system.files import LockedError, WriteError
+from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError, WriteError
 
 
-class Refused(RuntimeError):  # noqa: N818
+class Refused(RuntimeError):
     """The gallery does not allow this now; the message is one line that says what to run instead.
 
     The programs end with status 3, the service answers 409.

@@ -53,9 +53,7 @@ def stored_vectors(
     connection: sqlite3.Connection, generation: int, width: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """All vectors of a generation in parts: (items int64 [N], vectors float32 [N, D])."""
-    rows = connection.execute(
-        f"SELECT item, vector FROM {vectors_table(generation)} ORDER BY item"
-    )
+    rows = connection.execute(f"SELECT item, vector FROM {vectors_table(generation)} ORDER BY item")
     while some := rows.fetchmany(_ROWS):
         vectors = np.frombuffer(b"".join([row[1] for row in some]), np.float32)
         yield np.array([row[0] for row in some], np.int64), vectors.reshape(-1, width)

@@ -28,6 +28,7 @@ class Gallery:
     Attributes:
       directory: where it lies.
       database: its connections, for the modules of this package.
+      store: what searches; None before the first search.
     """
 
     def __init__(self, directory: str, *, store: VectorStore | None = None):
@@ -43,7 +44,7 @@ class Gallery:
         """
         self.directory = directory
         self.database = Database(directory)
-        self._store, self._own_store = store, store is None
+        self.store, self._own_store = store, store is None
         self._lock = threading.RLock()  # of the view and of feeding the store
         self._version: int | None = None
         self._view: View | None = None
@@ -92,8 +93,8 @@ class Gallery:
     def close(self) -> None:
         """Closes files and connections; nothing is left to be written."""
         with self._lock:
-            if self._store is not None and self._own_store:
-                self._store.close()
+            if self.store is not None and self._own_store:
+                self.store.close()
             self.database.close()
 
     def __enter__(self) -> "Gallery":
@@ -243,13 +244,13 @@ class Gallery:
         if k < 1:
             raise InputError(f"k={k}: must be at least 1")
         for last in (False, False, True):
-            view = self._refreshed(feeds=True)
+            view = self.feed()
             asking = state.find_model(view.models.values(), model)
             queries = contents.checked_vectors(vectors, len(vectors), asking)
             parts = state.plan(view, asking.id)
             try:
                 found = [
-                    (generation, *self._store.search(generation, queries, k, keep))
+                    (generation, *self.store.search(generation, queries, k, keep))
                     for generation, keep in parts
                 ]
             except KeyError:  # retired between the view and the search
@@ -258,6 +259,10 @@ class Gallery:
                 continue
             return _merged(found, view, k)
         raise AssertionError("unreachable")
+
+    def feed(self) -> View:
+        """Brings the store into step with the last commit, as every search does; returns it."""
+        return self._refreshed(feeds=True)
 
     def _refreshed(self, *, feeds: bool) -> View:
         with self._lock:
@@ -272,20 +277,20 @@ class Gallery:
             with self.database.reading() as connection:
                 self._view = state.read_view(connection)
             return
-        if self._store is None:
+        if self.store is None:
             with self.database.reading() as connection:
                 engine, index = (state.setting(connection, s) for s in (state.ENGINE, state.INDEX))
-            self._store = open_store(engine, index)
+            self.store = open_store(engine, index)
         before = None if self._fed is None else self._view
-        with feed.turn(self.directory, self._store), self.database.reading() as connection:
+        with feed.turn(self.directory, self.store), self.database.reading() as connection:
             view = state.read_view(connection)
-            since = feed.position(connection) if self._store.persistent else self._fed
+            since = feed.position(connection) if self.store.persistent else self._fed
             if since is None:
-                changed = feed.fill(connection, self._store, view)
+                changed = feed.fill(connection, self.store, view)
             else:
-                changed = feed.follow(connection, self._store, view, since)
+                changed = feed.follow(connection, self.store, view, since)
             renewed = state.renewed_items(connection, view.upgrade, before, changed)
-        if self._store.persistent and since != view.sequence:
+        if self.store.persistent and since != view.sequence:
             with self.database.writing() as connection:
                 feed.set_position(connection, view.sequence)
         self._view = dataclasses.replace(view, renewed=renewed)
@@ -375,7 +380,11 @@ def _merged(found, view: View, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
     upgrade = view.upgrade
     if len(found) > 1 and upgrade.merge == "zscore":
         found = [
-            (generation, items, (scores - upgrade.scaling[generation][0]) / upgrade.scaling[generation][1])
+            (
+                generation,
+                items,
+                (scores - upgrade.scaling[generation][0]) / upgrade.scaling[generation][1],
+            )
             for generation, items, scores in found
         ]
     origins = np.concatenate(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iamcl2r_jax.system.errors import InputError
 
@@ -19,18 +19,17 @@ class ImageError(InputError):
     """An image cannot be read; the message is one line."""
 
 
-def read(path: str) -> tuple[bytes, str]:
-    """The bytes of an image file and their SHA-256 in hexadecimal.
+def read(path: str) -> "Picture":
+    """The image file at `path`, not decoded yet.
 
     Raises:
       ImageError: if the file cannot be read.
     """
     try:
         with open(path, "rb") as file:
-            content = file.read()
+            return Picture(file.read(), path)
     except OSError as error:
         raise ImageError(f"image {path} cannot be read ({error.strerror})") from error
-    return content, hashlib.sha256(content).hexdigest()
 
 
 def decode(
@@ -64,9 +63,38 @@ def decode(
                 return to_rgb(ImageOps.exif_transpose(image), size)
     except ImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{name} is not an image of a known format") from error
     except Exception as error:  # Pillow's decoders raise most kinds on broken files
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ImageError(f"{name} is not a readable image ({why})") from error
+
+
+class Picture:
+    """An image file in memory, decoded once for each size that a model asks for.
+
+    Attributes:
+      name: for messages.
+      digest: SHA-256 of its bytes, in hexadecimal.
+    """
+
+    def __init__(self, content: bytes, name: str = "image", *, max_pixels: int = MAX_PIXELS):
+        """Args are those of `decode`; nothing is decoded yet."""
+        self.name, self.digest = name, hashlib.sha256(content).hexdigest()
+        self._content, self._max_pixels = content, max_pixels
+        self._decoded: dict[int, np.ndarray] = {}
+
+    def at(self, size: int) -> np.ndarray:
+        """Its pixels, uint8 [size, size, 3].
+
+        Raises:
+          ImageError: see `decode`.
+        """
+        if size not in self._decoded:
+            self._decoded[size] = decode(
+                self._content, size, name=self.name, max_pixels=self._max_pixels
+            )
+        return self._decoded[size]
 
 
 def find(directory: str) -> Iterator[tuple[str, str, str | None]]:

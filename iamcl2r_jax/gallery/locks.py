@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import filelock
 
-from iamcl2r_jax.system.files import LockedError, writing
+from iamcl2r_jax.system.errors import LockedError, WriteError
 
 
 @contextmanager
@@ -24,12 +24,13 @@ def held(directory: str, name: str, *, wait: float = 0.0) -> Iterator[None]:
     """
     lock = filelock.FileLock(os.path.join(directory, f".{name}.lock"))
     try:
-        with writing(directory):
-            lock.acquire(timeout=wait)
-    except filelock.Timeout:
+        lock.acquire(timeout=wait)
+    except filelock.Timeout:  # which is an OSError, too
         raise LockedError(
             f"gallery {directory}: another process does its {name}; wait for it or end it"
         ) from None
+    except OSError as error:
+        raise WriteError(f"gallery {directory} cannot be written ({error.strerror})") from error
     try:
         yield
     finally:

@@ -8,7 +8,9 @@ import dataclasses
 
 from iamcl2r_jax.gallery.errors import Refused
 
-REGISTERED, REFUSED, GATED, CANARY, PROMOTED, BACKFILLING, COMPLETE, ROLLED_BACK, RETIRED = STATES = (
+REGISTERED, REFUSED, GATED, CANARY, PROMOTED, BACKFILLING, COMPLETE, ROLLED_BACK, RETIRED = (
+    STATES
+) = (
     "registered",
     "refused",
     "gated",

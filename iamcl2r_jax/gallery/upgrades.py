@@ -88,7 +88,11 @@ def record_gate(
     )
     connection.execute(
         "UPDATE upgrades SET merge = ?, scaling = ? WHERE id = ?",
-        (_checked_merge(merge), json.dumps({str(k): list(v) for k, v in scaling.items()}), upgrade.id),
+        (
+            _checked_merge(merge),
+            json.dumps({str(k): list(v) for k, v in scaling.items()}),
+            upgrade.id,
+        ),
     )
     _set_state(connection, upgrade, after)
     found = {"compatible": verdict.compatible, "accepted": verdict.accepted, "merge": merge}
@@ -157,7 +161,7 @@ def start_backfill(connection: sqlite3.Connection, view: View, order: Sequence[i
 
 
 def finish_if_done(connection: sqlite3.Connection) -> bool:
-    """Completes a backfill whose watermark has passed every item; returns whether it is complete."""
+    """Completes a backfill that has passed every item; returns whether it is complete."""
     upgrade = state.latest_upgrade(connection)
     (end,) = connection.execute("SELECT coalesce(max(rank) + 1, 0) FROM ranks").fetchone()
     if upgrade.state == transitions.BACKFILLING and upgrade.watermark >= end:

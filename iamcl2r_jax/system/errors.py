@@ -1,8 +1,8 @@
-"""The errors that a user can cause; the programs print them as one line and end with status 2."""
+"""The errors that the programs print as one line."""
 
 
 class InputError(ValueError):
-    """Bad input; the message is one line: the field, its value and what would be right."""
+    """Bad input, exit status 2; one line: the field, its value and what would be right."""
 
 
 class LockedError(InputError):
@@ -11,3 +11,7 @@ class LockedError(InputError):
 
 class DamagedError(InputError):
     """Something on disk was read and is not as it was written."""
+
+
+class WriteError(RuntimeError):
+    """Something cannot be written, exit status 1; the message is one line."""

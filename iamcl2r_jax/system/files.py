@@ -15,13 +15,9 @@ import filelock
 from etils import epath
 
 from iamcl2r_jax.system import distributed
-from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError
+from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError, WriteError
 
 _CHECKSUM = "sha256"  # of the other fields, as encoded here
-
-
-class WriteError(RuntimeError):
-    """Something cannot be written; the message is one line."""
 
 
 def write_json(path: str, value: dict[str, Any]) -> None:

@@ -1,0 +1,133 @@
+"""Adds images: reads, embeds by every model that the gallery needs, and writes."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from iamcl2r_jax.gallery import images
+from iamcl2r_jax.gallery.embedder import Embedders
+from iamcl2r_jax.gallery.errors import OutdatedError, Refused
+from iamcl2r_jax.gallery.gallery import Gallery
+from iamcl2r_jax.gallery.images import Picture
+from iamcl2r_jax.gallery.records import Model, NewItem
+
+BATCH = 256
+_ATTEMPTS = 5  # of a batch, while upgrades begin
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An image to be added: where it is read from, and what is stored of it.
+
+    Attributes:
+      key, label: see `NewItem`.
+      path: of the file; kept as it is.
+    """
+
+    key: str
+    path: str
+    label: str | None = None
+
+
+@dataclasses.dataclass
+class Added:
+    """What became of the images: numbers of the items, and (key, reason) of unreadable files."""
+
+    items: list[int] = dataclasses.field(default_factory=list)
+    unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def sources(directory: str) -> list[Source]:
+    """The images below a directory, with relative paths as keys and directories as labels."""
+    return [Source(relative, path, label) for relative, path, label in images.find(directory)]
+
+
+def add_files(
+    gallery: Gallery,
+    embedders: Embedders,
+    files: Iterable[Source],
+    *,
+    batch: int = BATCH,
+    progress: Callable[[int], None] = lambda count: None,
+) -> Added:
+    """Adds image files, a transaction a batch; what is unreadable is passed over and listed.
+
+    Args:
+      gallery: to add to.
+      embedders: of its models.
+      files: what to add; a known key is replaced.
+      batch: images at a time.
+      progress: called with the number of images done, after each batch.
+    """
+    added, files = Added(), list(files)
+    for start in range(0, len(files), batch):
+        some = files[start : start + batch]
+        items, pictures = [], []
+        sizes = {model.info.image["size"] for model in gallery.writing_models()}
+        for source in some:
+            try:
+                picture = images.read(source.path)
+                for size in sizes:
+                    picture.at(size)
+            except images.ImageError as error:
+                added.unreadable.append((source.key, str(error)))
+                continue
+            items.append(
+                NewItem(
+                    source.key, picture.digest, _stored_path(gallery, source.path), source.label
+                )
+            )
+            pictures.append(picture)
+        if items:
+            added.items += add_pictures(gallery, embedders, items, pictures)
+        progress(len(some))
+    return added
+
+
+def _stored_path(gallery: Gallery, path: str) -> str:
+    """Relative for images inside the gallery, so that it can be moved with them."""
+    relative = os.path.relpath(path, gallery.directory)
+    return os.path.abspath(path) if relative.startswith(os.pardir) else relative
+
+
+def add_pictures(
+    gallery: Gallery, embedders: Embedders, items: Sequence[NewItem], pictures: Sequence[Picture]
+) -> list[int]:
+    """Embeds images by all models that the gallery needs, and adds them in one transaction.
+
+    Args:
+      gallery: to add to.
+      embedders: of its models.
+      items: what is stored of the images.
+      pictures: one for each item.
+
+    Returns:
+      The numbers of the items.
+
+    Raises:
+      ImageError: if one cannot be read; then none is added.
+      Refused: if upgrades begin faster than the images are embedded.
+    """
+    vectors: dict[str, np.ndarray] = {}
+    for _ in range(_ATTEMPTS):
+        for model in gallery.writing_models():
+            if model.name not in vectors:
+                vectors[model.name] = embed(embedders, model, pictures)
+        try:
+            return gallery.add(items, vectors)
+        except OutdatedError:
+            continue
+    raise Refused("upgrades begin faster than new items are embedded; try again")
+
+
+def embed(embedders: Embedders, model: Model, pictures: Sequence[Picture]) -> np.ndarray:
+    """Unit features float32 [N, D] of images.
+
+    Raises:
+      ImageError: if one cannot be read.
+    """
+    size = model.info.image["size"]
+    pixels = [picture.at(size) for picture in pictures]
+    return embedders[model](np.stack(pixels))
