@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import config
 from iamcl2r_jax.config.config_args import ConfigArgError, Free, parse
-from iamcl2r_jax.data import sources
+from iamcl2r_jax.data import folders, sources
 from iamcl2r_jax.system.errors import InputError
 
 _HELD_OUT = ("test", "validation", "val")
@@ -33,7 +33,7 @@ _HELD_OUT = ("test", "validation", "val")
 def get_config(arg=None):
     options = parse(arg, {"root": Free("DIR"), "size": Free("a number of pixels", int, 32)})
     root, size = options["root"], options["size"]
-    dataset = f"{sources.FOLDER_PREFIX}{root}"
+    dataset = f"{folders.PREFIX}{root}"
     classes = _classes_by_split(dataset)
     held_out = _check_splits(root, classes)
     num_classes = len(classes["train"])
@@ -110,8 +110,8 @@ def _check_splits(root, classes):
 
 
 def _count_images(root):
-    files = (pathlib.Path(root).expanduser() / "train").glob("*/*")
-    return sum(file.suffix.lower() in sources.IMAGE_SUFFIXES for file in files)
+    classes = (pathlib.Path(root).expanduser() / "train").iterdir()
+    return sum(len(folders.image_files(path)) for path in classes if path.is_dir())
 
 
 def _power_of_two(most):

@@ -8,6 +8,7 @@ import itertools
 import json
 import pathlib
 import re
+import shlex
 import shutil
 import signal
 import statistics
@@ -69,6 +70,7 @@ def whole(start, tmp_path_factory):
 def outcome(directory):
     """All that a run is to be remembered for: figures, memories, losses and parameters."""
     results = files.read_json(directory / "run" / "results.json")
+    results["command"] = " ".join(shlex.split(results["command"]))  # odd paths are in quotes there
     records = runs.task_records(str(directory / "run"))
     told = json.dumps(
         [

@@ -58,6 +58,20 @@ class BreaksOnTheWay(TinySource):
         raise RuntimeError("first line\nsecond line")
 
 
+class OpensWithAPackage(TinySource):
+    """A set whose description already needs a package that is not there."""
+
+    def _info(self):
+        import no_such_package  # noqa: F401
+
+
+class OpensWithTensorflow(TinySource):
+    """A set whose description already needs TensorFlow, as that of COCO."""
+
+    def _info(self):
+        raise ImportError("No module named 'tensorflow'", name="tensorflow")
+
+
 class Unlabelled(TinySource):
     """A split without labels, as some of the catalogue's test splits are."""
 
@@ -184,14 +198,76 @@ def test_unreadable_file_is_named(folder):
 
 
 def test_class_with_too_few_images(folder):
-    (folder / "train" / "ant" / "b.png").unlink()
-    message = _error(f"folder:{folder}")
-    assert "'ant' has 1 image" in message
-    assert "at least 2" in message
+    (folder / "train" / "ant" / "b.png").rename(folder / "train" / "ant" / "b.heic")
+    message = _error(f"folder:{folder}", min_per_class=2)
+    assert "'ant' has 1 image(s), 1 other file (.heic 1) passed over, at least 2" in message
     # A gallery may hold one image per class.
-    assert len(sources.load(f"folder:{folder}", "train", image_size=8, min_per_class=1)) == 3
+    assert len(sources.load(f"folder:{folder}", "train", image_size=8)) == 3
     (folder / "train" / "ant" / "a.PNG").unlink()
-    assert "'ant' has 0 image" in _error(f"folder:{folder}", min_per_class=1)
+    assert "'ant' has 0 image" in _error(f"folder:{folder}")
+
+
+@pytest.mark.parametrize("kind", ["jfif", "jpe", "avif", "webp", "jp2", "tga", "ico"])
+def test_what_pillow_reads_is_read(folder, kind):
+    Image.init()
+    if f".{kind}" not in Image.registered_extensions():
+        pytest.skip(f"Pillow has no plugin for {kind} here")
+    _save(folder / "train" / "ant" / f"c.{kind}", BLUE)
+    images = sources.load(f"folder:{folder}", "train", image_size=8).images
+    np.testing.assert_allclose(images[2, 4, 4], BLUE, atol=8)
+    assert not sources.passed_over(f"folder:{folder}", "train")
+
+
+def test_no_other_program_is_asked_to_draw_an_image(folder):
+    """Pillow would hand it to Ghostscript."""
+    Image.new("RGB", (8, 8)).save(folder / "train" / "ant" / "c.png", "EPS")
+    assert "c.png is unreadable (cannot identify image file" in _error(f"folder:{folder}")
+
+
+def test_what_is_passed_over_is_counted(folder):
+    assert sources.passed_over(f"folder:{folder}", "train") == ""
+    for name in ("a.HEIC", "b.heic", "notes.txt", "LICENSE", "more/1.png", "raw/1.png"):
+        file = folder / "train" / "ant" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("?")
+    (folder / "train" / "zebra" / "c.heic").write_text("?")
+    assert sources.passed_over(f"folder:{folder}", "train") == (
+        f"data set 'folder:{folder}', split 'train': "
+        "5 other files (.heic 3, .txt 1, without an ending 1) and 2 subfolders passed over"
+    )
+    assert sources.passed_over(f"folder:{folder}", "test") == ""
+    assert sources.passed_over("tiny_source", "train") == ""
+
+
+def test_what_systems_leave_in_folders_does_not_count(folder):
+    name = f"folder:{folder}"
+    known = sources.describe(name), sources.load(name, "train", image_size=8).digest()
+    for place in (folder, folder / "train", folder / "train" / "ant"):
+        for file in (".DS_Store", "._a.png", "Thumbs.db", "desktop.ini"):
+            (place / file).write_bytes(b"\0other")
+        for directory in ("@eaDir", "__MACOSX", "lost+found"):
+            (place / directory).mkdir()
+            (place / directory / "a.png").write_bytes(b"\0other")
+    assert (sources.describe(name), sources.load(name, "train", image_size=8).digest()) == known
+    assert sources.passed_over(name, "train") == ""
+
+
+def test_what_cannot_be_read_is_not_called_broken(folder):
+    file = folder / "train" / "ant" / "b.png"
+    file.unlink()
+    file.symlink_to(file.name)  # opening it is an error, for root as well
+    message = _error(f"folder:{folder}")
+    assert f"{file} cannot be read (" in message
+    assert "remove" not in message
+
+
+def test_paths_that_glob_takes_for_patterns(folder, tmp_path):
+    place = tmp_path / "[a]*?"
+    folder.rename(place)
+    assert len(sources.load(f"folder:{place}", "train", image_size=8)) == 4
+    for _ in range(2):  # prepares, and reads
+        loaded = sources.load("tiny_source", "train", image_size=4, data_dir=str(place))
+        assert len(loaded) == 12
 
 
 def test_empty_folders(tmp_path):
@@ -275,10 +351,34 @@ def test_tfds_slices_and_first_classes(tmp_path):
         ("tiny_source", "train[", "its splits are test, train"),
         ("tiny_source", "train[:0]", "is empty"),
         ("unlabelled", "train", "without a label"),
+        ("mnist:1.0.0", "train", "there is no such version of it, only 3.0.1"),
+        ("tiny_source:2.0.0", "train", "there is no such version of it, only 1.0.0"),
+        ("opens_with_a_package", "train", "cannot be opened: install the package no_such_package"),
+        ("opens_with_tensorflow", "train", "needs TensorFlow to be prepared, once: pip install"),
     ],
 )
 def test_tfds_errors(tmp_path, name, split, expected):
-    assert expected in _error(name, split, data_dir=str(tmp_path))
+    """None of them is damage, and nothing is to be removed for it."""
+    message = _error(name, split, data_dir=str(tmp_path))
+    assert expected in message
+    assert "damaged" not in message
+    assert "remove" not in message
+
+
+def test_a_bucket_without_the_package_for_it(tmp_path):
+    message = _error("tiny_source", data_dir="gs://bucket/sets")
+    assert "cannot be opened: " in message
+    assert "gcsfs" in message
+
+
+def test_records_that_cannot_be_read_are_not_called_damaged(tmp_path):
+    sources.load("tiny_source", "train", image_size=4, data_dir=str(tmp_path))
+    (file,) = (tmp_path / "tiny_source").rglob("*-train.array_record*")
+    file.unlink()
+    file.symlink_to(file.name)
+    message = _error("tiny_source", data_dir=str(tmp_path))
+    assert f"{file} cannot be read (" in message
+    assert "damaged" not in message
 
 
 @pytest.mark.parametrize(

@@ -266,8 +266,7 @@ def load_evaluation(
             f"query: split {query.split!r} of {query.dataset} is also the gallery, where every "
             "query would find itself; name another split"
         )
-    # One image of a class in the gallery is enough, since queries come from elsewhere.
-    options = {"image_size": image_size, "data_dir": data_dir, "min_per_class": 1}
+    options = {"image_size": image_size, "data_dir": data_dir}
     searched = sources.load(gallery.dataset, gallery.split, **options)
     asked = sources.load(query.dataset, query.split, **options)
     if gallery.dataset != query.dataset:

@@ -146,11 +146,11 @@ def exists(path: str) -> bool:
 def check_free(path: str) -> None:
     """Raises `InputError` if there is anything in the place where a checkpoint is to be."""
     if exists(path):
-        raise InputError(f"checkpoint {path} exists already; remove it or choose another name")
+        raise InputError(f"checkpoint {path} exists already; choose another name, or move it away")
     if epath.Path(path).exists():
         raise DamagedError(
-            f"checkpoint {path} is damaged: its {_MANIFEST} is missing; remove it to have it made "
-            "again, or choose another name"
+            f"checkpoint {path} is damaged: its {_MANIFEST} is missing; move it away to have it "
+            "made again, or choose another name"
         )
 
 

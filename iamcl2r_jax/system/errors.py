@@ -15,3 +15,8 @@ class DamagedError(InputError):
 
 class WriteError(RuntimeError):
     """Something cannot be written, exit status 1; the message is one line."""
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error as one line; the error's name if it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -44,6 +44,27 @@ def write_text(path: str, text: str) -> None:
         except OSError:
             discard(draft)  # on a full disk even this much may matter
             raise
+        _discard_drafts(path)
+
+
+def _discard_drafts(path: epath.Path) -> None:
+    """Removes what processes left that were killed while they wrote this file."""
+    if "://" in str(path) or os.name != "posix":
+        return
+    for child in path.parent.iterdir():
+        stem, _, number = child.name.rpartition(".")
+        if stem == f".{path.name}" and number.isdecimal() and not _is_alive(int(number)):
+            discard(child)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):  # the latter: no process can have it
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 @contextmanager

@@ -91,10 +91,8 @@ def load_stream(config: ConfigDict) -> Stream:
     """The stream that the configuration describes, in memory."""
     options = {"image_size": config.image.size, "data_dir": config.data_dir or None}
     stream = config.stream
-    train, test = (
-        sources.load(stream.dataset, split, **options)
-        for split in (stream.train_split, stream.test_split)
-    )
+    train = sources.load(stream.dataset, stream.train_split, min_per_class=2, **options)
+    test = sources.load(stream.dataset, stream.test_split, **options)
     classes = _stream_classes(config)
     if len(classes) < len(train.class_names):
         kept = [train.class_names.index(name) for name in classes]
@@ -127,6 +125,16 @@ ImageSets = tuple[Stream, dict[str, Evaluation]]  # all that a run reads
 def load_all(config: ConfigDict) -> ImageSets:
     """The stream, and the evaluations by name."""
     return load_stream(config), load_evaluations(config)
+
+
+def report_passed_over(config: ConfigDict, reporter: Reporter) -> None:
+    """Mentions what the folders of a run hold that is not read."""
+    sets = {(config.stream.dataset, config.stream[f"{part}_split"]) for part in ("train", "test")}
+    for evaluation in config.evaluations.values():
+        sets |= {(evaluation.dataset, evaluation[f"{p}_split"]) for p in ("query", "gallery")}
+    for dataset, split in sorted(sets):
+        if line := sources.passed_over(dataset, split):
+            reporter.message(line)
 
 
 def digests(stream: Stream, evaluations: dict[str, Evaluation]) -> dict[str, str]:

@@ -112,6 +112,8 @@ def run(
         arrivals.check_watched(config)
         check_stream(config, *inputs.stream_size(config))
         stream, evaluations = loaded or inputs.load_all(config)
+        if loaded is None:
+            inputs.report_passed_over(config, reporter)
         digests = inputs.digests(stream, evaluations)
         distributed.check_same("data", digests)
         refuse_other_data(digests, workdir)
@@ -199,7 +201,7 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
     if differing:
         raise InputError(
             f"workdir={workdir} holds a run with another configuration ({'; '.join(differing)}); "
-            "choose another workdir, or remove this one"
+            "choose another workdir"
         )
 
 

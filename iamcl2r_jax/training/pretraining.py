@@ -118,6 +118,9 @@ def pretrain(
         checkpoints.check_free(path)
     distributed.check_same("configuration", config.to_dict() | {"paths": sorted(paths.items())})
     train, test = _load_images(config, max(paths))
+    for split in filter(None, (config.train_split, config.test_split)):
+        if line := sources.passed_over(config.dataset, split):
+            reporter.message(line)
     trainer = _Trainer(config, train, test)
     records = {}
     for classes, path in sorted(paths.items()):
@@ -181,7 +184,7 @@ def _load_images(config: ConfigDict, classes: int) -> tuple[ImageSet, ImageSet |
     known = len(sources.describe(config.dataset, data_dir=options["data_dir"]).class_names)
     if known < classes:
         raise InputError(f"classes={classes}: {config.dataset} has only {known} classes")
-    train = sources.load(config.dataset, config.train_split, **options)
+    train = sources.load(config.dataset, config.train_split, min_per_class=2, **options)
     if not config.test_split:
         return train, None
     return train, sources.load(config.dataset, config.test_split, **options)
@@ -216,16 +219,16 @@ def _refuse_other_images(train: ImageSet, place: str) -> None:
     try:
         there = files.read_json(noted)
     except DamagedError as error:
-        raise InputError(f"{error}; remove {place}") from None
+        raise InputError(f"{error}; move {place} away") from None
     if there is None and any(child.name.isdigit() for child in epath.Path(place).iterdir()):
         raise InputError(
             f"{noted}, which tells from what images the training there comes, is missing; "
-            f"remove {place}"
+            f"move {place} away"
         )
     if there is not None and there["train"] != digest:
         raise InputError(
             f"the images or labels are not those that the pre-training in {place} began with; "
-            "restore the data set, or remove that directory"
+            "restore the data set, or move that directory away"
         )
     files.write_json(noted, {"train": digest})
 

@@ -137,6 +137,7 @@ def run(
         if unfinished:
             check_stream(config, *inputs.stream_size(config))
             loaded = inputs.load_all(config)  # no image depends on the seed
+            inputs.report_passed_over(config, reporter)
             with ExitStack() as stack:
                 for _, place in unfinished:
                     stack.enter_context(files.one_writer(place))
