@@ -9,9 +9,9 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from iamcl2r_jax.data.images import formats, suffixes, to_rgb
 from iamcl2r_jax.system.errors import InputError
 
-SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 100_000_000  # of a picture; more is taken for an attack on the memory
 
 
@@ -49,12 +49,10 @@ def decode(
     Raises:
       ImageError: if it is none, is damaged, or too large.
     """
-    from iamcl2r_jax.data.sources import to_rgb
-
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes: checked below
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=formats()) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise ImageError(
@@ -111,7 +109,7 @@ def find(directory: str) -> Iterator[tuple[str, str, str | None]]:
     for folder, folders, names in os.walk(directory):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES):
+            if not name.startswith(".") and name.lower().endswith(tuple(suffixes())):
                 path = os.path.join(folder, name)
                 relative = os.path.relpath(path, directory)
                 inside = os.path.dirname(relative)
