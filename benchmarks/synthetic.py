@@ -17,9 +17,8 @@ from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream
 from iamcl2r_jax.evaluation.evaluation import Evaluation
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.stored import EXTERNAL, Architecture, ImageInput, Metadata, Model
 from iamcl2r_jax.training import training
-from iamcl2r_jax.training.pretraining import ExternalModel
 from iamcl2r_jax.training.seeds import stacked, stacked_data
 
 # Of `hoc_case`, to see that a program works.
@@ -66,7 +65,7 @@ def random_variables(model: nn.Module, *, seed: int = 0, size: int = 32) -> trai
             return rng.normal(0, deviation, leaf.shape).astype(leaf.dtype)
         return np.full(leaf.shape, path[-1].key in ("scale", "var"), leaf.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, training.expected_variables(model, size))
+    return jax.tree_util.tree_map_with_path(draw, models.expected_variables(model, size))
 
 
 def hoc_case(
@@ -143,14 +142,22 @@ def evaluation(num_queries: int, num_gallery: int, *, size: int = 32) -> Evaluat
     return Evaluation(query, gallery)
 
 
-def external_models(config: ConfigDict) -> dict[int, ExternalModel]:
+def external_models(config: ConfigDict) -> dict[int, Model]:
     """Random networks in the place of pre-trained ones, at each replacement of the protocol."""
-    spec = checkpoints.model_spec(
-        config.model.backbone, config.num_slots - 1, config.model.options.to_dict()
+    architecture = Architecture.of(
+        config.model.backbone, config.num_slots - 1, config.model.options
     )
-    model = checkpoints.create_model(spec)
+    model = architecture.module()
+    metadata = Metadata(
+        EXTERNAL,
+        architecture,
+        methods.get(config.method).external_head,
+        config.num_slots,
+        (0, 0),
+        ImageInput.of(config.image),
+    )
     external = {}
     for task in config.replacements.tasks:
         variables = random_variables(model, seed=task, size=config.image.size)
-        external[task] = ExternalModel(f"random-{task}", spec, variables, {"slots": [0, 0]})
+        external[task] = Model(metadata, variables, f"random-{task}")
     return external

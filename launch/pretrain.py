@@ -17,7 +17,9 @@ def main(_):
     config = _CONFIG.value
     path = _WORKDIR.value or pretraining.checkpoint_path("runs/external", config, config.classes)
     with on_sigterm() as preemption:
-        pretraining.pretrain(config, {config.classes: path}, Reporter(), preemption)
+        pretraining.pretrain(
+            config, {config.classes: path}, Reporter(), preemption, command=cli.command()
+        )
 
 
 if __name__ == "__main__":

@@ -3,16 +3,12 @@
 from functools import partial
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from quick import initial_variables
 
 from iamcl2r_jax import config, methods, models
-from iamcl2r_jax.methods import heads
-from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.training.pretraining import image_spec
+from iamcl2r_jax.models import stored
 
 SIZE, K, STREAM = 8, 12, 6
 BACKBONES = {"small": 8, "wide": 16}  # channels of the layer between
@@ -79,20 +75,15 @@ def save_external(
     path, c, classes, *, accuracy=None, seed=0, backbone="small", num_slots=K, **options
 ):
     """Writes an external model that fits the run of `c`: random variables in place of training."""
-    spec = checkpoints.model_spec(backbone, num_slots - 1, options)
-    shapes = jax.eval_shape(
-        checkpoints.create_model(spec).init, jax.random.key(0), jnp.zeros((1, SIZE, SIZE, 3))
+    metadata = stored.Metadata(
+        kind=stored.EXTERNAL,
+        architecture=stored.Architecture.of(backbone, num_slots - 1, options),
+        head=methods.get(c.method).external_head,
+        num_slots=num_slots,
+        slots=(0, classes),
+        image=stored.ImageInput.of(c.image),
+        about={"accuracy": accuracy},
     )
-    head = methods.get(c.method).external_head
-    shapes = heads.attach_expected(shapes, head, num_slots, num_slots - 1)
-    record = {
-        "kind": "external",
-        "model": spec,
-        "head": head,
-        "num_slots": num_slots,
-        "slots": [0, classes],
-        "image": image_spec(c.image),
-        "accuracy": accuracy,
-    }
-    checkpoints.save(str(path), initial_variables(shapes, seed), record)
+    variables = initial_variables(stored.expected_variables(metadata), seed)
+    stored.save_model(str(path), stored.Model(metadata, variables))
     return str(path)

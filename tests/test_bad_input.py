@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
-from iamcl2r_jax import config
+from iamcl2r_jax import config, models
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import build_stream
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.torch_import import torch_files
-from iamcl2r_jax.training import inputs, pretraining, runs, training
+from iamcl2r_jax.training import inputs, runs
 
 cases = {}
 
@@ -440,20 +440,14 @@ JSON = st.recursive(
 
 @pytest.fixture(scope="module")
 def external(world):
-    """Record and variables of an external model, as its checkpoint has them."""
+    """Metadata and variables of an external model, as its checkpoint has them."""
     c = smallworld.get_config(str(world))
-    spec = checkpoints.model_spec("one_layer", smallworld.NUM_SLOTS - 1, {"width": 1})
-    record = {
-        "kind": "external",
-        "model": spec,
-        "head": "simplex",
-        "num_slots": smallworld.NUM_SLOTS,
-        "slots": [0, 3],
-        "image": pretraining.image_spec(c.image),
-    }
-    model = checkpoints.create_model(spec)
-    variables = training.init_variables(model, jax.random.key(0), smallworld.SIZE)
-    return record, jax.device_get(variables)
+    k = smallworld.NUM_SLOTS
+    architecture = stored.Architecture.of("one_layer", k - 1, {"width": 1})
+    image = stored.ImageInput.of(c.image)
+    metadata = stored.Metadata("external", architecture, "simplex", k, (0, 3), image)
+    variables = models.init_variables(architecture.module(), jax.random.key(0), smallworld.SIZE)
+    return files.as_json(metadata.to_json()), jax.device_get(variables)
 
 
 @st.composite
@@ -501,36 +495,26 @@ def test_a_record_that_is_not_right_is_refused(world, external, data):
     c = smallworld.get_config(str(world))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_described", described(changed, variables))
-        loaded, message = attempt(
-            InputError, pretraining.load_external, "foreign", c.num_slots, c.image
-        )
+        loaded, message = attempt(InputError, inputs.load_external, c, "foreign")
     if message:
-        assert message.startswith("checkpoint foreign")
+        assert "checkpoint foreign" in message
     else:
-        # Nothing but the number of its classes and its idle option may be another.
-        assert loaded.spec | {"options": 0} == record["model"] | {"options": 0}
-        assert loaded.record | {"slots": 0, "model": 0} == record | {"slots": 0, "model": 0}
-        assert 0 <= loaded.record["slots"][1] <= c.num_slots
+        # Nothing but the slots, the idle option and what is free may differ.
+        free = {"slots": 0, "architecture": 0, "about": 0}
+        found = files.as_json(loaded.metadata.to_json())
+        assert found | free == record | free
+        assert loaded.architecture.backbone == "one_layer"
+        assert 0 <= loaded.metadata.slots[1] <= c.num_slots
 
 
 @counted("records of tasks", 80)
 @given(data=st.data())
 def test_a_record_of_a_task_that_is_not_right_is_refused(external, data):
     cases["records of tasks"] += 1
-    record = {
-        "kind": "task",
-        "task": 1,
-        "model": external[0]["model"],
-        "head": "simplex",
-        "num_slots": smallworld.NUM_SLOTS,
-        "slots": [8, 12],
-        "memory": [3, 1],
-        "task_accuracy": 0.5,
-        "history": [{"loss": 1.0}],
-    }
-    changed = data.draw(changes(record))
+    about = {"task": 1, "memory": [3, 1], "task_accuracy": 0.5, "history": [{"loss": 1.0}]}
+    changed = external[0] | {"kind": "task", "about": data.draw(changes(about))}
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoints, "load_record", lambda path: changed)
+        patched.setattr(checkpoints, "load_metadata", lambda path: changed)
         loaded, message = attempt(InputError, runs.load_task_record, "foreign", 1)
     if message:
         assert message == "checkpoint foreign: its record is not that of task 2 of a run"
@@ -546,7 +530,7 @@ def test_values_that_are_not_finite_are_refused(world, external):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_described", described(record, broken))
         with pytest.raises(InputError, match="holds values that are not finite"):
-            pretraining.load_external("foreign", c.num_slots, c.image)
+            inputs.load_external(c, "foreign")
 
 
 @counted("files in place of JSON", 80)

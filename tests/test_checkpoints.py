@@ -1,14 +1,17 @@
 import contextlib
 import os
 import pathlib
+import re
 import tempfile
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax import models
+from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 
@@ -31,7 +34,7 @@ def test_round_trip_is_bit_identical(path):
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(VARIABLES), strict=True):
         assert a.dtype == b.dtype
         np.testing.assert_array_equal(a, b)
-    assert checkpoints.load_record(path) == {"kind": "test", "numbers": [1, 2.5, None]}
+    assert checkpoints.load_metadata(path) == {"kind": "test", "numbers": [1, 2.5, None]}
 
 
 def test_record_and_variables_are_checked_with_one_look_at_each_file(path, monkeypatch):
@@ -66,7 +69,7 @@ def test_a_record_that_cannot_be_used_ends_the_loading(path):
 
 
 def test_nothing_of_a_damaged_checkpoint_is_looked_at(path):
-    (damaged,) = pathlib.Path(path).glob("record/metadata")
+    (damaged,) = pathlib.Path(path).glob("metadata.json")
     damaged.write_bytes(damaged.read_bytes() + b" ")
     with pytest.raises(InputError, match="is damaged"):
         checkpoints.load_described(path, lambda record: pytest.fail("it was looked at"))
@@ -94,7 +97,7 @@ def test_leaf_that_the_model_lacks_is_an_error(path):
 def test_existing_checkpoint_is_never_overwritten(path):
     with pytest.raises(InputError, match="exists already"):
         checkpoints.save(path, VARIABLES, {})
-    assert checkpoints.load_record(path)["kind"] == "test"
+    assert checkpoints.load_metadata(path)["kind"] == "test"
 
 
 @pytest.mark.parametrize("name", ["a[b]", "a[b", "a*b", "a?b", "a\\b", "ü 日", "a%5Bb", b"a\xffb"])
@@ -106,7 +109,7 @@ def test_a_path_that_glob_takes_for_a_pattern(tmp_path, name):
         checkpoints.save(str(path), VARIABLES, {"kind": "test"})
         loaded = checkpoints.load(str(path), VARIABLES)
         assert jax.tree.all(jax.tree.map(np.array_equal, loaded, VARIABLES))
-        assert checkpoints.load_record(str(path)) == {"kind": "test"}
+        assert checkpoints.load_metadata(str(path)) == {"kind": "test"}
         assert [child.name for child in path.parent.iterdir()] == [path.name]
 
 
@@ -128,7 +131,7 @@ def test_what_does_not_read_back_never_counts_as_saved(tmp_path, monkeypatch):
 
 
 def test_files_that_others_leave_in_a_checkpoint_do_not_count(path):
-    for place in ("", "variables", "variables/d", "record"):
+    for place in ("", "variables", "variables/d"):
         folder = pathlib.Path(path) / place
         for name in (".DS_Store", "._metadata", "Thumbs.db", ".nfs0000000000c0ffee"):
             (folder / name).write_bytes(b"\0other")
@@ -137,7 +140,7 @@ def test_files_that_others_leave_in_a_checkpoint_do_not_count(path):
     checkpoints.verify(path)
     loaded = checkpoints.load(path, VARIABLES)
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, VARIABLES))
-    assert checkpoints.load_record(path)["kind"] == "test"
+    assert checkpoints.load_metadata(path)["kind"] == "test"
 
 
 def test_a_draft_that_cannot_be_removed_is_no_hindrance(tmp_path, monkeypatch):
@@ -145,7 +148,7 @@ def test_a_draft_that_cannot_be_removed_is_no_hindrance(tmp_path, monkeypatch):
     stuck.mkdir()
     monkeypatch.setattr(files, "discard", lambda path: "held" if path.name == stuck.name else None)
     checkpoints.save(str(tmp_path / "c"), VARIABLES, {"kind": "test"})
-    assert checkpoints.load_record(str(tmp_path / "c")) == {"kind": "test"}
+    assert checkpoints.load_metadata(str(tmp_path / "c")) == {"kind": "test"}
     assert stuck.exists()
 
 
@@ -158,7 +161,37 @@ def test_missing_and_unfinished_are_told_apart_from_finished(path, tmp_path):
             checkpoints.load(str(tmp_path / name), VARIABLES)
 
 
-def test_model_spec_round_trip():
-    spec = checkpoints.model_spec("resnet18", 7, {"width": 4, "stem": "small"})
-    module = checkpoints.create_model(spec)
-    assert (module.num_features, module.width, module.stem) == (7, 4, "small")
+def test_a_model_and_its_metadata_come_back(tmp_path):
+    architecture = stored.Architecture.of("resnet20", 7, {"width": 4})
+    image = stored.ImageInput(16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    metadata = stored.Metadata("external", architecture, "linear", 8, (0, 3), image, {"a": [1]})
+    shapes = stored.expected_variables(metadata)
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    stored.save_model(str(tmp_path / "model"), stored.Model(metadata, variables))
+    model = stored.load_model(str(tmp_path / "model"))
+    assert model.metadata == metadata
+    chex.assert_trees_all_equal(model.variables, variables)
+    assert model.architecture.module() == models.create("resnet20", 7, width=4)
+    np.testing.assert_array_equal(model.classifier_rows(), np.ones((8, 7)))
+    # A learnable head chooses among the classes that it has seen.
+    features = np.ones((2, 7), np.float32)
+    assert model.classify(features, np.arange(8) == 5).tolist() == [5, 5]
+
+
+@pytest.mark.parametrize(
+    ("require", "message"),
+    [
+        ({"kind": "task"}, "must be 'task'"),
+        ({"head": "simplex"}, "head='linear', the run's method needs head='simplex'"),
+        ({"num_slots": 9}, "K=8, the run has K=9"),
+        ({"image": stored.ImageInput(16, (0.0,) * 3, (1.0,) * 3)}, "they must be equal"),
+        ({"stream_classes": 6}, "too few simplex slots for 6 stream and 3 external"),
+    ],
+)
+def test_a_model_that_is_not_as_required_is_refused(require, message):
+    architecture = stored.Architecture("resnet20", 7)
+    image = stored.ImageInput(16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
+    metadata = stored.Metadata("external", architecture, "linear", 8, (0, 3), image)
+    stored.Requirement().check("a", metadata)
+    with pytest.raises(InputError, match=re.escape(message)):
+        stored.Requirement(**require).check("a", metadata)

@@ -10,7 +10,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax.config import check_stream, config_args, validate, validate_pretrain
 from iamcl2r_jax.data.stream import split_tasks
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.training import lifelong, pretraining, runs
 
@@ -84,7 +84,7 @@ def test_the_run_takes_the_models_that_the_pretraining_config_makes():
             for r in (recipe, c.replacements.recipe)
         }
         assert len(paths) == 1
-    assert pretraining.image_spec(recipe.image) == pretraining.image_spec(c.image)
+    assert stored.ImageInput.of(recipe.image) == stored.ImageInput.of(c.image)
     # The simplex is one, whatever its size.
     c.num_slots = 2048
     assert c.replacements.recipe.num_slots == 2048
@@ -172,9 +172,9 @@ def test_a_whole_run_from_archives(place, tmp_path):
     external = results["external_models"]
     assert external.keys() == {"0", "2", "4"}
     for task, classes in (("0", 100), ("2", 300), ("4", 600)):
-        record = checkpoints.load_record(external[task])
-        assert record["slots"] == [0, classes]
-        assert len(record["class_names"]) == classes
+        metadata = stored.load_metadata(external[task])
+        assert metadata.slots == (0, classes)
+        assert len(metadata.about["class_names"]) == classes
     records = runs.task_records(str(workdir))
     replaced_by = [external.get(str(task)) for task in range(7)]
     assert [record["replaced_by"] for record in records] == replaced_by

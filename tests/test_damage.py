@@ -27,12 +27,12 @@ from PIL import Image
 from rich.console import Console
 
 from iamcl2r_jax.data import sources
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.torch_import import torch_files
-from iamcl2r_jax.training import lifelong, pretraining, runs, task, training
+from iamcl2r_jax.training import inputs, lifelong, pretraining, runs, task
 from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.training import Position
 
@@ -160,9 +160,17 @@ def random_like(variables, seed):
 
 
 def random_external_model(trainer, classes, *_, **__):
-    model = checkpoints.create_model(trainer.spec)
-    expected = training.expected_variables(model, smallworld.SIZE)
-    return random_like(expected, classes), [{"loss": 1.0, "accuracy": 0.5}]
+    config = trainer._config
+    metadata = stored.Metadata(
+        stored.EXTERNAL,
+        trainer._architecture,
+        config.head,
+        config.num_slots,
+        (0, classes),
+        stored.ImageInput.of(config.image),
+    )
+    model = stored.Model(metadata, random_like(stored.expected_variables(metadata), classes))
+    return model, [{"loss": 1.0, "accuracy": 0.5}]
 
 
 def saves_and_stops_in_the_last_task(setting, number, start, variables, memory, centres, store):
@@ -172,13 +180,12 @@ def saves_and_stops_in_the_last_task(setting, number, start, variables, memory, 
             store.save(state, Position(tuple({"loss": float(e)} for e in range(epoch))))
         store.wait()
         raise StoppedHere(*jax.device_get(states))
-    stop = smallworld.NUM_SLOTS - setting.stream.tasks[number].stop
-    model = task.Model(start.spec, random_like(variables, number), (stop, smallworld.NUM_SLOTS))
+    model = task.trained_model(setting, number, start, random_like(variables, number))
     return model, [{"loss": 1.0, "accuracy": 0.5}]
 
 
 def state_of(setting, start, variables):
-    return setting.programs.of(start.spec).epoch.program.init_state(variables)
+    return setting.programs.of(start.architecture).epoch.program.init_state(variables)
 
 
 def tells_what_it_was_given(setting, number, start, variables, memory, centres, store):
@@ -203,8 +210,8 @@ def test_every_file_of_an_external_model(world):
     path = min(p for p in (root / "models").iterdir() if p.name[0] != ".")
 
     def read():
-        loaded = pretraining.load_external(str(path), c.num_slots, c.image)
-        return loaded.variables, loaded.record["slots"]
+        loaded = inputs.load_external(c, str(path))
+        return loaded.variables, loaded.metadata.slots
 
     try_all("external models", files_below(path), read, str(path), rounds=3, seed=1)
 
@@ -334,7 +341,7 @@ CASES = [
     ("run/config.json", deleted, None),
     ("run/data.json", emptied, None),
     ("run/data.json", deleted, None),
-    ("run/tasks/0/record/metadata", flipped, (0, 0)),
+    ("run/tasks/0/metadata.json", flipped, (0, 0)),
     ("run/tasks/1/variables/manifest.ocdbt", truncated, (1, 0)),
     ("run/tasks/1/manifest.json", deleted, (1, 0)),
     ("run/progress/2/000002/variables/_METADATA", flipped, (2, 1)),

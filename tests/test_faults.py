@@ -260,7 +260,7 @@ def test_divergence_names_its_place_and_can_be_gone_through_again(start, tmp_pat
     assert noted["last_good_states"]
     for number in noted["last_good_states"]:
         checkpoints.verify(str(place / f"{number:06d}"))
-        record = checkpoints.load_record(str(place / f"{number:06d}"))
+        record = checkpoints.load_metadata(str(place / f"{number:06d}"))
         assert len(record["position"]["history"]) <= noted["epoch"]
         assert all(np.isfinite(e["loss"]) for e in record["position"]["history"])
 

@@ -20,12 +20,12 @@ from iamcl2r_jax.data.stream import split_tasks
 from iamcl2r_jax.evaluation import theorem
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor, summarize
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import expected_variables, stored
 from iamcl2r_jax.reports import figures, plots, updates
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import inputs, runs, training
+from iamcl2r_jax.training import inputs, runs
 from iamcl2r_jax.training.pretraining import image_options
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -46,8 +46,8 @@ def quiet():
 @pytest.fixture(scope="module")
 def variables():
     """Two models of one small architecture; drawn here, as compiling their own draw is slow."""
-    spec = checkpoints.model_spec("resnet18", K - 1, {"width": 4, "stem": "imagenet"})
-    shapes = training.expected_variables(checkpoints.create_model(spec), 16)
+    spec = stored.Architecture.of("resnet18", K - 1, {"width": 4, "stem": "imagenet"})
+    shapes = expected_variables(spec.module(), 16)
 
     def drawn(seed):
         rng = np.random.default_rng(seed)
@@ -83,24 +83,28 @@ def write_run(tmp_path, variables):
         files.write_json(f"{workdir}/config.json", c.to_dict())
         head = heads.LINEAR if method == "er" else heads.SIMPLEX
         for task, chosen in enumerate(models):
-            stored = choices[chosen]
+            arrays = choices[chosen]
             if method == "er":
                 rows = heads.random_rows(jax.random.key(task), K, K - 1)
-                stored = heads.attach(stored, jax.device_get(rows))
-            record = {
-                "kind": "task",
+                arrays = heads.attach(arrays, jax.device_get(rows))
+            about = {
                 "task": task,
-                "model": spec,
-                "head": head,
-                "num_slots": K,
-                "slots": [K - 5 * (task + 1), K],
                 "replaced_by": "external" if task in replaced else None,
                 "retrained": task in retrained,
                 "memory": [],
                 "task_accuracy": 0.5,
                 "history": [{"ce": v + 3 * (1 - task), "loss": 0.1 * v - task} for v in ce],
             }
-            checkpoints.save(runs.task_path(workdir, task), stored, record)
+            metadata = stored.Metadata(
+                stored.TASK,
+                spec,
+                head,
+                K,
+                (K - 5 * (task + 1), K),
+                stored.ImageInput.of(c.image),
+                about,
+            )
+            stored.save_model(runs.task_path(workdir, task), stored.Model(metadata, arrays))
         matrix = np.array([[0.5, np.nan], [0.4, c22]])
         files.write_json(f"{workdir}/results.json", {"evaluations": {"digits": summarize(matrix)}})
         return workdir
@@ -229,7 +233,7 @@ def test_theorem_of_a_run_equals_the_check_of_its_features(write_run, variables,
     config = figures.load_runs([run])[0].config
     test = inputs.load_stream(config).test
     known = test.labels < 5
-    extractor = FeatureExtractor(checkpoints.create_model(spec), image_options(config.image))
+    extractor = FeatureExtractor(spec.module(), image_options(config.image))
     old, new = (extractor(chosen, test.images[known]) for chosen in choices)
     rows = [np.asarray(heads.random_rows(jax.random.key(t), K, K - 1)) for t in (0, 1)]
     vectors = [of[::-1][:5] for of in rows]  # class y owns row K - 1 - y

@@ -1,6 +1,7 @@
 """The report of a small run whose figures are made up, read as text and opened in a browser."""
 
 import base64
+import dataclasses
 import html.parser
 import io
 import json
@@ -12,9 +13,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from iamcl2r_jax import config, methods, simplex
+from iamcl2r_jax import config, simplex
 from iamcl2r_jax.evaluation import evaluation
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import stored
 from iamcl2r_jax.reports import html_report, plots, report, report_pictures
 from iamcl2r_jax.system import files, progress, runtime
 from iamcl2r_jax.training import inputs, runs, task
@@ -89,19 +90,14 @@ def made_up_results(c, num_tasks):
     }
 
 
-def record(c, model, number, results):
+def record(c, number, results):
     terms = {"ce": 1.0 / (number + 1), "hoc": -2.0} if c.method == "hoc" else {"ce": 2.5}
     history = [
         {"loss": 2.5 - epoch, "accuracy": epoch / 2, "learning_rate": 0.1, "grad_norm": 1.0} | terms
         for epoch in range(2)
     ]
     return {
-        "kind": "task",
         "task": number,
-        "model": model.spec,
-        "head": methods.get(c.method).head,
-        "num_slots": c.num_slots,
-        "slots": [12, 16],
         "replaced_by": "external/nowhere" if number in results["replacements"] else None,
         "retrained": number in results["retrained"],
         "memory": [],
@@ -120,7 +116,10 @@ def make_run(c, workdir, num_tasks):
         c.seed = number
         model = task.first_model(c)
         path = runs.task_path(str(workdir), number)
-        checkpoints.save(path, model.variables, record(c, model, number, results))
+        metadata = dataclasses.replace(
+            model.metadata, kind=stored.TASK, slots=(12, 16), about=record(c, number, results)
+        )
+        stored.save_model(path, dataclasses.replace(model, metadata=metadata))
     c.seed = results["seed"]
     return results
 
@@ -142,7 +141,7 @@ def long(small, tmp_path_factory):
     del c.evaluations["far/off"]
     results = made_up_results(c, 31)
     with pytest.MonkeyPatch.context() as patch:
-        records = [record(c, model, number, results) for number in range(31)]
+        records = [record(c, number, results) for number in range(31)]
         patch.setattr(runs, "task_records", lambda workdir: records)
         patch.setattr(runs, "load_task", lambda *_: model)
         return pathlib.Path(html_report.write(c, str(tmp_path_factory.mktemp("long")), results))

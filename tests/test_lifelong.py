@@ -1,5 +1,6 @@
 """The whole procedure at its smallest size, run once and looked at from all sides."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -10,13 +11,13 @@ import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax import config
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.tracking import Tracker
-from iamcl2r_jax.training import lifelong, pretraining, runs, training
+from iamcl2r_jax.training import inputs, lifelong, pretraining, runs
 from iamcl2r_jax.training import task as task_module
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -102,15 +103,16 @@ def test_cross_model_accuracy_is_far_above_chance(finished):
 def test_external_models_say_what_they_are(finished):
     _, results = finished
     for task, classes in (("0", 20), ("1", 40)):
-        record = checkpoints.load_record(results["external_models"][task])
-        assert record["model"]["backbone"] == "resnet18"
-        assert record["model"]["options"]["width"] == 8
-        assert record["model"]["num_features"] == record["num_slots"] - 1 == 127
-        assert record["slots"] == [0, classes]
-        assert record["dataset"] == "glyphs/external"
-        assert len(record["class_names"]) == classes
-        assert record["config"]["classes"] == classes
-        assert "jax" in record["versions"]
+        metadata = stored.load_metadata(results["external_models"][task])
+        architecture, about = metadata.architecture, metadata.about
+        assert architecture.backbone == "resnet18"
+        assert dict(architecture.options)["width"] == 8
+        assert architecture.num_features == metadata.num_slots - 1 == 127
+        assert metadata.slots == (0, classes)
+        assert about["dataset"] == "glyphs/external"
+        assert len(about["class_names"]) == classes
+        assert about["config"]["classes"] == classes
+        assert "jax" in about["environment"]["versions"]
 
 
 def test_each_task_starts_from_the_right_model(finished, tiny):
@@ -214,7 +216,7 @@ def test_metrics_after_a_stop_within_a_task(finished, tiny, tmp_path, monkeypatc
 
 
 def load_external(path, config):
-    return pretraining.load_external(path, config.num_slots, config.image).variables
+    return inputs.load_external(config, path).variables
 
 
 def test_finished_run_is_returned_and_not_run_again(finished, tiny):
@@ -272,8 +274,8 @@ def test_from_scratch_without_memory_in_one_task(tiny, tmp_path):
 def test_external_model_of_another_simplex_is_refused(finished, tiny, tmp_path):
     _, results = finished
     tiny.replacements.checkpoints = tuple(results["external_models"].values())
-    tiny.num_slots = 130
-    with pytest.raises(InputError, match="K=128, the run has num_slots=130"):
+    tiny.num_classes = 130
+    with pytest.raises(InputError, match="K=128, the run has K=130"):
         lifelong.run(tiny, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -281,12 +283,10 @@ def test_external_model_of_another_simplex_is_refused(finished, tiny, tmp_path):
 def test_external_model_whose_slots_the_stream_needs_is_refused(finished, tiny, tmp_path):
     _, results = finished
     path = results["external_models"]["1"]
-    record = checkpoints.load_record(path) | {"slots": [0, 80]}
-    expected = training.expected_variables(
-        checkpoints.create_model(record["model"]), tiny.image.size
-    )
+    model = stored.load_model(path)
     greedy = str(tmp_path / "greedy")
-    checkpoints.save(greedy, checkpoints.load(path, expected), record)
+    metadata = dataclasses.replace(model.metadata, slots=(0, 80))
+    stored.save_model(greedy, dataclasses.replace(model, metadata=metadata))
     tiny.replacements.checkpoints = (path, greedy)
     with pytest.raises(InputError, match="52 stream and 80 external classes"):
         lifelong.run(tiny, str(tmp_path / "run"))
@@ -295,15 +295,13 @@ def test_external_model_whose_slots_the_stream_needs_is_refused(finished, tiny, 
 def test_external_model_that_does_not_say_what_it_is_is_refused(finished, tiny, tmp_path):
     _, results = finished
     path = results["external_models"]["0"]
-    record = checkpoints.load_record(path)
-    expected = training.expected_variables(
-        checkpoints.create_model(record["model"]), tiny.image.size
-    )
-    del record["image"], record["slots"]
+    model = stored.load_model(path)
+    written = model.metadata.to_json()
+    del written["image"], written["slots"]
     silent = str(tmp_path / "silent")
-    checkpoints.save(silent, checkpoints.load(path, expected), record)
+    checkpoints.save(silent, model.variables, written)
     tiny.replacements.checkpoints = (silent, path)
-    with pytest.raises(InputError, match="its record lacks image, slots"):
+    with pytest.raises(InputError, match="its metadata lacks image, slots"):
         lifelong.run(tiny, str(tmp_path / "run"))
 
 

@@ -17,7 +17,7 @@ from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.evaluation import adapters, upgrade
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
@@ -297,7 +297,7 @@ def one_step(name):
 
     def variables(seed):
         key = jax.random.key(seed)
-        drawn = training.init_variables(model, key, SIZE)
+        drawn = models.init_variables(model, key, SIZE)
         if heads.is_learnable(method.head):
             drawn = heads.attach(drawn, heads.random_rows(jax.random.fold_in(key, 1), K, D))
         return drawn
@@ -462,9 +462,9 @@ def test_whole_run_in_one_trace(run_of, name):
     assert all(0 <= accuracy <= 1 for accuracy in results["task_accuracy"])
     assert files.read_json(str(workdir / "results.json")) == results
     for path in results["external_models"].values():
-        assert checkpoints.load_record(path)["head"] == method.external_head
+        assert stored.load_metadata(path).head == method.external_head
     for task, record in enumerate(runs.task_records(str(workdir))):
-        assert record["head"] == method.head
+        assert stored.load_metadata(runs.task_path(workdir, task)).head == method.head
         assert len(record["memory"]) == (4 * (task + 1) if method.uses_memory else 0)
         assert all(np.isfinite(list(epoch.values())).all() for epoch in record["history"])
 
@@ -493,7 +493,7 @@ def test_accuracy_is_among_the_classes_seen_so_far(run_of):
     stream = lifelong.inputs.load_stream(c)
     model = runs.load_task(c, str(workdir), 0)
     setting = setting_of(c, stream)
-    extract = setting.programs.of(model.spec).features
+    extract = setting.programs.of(model.architecture).features
     images = stream.test.images[stream.seen_test_indices(0)]
     rows = heads.rows_of(model.variables).copy()
     rows[:10] = 100 * extract(model.variables, images).mean(axis=0)  # wins if it may
@@ -503,17 +503,13 @@ def test_accuracy_is_among_the_classes_seen_so_far(run_of):
 
 
 def setting_of(c, stream):
-    programs = task_module.ProgramsBySpec(c)
+    programs = task_module.ProgramsByArchitecture(c)
     dataset = task_module.stream_dataset(c, stream, programs)
     return task_module.Setting(c, stream, dataset, programs, Reporter(), Preemption())
 
 
 def load_external(c, results):
-    path = results["external_models"]["2"]
-    head = methods.get(c.method).external_head
-    return task_module.Model.of(
-        lifelong.inputs.pretraining.load_external(path, c.num_slots, c.image, head)
-    )
+    return lifelong.inputs.load_external(c, results["external_models"]["2"])
 
 
 @pytest.mark.parametrize("name", ["cvs", "lce_er", "cores", "fan"])
@@ -536,10 +532,10 @@ def test_fan_carries_every_gallery_through_all_later_adapters(run_of):
     c, workdir, results = run_of("fan")
     evaluation = lifelong.inputs.load_evaluations(c)["open"]
     models = [runs.load_task(c, str(workdir), task) for task in range(3)]
-    programs = task_module.ProgramsBySpec(c)
+    programs = task_module.ProgramsByArchitecture(c)
     matrix = results["evaluations"]["open"]["matrix"]
     for t, model in enumerate(models):
-        features = programs.of(model.spec).features
+        features = programs.of(model.architecture).features
         query = features(model.variables, evaluation.query.images)
         for k in range(t + 1):
             gallery = features(models[k].variables, evaluation.gallery.images)
@@ -559,14 +555,14 @@ def test_fan_adapts_from_the_model_of_the_task_before(run_of):
     records = runs.task_records(str(workdir))
     assert [record["adapter"] is None for record in records] == [True, False, False]
     stream = lifelong.inputs.load_stream(c)
-    programs = task_module.ProgramsBySpec(c)
+    programs = task_module.ProgramsByArchitecture(c)
     for task in (1, 2):
         images = stream.train.images[stream.train_indices(task)]
         before, after = (
-            programs.of(m.spec).features(m.variables, images)
+            programs.of(m.architecture).features(m.variables, images)
             for m in (runs.load_task(c, str(workdir), t) for t in (task - 1, task))
         )
-        carried = runs.load_task(c, str(workdir), task).carry()(before)
+        carried = adapters.carrier(runs.load_task(c, str(workdir), task))(before)
         for name, features in (("before", before), ("after", carried)):
             mean_cosine = mean(cos(o, f) for o, f in zip(features, after, strict=True))
             written = records[task]["adapter"][f"cosine_{name}"]

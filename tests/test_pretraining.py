@@ -8,7 +8,7 @@ import small_runs
 from small_runs import K
 
 from iamcl2r_jax import config
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
@@ -44,7 +44,7 @@ def made(recipe, path, preemption=None):
     """The lines that pre-training leaves in the model's directory, and its record."""
     pretraining.pretrain(recipe, {CLASSES: str(path)}, Reporter(), preemption)
     lines = (path / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines], checkpoints.load_record(str(path))
+    return [json.loads(line) for line in lines], stored.load_metadata(str(path)).about
 
 
 def test_its_epochs_are_in_the_directory_of_the_model(recipe, tmp_path, caplog):
@@ -64,7 +64,7 @@ def test_its_epochs_are_in_the_directory_of_the_model(recipe, tmp_path, caplog):
     # They are part of what its checksums vouch for.
     manifest = files.read_json(tmp_path / "model" / "manifest.json")["files"]
     assert {"metrics.jsonl", events.name} < set(manifest)
-    pretraining.load_external(str(tmp_path / "model"), K, recipe.image)
+    stored.load_model(str(tmp_path / "model"))
     assert not caplog.records  # Orbax warns of what it does not know
 
 
@@ -101,7 +101,8 @@ def test_pretraining_of_a_run_is_tracked_as_the_run_says(recipe, images, tmp_pat
     recipe.test_split = ""
     c.tracking.tensorboard = False
     (model,) = inputs.external_models(c, Reporter(), Preemption()).values()
-    assert {p.name for p in pathlib.Path(model.path).iterdir()} >= {"metrics.jsonl", "record"}
+    names = {p.name for p in pathlib.Path(model.path).iterdir()}
+    assert names >= {"metrics.jsonl", "metadata.json"}
     assert not list(pathlib.Path(model.path).rglob("*tfevents*"))
     *epochs, end = (pathlib.Path(model.path) / "metrics.jsonl").read_text().splitlines()
     assert len(epochs) == 3

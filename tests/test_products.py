@@ -44,7 +44,7 @@ def cut(name):
 
 @cache
 def expected(name):
-    return training.expected_variables(cut(name), SIZE)
+    return models.expected_variables(cut(name), SIZE)
 
 
 def make_program(method, student, teacher):

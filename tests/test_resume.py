@@ -28,7 +28,6 @@ from iamcl2r_jax.system import files, preemption
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import PreemptedError, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import training
 from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.training import DivergenceError, Position, TrainState
 
@@ -139,13 +138,13 @@ def test_a_damaged_newest_gives_way_to_the_one_before(make_store, tmp_path, said
 def test_when_all_are_damaged_training_starts_anew(make_store, tmp_path, said):
     save(make_store(), position_of(1), position_of(2))
     for number in ("000001", "000002"):
-        (tmp_path / "progress" / number / "record" / "metadata").write_text("{}")
+        (tmp_path / "progress" / number / "metadata.json").write_text("{}")
     _, position = make_store().latest(state_of(-1))
     assert position == Position()
     assert said().count("going back") == 2
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "record/metadata"])
+@pytest.mark.parametrize("name", ["manifest.json", "metadata.json"])
 def test_what_merely_cannot_be_read_is_kept(make_store, tmp_path, name):
     save(make_store(), position_of(1), position_of(2))
     file = tmp_path / "progress" / "000002" / name
@@ -258,7 +257,7 @@ def test_saving_the_default_costs_less_than_3_percent(make_store, tmp_path):
     """Processor time of all threads for one save of the embedded default, once a minute."""
     c = config.default()
     model = models.create(c.model.backbone, c.num_slots - 1, **c.model.options)
-    shapes, rng = training.expected_variables(model, c.image.size), np.random.default_rng(0)
+    shapes, rng = models.expected_variables(model, c.image.size), np.random.default_rng(0)
     params, batch_stats = jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype),
         (shapes["params"], shapes["batch_stats"]),

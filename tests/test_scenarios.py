@@ -25,13 +25,12 @@ from small_runs import STREAM, K, save_external, small_config
 
 from iamcl2r_jax import config, models, retrieval
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.reports import report
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import arrivals, lifelong, runs, training
+from iamcl2r_jax.training import arrivals, lifelong, runs
 from iamcl2r_jax.training import task as task_module
-from iamcl2r_jax.training.pretraining import ExternalModel
 
 HEADS = {heads.SIMPLEX: "hoc", heads.LINEAR: "bct_er", heads.COSINE: "cvs"}
 
@@ -80,17 +79,16 @@ def test_architecture_changes_twice(images, tmp_path, monkeypatch):
     results = lifelong.run(c, workdir)
     assert results["train_traces"] == 3
     assert results["feature_passes"] == 3
-    names = [record["model"]["backbone"] for record in runs.task_records(workdir)]
-    assert names == ["resnet20", "senet18", "vit_tiny"]
+    assert backbones(workdir, 3) == ["resnet20", "senet18", "vit_tiny"]
     matrix = results["evaluations"]["open"]["matrix"]
     assert [sum(value is not None for value in row) for row in matrix] == [1, 2, 3]
 
     evaluation = lifelong.inputs.load_evaluations(c)["open"]
-    programs = task_module.ProgramsBySpec(c)
+    programs = task_module.ProgramsByArchitecture(c)
 
     def features(task, images):
         model = runs.load_task(c, workdir, task)
-        return programs.of(model.spec).features(model.variables, images)
+        return programs.of(model.architecture).features(model.variables, images)
 
     across = retrieval.MEASURES["identification"](
         features(0, evaluation.gallery.images),
@@ -101,6 +99,11 @@ def test_architecture_changes_twice(images, tmp_path, monkeypatch):
     assert matrix[2][0] == pytest.approx(across)
 
 
+def backbones(workdir, num_tasks):
+    paths = [runs.task_path(workdir, task) for task in range(num_tasks)]
+    return [stored.load_metadata(path).architecture.backbone for path in paths]
+
+
 def test_teacher_and_student_may_differ(images, tmp_path, monkeypatch):
     """Retrained in the configured architecture, taught by an external network of another width."""
     c = small_config(images)
@@ -109,16 +112,15 @@ def test_teacher_and_student_may_differ(images, tmp_path, monkeypatch):
     seen = spy_on_training(monkeypatch)
     results = lifelong.run(c, str(tmp_path / "run"))
     assert results["train_traces"] == 3  # wide by wide, small by wide, small by small
-    records = runs.task_records(str(tmp_path / "run"))
-    assert [r["model"]["backbone"] for r in records] == ["wide", "small", "small"]
+    assert backbones(str(tmp_path / "run"), 3) == ["wide", "small", "small"]
     teacher = runs.load_task(c, str(tmp_path / "run"), 0)
     chex.assert_trees_all_equal(seen[1][1].old.variables, teacher.variables)
 
 
 def test_a_method_without_old_model_needs_no_program_for_each_teacher(images):
-    small, wide = (checkpoints.model_spec(name, K - 1, {}) for name in ("small", "wide"))
+    small, wide = (stored.Architecture(name, K - 1) for name in ("small", "wide"))
     for method, shared in (("er", True), ("hoc", False)):
-        programs = task_module.ProgramsBySpec(small_config(images, method))
+        programs = task_module.ProgramsByArchitecture(small_config(images, method))
         assert (programs.of(small, teacher=wide) is programs.of(small)) == shared
         assert programs.of(small, teacher=small) is programs.of(small)
         assert programs.of(wide) is not programs.of(small)
@@ -292,7 +294,7 @@ def test_arrivals_are_taken_up_and_reproduced_as_a_fixed_schedule(images, tmp_pa
     assert results["replacements"] == [0, 2]
     assert results["train_traces"] == 1
     origins = {
-        task: checkpoints.load_record(path)["taken_from"]
+        task: stored.load_metadata(path).about["taken_from"]
         for task, path in results["external_models"].items()
     }
     assert origins == {"0": str(watched / "first"), "2": str(watched / "b")}
@@ -380,26 +382,25 @@ def test_what_a_watched_directory_may_hold(images, tmp_path):
     """No record, however strange, ends the run; none is taken for a model."""
     c, watched = watching(images, tmp_path)
     good = save_external(watched / "good", c, 2)
-    record = checkpoints.load_record(good)
-    expected = training.expected_variables(checkpoints.create_model(record["model"]), c.image.size)
-    variables = checkpoints.load(good, expected)
+    model = stored.load_model(good)
     strange = {
         "task": {"kind": "task"},
         "slots": {"slots": None},
-        "spec": {"model": {}},
-        "accuracy": {"slots": [0, 3], "accuracy": "high"},
-        "percent": {"slots": [0, 3], "accuracy": 50.0},
+        "architecture": {"architecture": {}},
+        "accuracy": {"slots": [0, 3], "about": {"accuracy": "high"}},
+        "percent": {"slots": [0, 3], "about": {"accuracy": 50.0}},
         "large": {"slots": [0, K - STREAM + 1]},
         "damaged": {"slots": [0, 4]},
     }
     for name, changes in strange.items():
-        checkpoints.save(str(watched / name), variables, record | changes)
+        written = model.metadata.to_json() | changes
+        checkpoints.save(str(watched / name), model.variables, written)
     file = next(path for path in (watched / "damaged" / "variables").rglob("*") if path.is_file())
     file.write_bytes(file.read_bytes() + b"x")
     (watched / "notes.txt").write_text("about these models")
     reporter = Deliverer({})
     taken = arrivals.take(c, str(tmp_path / "run"), 0, {}, reporter)
-    assert taken[0].record["taken_from"] == good
+    assert taken[0].metadata.about["taken_from"] == good
     left = [line for line in reporter.lines if "left alone" in line]
     assert len(left) == len(strange)
     for name in strange:
@@ -444,7 +445,7 @@ def test_the_fixed_schedule_is_flags_that_can_follow_those_of_the_run(monkeypatc
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     path = pathlib.Path(__file__).parents[1] / "configs" / "glyphs.py"
-    external = {task: ExternalModel(path, {}, {}, {}) for task, path in paths.items()}
+    external = {task: stored.Model(None, {}, path) for task, path in paths.items()}
     schedule = shlex.split(arrivals.fixed_schedule(external))
     argv = ["main.py", f"--config={path}", "--config.replacements.watch=DIR", *schedule]
     monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for fields

@@ -20,7 +20,7 @@ from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import PreemptedError, Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import lifelong, pretraining, runs, seeds, training
+from iamcl2r_jax.training import inputs, lifelong, pretraining, runs, seeds, training
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 # New samples and memory: none, half a batch each, a pool smaller than a batch.
@@ -257,7 +257,7 @@ def test_imagenet32_is_pre_trained_both_ways(small, images, tmp_path, said):
 
         record, text = finish_stopped(run, [2] if name == "streamed" else [], said)
         assert ("continuing after epoch 0, step 4" in text) == (name == "streamed")
-        model = pretraining.load_external(path, c.num_slots, c.image)
+        model = inputs.load_external(c, path)
         found.append((pathlib.Path(path).name, record["history"], model.variables))
     (name, history, variables), (expected_name, expected_history, expected) = reversed(found)
     assert name == expected_name

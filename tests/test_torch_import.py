@@ -14,14 +14,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from iamcl2r_jax import models, simplex, torch_import
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import expected_variables, stored
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.torch_import import torch_files
-from iamcl2r_jax.training import pretraining
-from iamcl2r_jax.training.training import expected_variables
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = ("resnet18", "senet18", "regnety_400mf")
@@ -107,13 +104,13 @@ def test_features_are_those_of_pytorch(torch, networks, save, backbone):
         theirs = network(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
     assert np.linalg.norm(theirs[0] - theirs[1]) > 1e-2 * np.linalg.norm(theirs[0])
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
-    assert checkpoints.create_model(imported.spec) == model
+    assert imported.architecture.module() == model
 
 
 def test_width_and_stem_are_read_from_the_shapes(networks, save):
     network = networks.build("resnet18", simplex.dsimplex(K), WIDTH, stem="small")
-    spec = torch_import.read(save(network.state_dict()), "resnet18").spec
-    assert spec["options"] == {"width": WIDTH, "stem": "small"}
+    spec = torch_import.read(save(network.state_dict()), "resnet18").architecture
+    assert dict(spec.options) == {"width": WIDTH, "stem": "small"}
     assert spec["num_features"] == K - 1
 
 
@@ -557,8 +554,7 @@ def test_safetensors(small, save, tmp_path):
 def test_missing_packages_are_named(small, tmp_path, monkeypatch):
     directory = str(tmp_path / "model")
     variables = random_variables("resnet18", width=WIDTH)
-    spec = checkpoints.model_spec("resnet18", K - 1, {"width": WIDTH})
-    checkpoints.save(directory, variables, {"model": spec, "num_slots": K})
+    save_simplex_model(directory, variables, {"width": WIDTH})
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
     for suffix, package in (("pt", "PyTorch"), ("safetensors", "safetensors")):
@@ -572,6 +568,14 @@ def test_missing_packages_are_named(small, tmp_path, monkeypatch):
 
 
 # --- Export ---
+
+
+def save_simplex_model(directory, variables, options, head="simplex"):
+    architecture = stored.Architecture.of("resnet18", K - 1, options)
+    image = stored.ImageInput(32, (0.5,) * 3, (0.25,) * 3)
+    metadata = stored.Metadata("external", architecture, head, K, (0, 0), image)
+    stored.save_model(directory, stored.Model(metadata, variables))
+    return architecture
 
 
 @pytest.mark.parametrize("backbone", [*OFFICIAL, "resnet50", "resnet34"])
@@ -588,11 +592,10 @@ def test_export_of_a_checkpoint(tmp_path, suffix):
     pytest.importorskip("safetensors" if suffix == "safetensors" else "torch")
     directory, output = str(tmp_path / "model"), str(tmp_path / "new" / f"network.{suffix}")
     variables = random_variables("resnet18", width=WIDTH, stem="small")
-    spec = checkpoints.model_spec("resnet18", K - 1, {"width": WIDTH, "stem": "small"})
-    checkpoints.save(directory, variables, {"model": spec, "num_slots": K})
+    architecture = save_simplex_model(directory, variables, {"width": WIDTH, "stem": "small"})
     torch_import.export_model(directory, output)
     imported = torch_import.read(output, "resnet18")
-    assert imported.spec == spec
+    assert imported.architecture == architecture
     assert_identical(imported.variables, variables)
     assert [path.name for path in Path(output).parent.iterdir()] == [f"network.{suffix}"]
     with pytest.raises(InputError, match="exists already"):
@@ -601,11 +604,9 @@ def test_export_of_a_checkpoint(tmp_path, suffix):
 
 def test_export_of_what_is_no_simplex_model(tmp_path):
     directory = str(tmp_path / "model")
-    spec = checkpoints.model_spec("resnet18", 9, {"width": WIDTH})
-    checkpoints.save(
-        directory, random_variables("resnet18", 9, width=WIDTH), {"model": spec, "num_slots": 20}
-    )
-    with pytest.raises(InputError, match="9 features and 20 classes; that is no d-Simplex"):
+    variables = random_variables("resnet18", width=WIDTH)
+    save_simplex_model(directory, variables, {"width": WIDTH}, head="linear")
+    with pytest.raises(InputError, match=r"head='linear', .* needs head='simplex'"):
         torch_import.export_model(directory, str(tmp_path / "a.pt"))
     with pytest.raises(InputError, match=r"must end in \.pt, \.pth, \.safetensors"):
         torch_import.export_model(directory, str(tmp_path / "a.bin"))
@@ -614,23 +615,21 @@ def test_export_of_what_is_no_simplex_model(tmp_path):
 # --- External models and the programs ---
 
 
-def image(size, mean, std):
-    return ConfigDict({"size": size, "mean": mean, "std": std})
-
-
-CIFAR = image(32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+CIFAR = stored.ImageInput(32, (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761))
+IMAGENET = stored.ImageInput(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_external_model(small, save, tmp_path):
     path, output = save({"net": small}), str(tmp_path / "model")
     lines = torch_import.import_model(path, "resnet18", output, classes=5, dataset="imagenet32")
     assert any("simplex of K=16 is ours" in line for line in lines)
-    external = pretraining.load_external(output, K, CIFAR)
+    require = stored.Requirement("external", "simplex", K, CIFAR)
+    external = stored.load_model(output, require)
     assert_identical(external.variables, torch_import.load(path, "resnet18"))
-    assert external.record["slots"] == [0, 5]
-    assert external.record["dataset"] == "imagenet32"
-    assert external.record["source"]["drop_in"] is True
-    assert len(external.record["source"]["sha256"]) == 64
+    assert external.metadata.slots == (0, 5)
+    assert external.metadata.about["dataset"] == "imagenet32"
+    assert external.metadata.about["source"]["drop_in"] is True
+    assert len(external.metadata.about["source"]["sha256"]) == 64
     with pytest.raises(InputError, match="exists already"):
         torch_import.import_model(path, "resnet18", output)
 
@@ -640,10 +639,9 @@ def test_external_model_of_a_classifier(networks, save, tmp_path):
     path, output = save(network.backbone.state_dict()), str(tmp_path / "model")
     lines = torch_import.import_model(path, "resnet18", output, num_classes=20)
     assert any("starting point for training, not a drop-in" in line for line in lines)
-    imagenet = image(224, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-    external = pretraining.load_external(output, 20, imagenet)
-    assert external.record["source"]["drop_in"] is False
-    assert external.record["slots"] == [0, 0]
+    external = stored.load_model(output, stored.Requirement(num_slots=20, image=IMAGENET))
+    assert external.metadata.about["source"]["drop_in"] is False
+    assert external.metadata.slots == (0, 0)
 
 
 @pytest.mark.parametrize(

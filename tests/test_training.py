@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from iamcl2r_jax import losses, methods, simplex
+from iamcl2r_jax import losses, methods, models, simplex
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled
 from iamcl2r_jax.training import training
@@ -44,9 +44,9 @@ def make_program(method="hoc", **changes):
 def make_arguments(program):
     """What an epoch of the program takes, by argument name."""
     rng = np.random.default_rng(0)
-    other = training.init_variables(program.model, jax.random.key(1), SIZE)
+    other = models.init_variables(program.model, jax.random.key(1), SIZE)
     return {
-        "variables": training.init_variables(program.model, jax.random.key(0), SIZE),
+        "variables": models.init_variables(program.model, jax.random.key(0), SIZE),
         "old": training.OldModel(other, jnp.asarray(True)),
         "classifier": jnp.asarray(simplex.dsimplex(K)),
         "dataset": training.Dataset.of(
@@ -234,7 +234,7 @@ def test_simplex_training_learns():
         colours[labels][:, None, None] + rng.normal(0, 20, (64, SIZE, SIZE, 3)), 0, 255
     )
     epoch = training.CompiledEpoch(make_program("simplex"))
-    variables = training.init_variables(epoch.program.model, jax.random.key(0), SIZE)
+    variables = models.init_variables(epoch.program.model, jax.random.key(0), SIZE)
     data = training.TaskData(
         training.OldModel({}, jnp.asarray(False)),
         jnp.asarray(simplex.dsimplex(K)),

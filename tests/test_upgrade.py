@@ -1,6 +1,7 @@
 """The decision whether a new model may replace an old one, on models whose answer is known."""
 
 import copy
+import dataclasses
 import json
 import pathlib
 import shlex
@@ -20,23 +21,20 @@ from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.evaluation import upgrade
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
 from iamcl2r_jax.evaluation.upgrade import Split
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.training import training
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_SLOTS = 33  # as many features as the trunk has
-SPEC = checkpoints.model_spec("resnet18", NUM_SLOTS - 1, {"width": 4, "stem": "imagenet"})
-IMAGE = {"size": 16, "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-RECORD = {
-    "kind": "external",
-    "head": "simplex",
-    "model": SPEC,
-    "num_slots": NUM_SLOTS,
-    "image": IMAGE,
-    "slots": [0, 0],
-}
+ARCHITECTURE = stored.Architecture.of("resnet18", NUM_SLOTS - 1, {"width": 4, "stem": "imagenet"})
+IMAGE = stored.ImageInput(16, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+METADATA = stored.Metadata("external", ARCHITECTURE, "simplex", NUM_SLOTS, (0, 0), IMAGE)
+
+
+def save(path, variables, **changes):
+    metadata = dataclasses.replace(METADATA, **changes)
+    stored.save_model(str(path), stored.Model(metadata, variables))
 
 
 def write_images(root, rng, classes, per_class):
@@ -63,26 +61,26 @@ def place(tmp_path_factory):
     for split, per_class in (("gallery", 12), ("query", 10)):
         write_images(place / "shop" / split, rng, ["bag", "hat", "ring", "shoe"], per_class)
 
-    module = checkpoints.create_model(SPEC)
-    expected = training.expected_variables(module, 16)
+    module = ARCHITECTURE.module()
+    expected = stored.expected_variables(METADATA)
     variables = jax.tree_util.tree_map_with_path(
         lambda path, leaf: random_leaf(rng, path[-1].key, leaf.shape), expected
     )
     kernel = variables["params"]["projection"]["kernel"]
     kernel[:] = np.eye(NUM_SLOTS - 1)  # so that these are the trunk's features
     loaded = upgrade.load_evaluation(*splits(place / "shop"), 16, None).gallery
-    options = ImageOptions(tuple(IMAGE["mean"]), tuple(IMAGE["std"]), 0, False)
+    options = ImageOptions(IMAGE.mean, IMAGE.std, 0, False)
     trunk = FeatureExtractor(module, options)(variables, loaded.images)
     targets = simplex.dsimplex(NUM_SLOTS)[loaded.labels]
     kernel[:] = np.linalg.lstsq(trunk, targets, rcond=1e-3)[0]
-    checkpoints.save(str(place / "models" / "new"), copy.deepcopy(variables), RECORD)
+    save(place / "models" / "new", copy.deepcopy(variables))
 
     means = np.stack([trunk[loaded.labels == label].mean(axis=0) for label in range(4)])
     within = trunk - means[loaded.labels]
     within -= within @ np.linalg.pinv(means) @ means
     spread = np.linalg.svd(within)[2][0]
     kernel += np.outer(spread, targets[0] - targets[-1]) * (3 / np.std(within @ spread))
-    checkpoints.save(str(place / "models" / "old"), variables, RECORD)
+    save(place / "models" / "old", variables)
     return place
 
 
@@ -109,10 +107,9 @@ def identification_hits(evaluation, query_path, gallery_path):
     """Whether each query is identified, by features computed here."""
 
     def features(path, images):
-        image = checkpoints.load_record(path)["image"]
-        module = checkpoints.create_model(SPEC)
-        variables = checkpoints.load(path, training.expected_variables(module, 16))
-        mean, std = (np.reshape(image[name], (1, 1, 1, 3)) for name in ("mean", "std"))
+        model = stored.load_model(path)
+        image, module, variables = model.metadata.image, ARCHITECTURE.module(), model.variables
+        mean, std = (np.reshape(values, (1, 1, 1, 3)) for values in (image.mean, image.std))
         pixels = (images / 255 - mean) / std
         return np.asarray(jax.jit(module.apply)(variables, pixels.astype(np.float32)))
 
@@ -229,11 +226,9 @@ def test_gallery_and_queries_from_two_data_sets_are_matched_by_class_name(place,
 
 def test_models_may_take_images_of_different_size_and_normalisation(place, models, tmp_path):
     """Each model's pixels are normalised by its own mean and deviation."""
-    expected = training.expected_variables(checkpoints.create_model(SPEC), 16)
-    variables = checkpoints.load(models["new"], expected)
+    variables = stored.load_model(models["new"]).variables
     other = str(tmp_path / "other")
-    image = IMAGE | {"mean": [1.0, 0.0, 0.5], "std": [0.1, 0.3, 0.6]}
-    checkpoints.save(other, variables, RECORD | {"image": image})
+    save(other, variables, image=stored.ImageInput(16, (1.0, 0.0, 0.5), (0.1, 0.3, 0.6)))
     matrix = compare(place, models["new"], other)["matrix"]
     evaluation = upgrade.load_evaluation(*splits(place / "shop"), 16, None)
     assert matrix[1][1] == identification_hits(evaluation, other, other).mean()
@@ -241,7 +236,7 @@ def test_models_may_take_images_of_different_size_and_normalisation(place, model
     assert len({matrix[0][0], matrix[1][0], matrix[1][1]}) == 3  # the mean matters here
 
     larger = str(tmp_path / "larger")
-    checkpoints.save(larger, variables, RECORD | {"image": IMAGE | {"size": 24}})
+    save(larger, variables, image=dataclasses.replace(IMAGE, size=24))
     results = compare(place, models["new"], larger)
     assert results["models"][1]["image"]["size"] == 24
     assert results["matrix"][0][0] == matrix[0][0]
@@ -251,18 +246,19 @@ def test_models_may_take_images_of_different_size_and_normalisation(place, model
     ("record", "message"),
     [
         (
-            {"num_slots": 8, "model": SPEC | {"num_features": 7}},
-            "has K=8 and features of width 7, but .* has K=33 and features of width 32",
+            {"num_slots": 8, "architecture": ARCHITECTURE.to_json() | {"num_features": 7}},
+            "has K=8, but .* has K=33; models that are compared must have the same simplex",
         ),
-        ({"num_slots": 40}, "has K=40 and features of width 32, but"),
-        ({"image": None}, "does not say its image"),
+        ({"num_slots": 40}, "must be of 39 features, K - 1"),
+        ({"image": None}, "its metadata lacks image"),
     ],
 )
 def test_models_that_cannot_be_compared_are_refused_before_any_image(
     record, message, models, tmp_path
 ):
     other = str(tmp_path / "other")
-    record = {name: value for name, value in (RECORD | record).items() if value is not None}
+    record = METADATA.to_json() | record
+    record = {name: value for name, value in record.items() if value is not None}
     checkpoints.save(other, {"params": {"none": np.zeros(1)}}, record)
     nowhere = Split("folder:nowhere", "gallery")
     with pytest.raises(InputError, match=message) as error:
@@ -304,16 +300,15 @@ def test_bad_input_is_refused(place, models, tmp_path):
     with pytest.raises(InputError, match=rf"^{tmp_path}/config\.json: .*: is missing"):
         upgrade.main(str(tmp_path), None, None, None)
     with pytest.raises(files.WriteError, match="cannot be written"):
-        upgrade.main(None, both, gallery, query, output=str(place / "models/old/record/metadata/x"))
+        upgrade.main(None, both, gallery, query, output=str(place / "models/old/metadata.json/x"))
 
 
 def test_features_that_are_not_finite_are_refused(place, models, tmp_path):
-    expected = training.expected_variables(checkpoints.create_model(SPEC), 16)
-    variables = checkpoints.load(models["new"], expected)
+    variables = stored.load_model(models["new"]).variables
     variables["params"]["projection"]["kernel"][0] = np.nan
     diverged = str(tmp_path / "diverged")
-    checkpoints.save(diverged, variables, RECORD)
-    with pytest.raises(InputError, match="diverged: its features are not all finite"):
+    save(diverged, variables)
+    with pytest.raises(InputError, match="diverged: it holds values that are not finite"):
         compare(place, models["old"], diverged)
 
 

@@ -20,7 +20,7 @@ from iamcl2r_jax.training.resume import ProgressStore
 
 K, SIZE, BATCH = 8, 8, 4
 SMALL = {"width": 8, "depth": 2, "heads": 2}
-SPEC = checkpoints.model_spec("vit_tiny", K - 1, SMALL)
+MODEL = models.create("vit_tiny", K - 1, **SMALL)
 
 
 def shapes(size=32, **options):
@@ -36,8 +36,8 @@ def count(variables):
 @pytest.fixture(scope="module")
 def small():
     """A small one, its variables, and images."""
-    model = checkpoints.create_model(SPEC)
-    variables = training.init_variables(model, jax.random.key(0, impl="rbg"), SIZE)
+    model = MODEL
+    variables = models.init_variables(model, jax.random.key(0, impl="rbg"), SIZE)
     images = np.random.default_rng(0).normal(size=(BATCH, SIZE, SIZE, 3)).astype(np.float32)
     return model, variables, images
 
@@ -178,8 +178,8 @@ def test_trained_saved_and_restored_without_statistics(small, tmp_path):
     assert np.isfinite(metrics["loss"])
     assert jax.tree.structure(state.variables) == jax.tree.structure(variables)
     path = str(tmp_path / "model")
-    checkpoints.save(path, state.variables, {"model": SPEC})
-    expected = training.expected_variables(checkpoints.create_model(SPEC), SIZE)
+    checkpoints.save(path, state.variables, {})
+    expected = models.expected_variables(MODEL, SIZE)
     restored = checkpoints.load(path, expected)
     jax.tree.map(np.testing.assert_array_equal, restored, jax.device_get(state.variables))
 

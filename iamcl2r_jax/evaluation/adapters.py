@@ -17,6 +17,7 @@ the classifier is not trained again on adapted features. That leaves retrieval a
 
 import dataclasses
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ import optax
 
 from iamcl2r_jax import losses
 from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models.stored import Model
 
 Params = dict[str, Any]
 
@@ -225,6 +227,11 @@ def fit(
 def carry(params: Params, gallery: np.ndarray) -> np.ndarray:
     """A gallery of the previous model, [N, D], as the model reads it to whom `params` belong."""
     return np.asarray(_apply(params, gallery))
+
+
+def carrier(model: Model) -> Callable[[np.ndarray], np.ndarray] | None:
+    """How a gallery of the task before is brought to a model; None if it stays as it is."""
+    return None if model.adapter is None else partial(carry, model.adapter)
 
 
 _apply = jax.jit(apply)

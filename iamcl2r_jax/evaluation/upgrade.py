@@ -5,7 +5,6 @@ with intervals. Also re-evaluates what a run left.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from iamcl2r_jax import compatibility, retrieval
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.evaluation.adapters import carrier
 from iamcl2r_jax.evaluation.evaluation import (
     Embedded,
     Evaluation,
@@ -25,13 +25,12 @@ from iamcl2r_jax.evaluation.evaluation import (
     measured,
     summarize,
 )
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.stored import Architecture, ImageInput, Metadata, load_metadata, load_model
 from iamcl2r_jax.reports import html_report, report
 from iamcl2r_jax.system import files, runtime
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
-from iamcl2r_jax.training.task import load_model
 
 COMPATIBLE, INCOMPATIBLE = 0, 3  # exit statuses; bad input is 2, a crash 1
 CONFIDENCE = 0.95
@@ -158,14 +157,14 @@ def compare(
     """
     if len(models) < 2:
         raise InputError(f"models={','.join(models)}: name two or more, oldest first")
-    records = [checkpoints.load_record(path) for path in models]
-    _check_comparable(models, records)
+    metadata = [load_metadata(path) for path in models]
+    _check_comparable(models, metadata)
     evaluations = {
         size: load_evaluation(gallery, query, size, data_dir)
-        for size in {record["image"]["size"] for record in records}
+        for size in {of.image.size for of in metadata}
     }
     evaluation = next(iter(evaluations.values()))  # for what does not depend on the size
-    embedded = _embeddings(models, records, {"": evaluations}, reporter or Reporter())
+    embedded = _embeddings(models, metadata, {"": evaluations}, reporter or Reporter())
     values = _values_of_pairs(evaluation, (features for _, features in embedded), measure)
     matrix = np.full((len(models), len(models)), np.nan)
     for (new, old), per_query in values.items():
@@ -186,10 +185,15 @@ def compare(
     ]
     return {
         "models": [
-            {"path": path, "kind": record.get("kind"), **record["model"], "image": record["image"]}
-            for path, record in zip(models, records, strict=True)
+            {
+                "path": path,
+                "kind": of.kind,
+                **of.architecture.to_json(),
+                "image": of.image.to_json(),
+            }
+            for path, of in zip(models, metadata, strict=True)
         ],
-        "num_slots": records[0]["num_slots"],
+        "num_slots": metadata[0].num_slots,
         "gallery": _description(gallery, evaluation.gallery),
         "query": _description(query, evaluation.query),
         "queries_without_class": int(np.sum(~_has_class(evaluation))),
@@ -238,9 +242,10 @@ def reevaluate(
         loaded = load_evaluation(gallery, query, config.image.size, config.data_dir or None)
         evaluations = {query.dataset: loaded}
     paths = [runs.task_path(workdir, task) for task in range(len(tasks))]
-    _check_comparable(paths, tasks)
+    metadata = [load_metadata(path) for path in paths]
+    _check_comparable(paths, metadata)
     by_size = {name: {config.image.size: of} for name, of in evaluations.items()}
-    embedded = _embeddings(paths, tasks, by_size, reporter or Reporter())
+    embedded = _embeddings(paths, metadata, by_size, reporter or Reporter())
     evaluated = measured(evaluations, embedded, config.measures)
     return {
         "workdir": workdir,
@@ -315,45 +320,34 @@ def paired_interval(first: np.ndarray, second: np.ndarray, seed: int) -> list[fl
     return [float(interval.low), float(interval.high)]
 
 
-def _check_comparable(paths: Sequence[str], records: Sequence[dict[str, Any]]) -> None:
-    """Raises `InputError` if the features of some checkpoints cannot be compared at all."""
-    for path, record in zip(paths, records, strict=True):
-        missing = {"model", "head", "num_slots", "slots", "image"} - record.keys()
-        if missing:
+def _check_comparable(paths: Sequence[str], metadata: Sequence[Metadata]) -> None:
+    """Raises `InputError` unless all models have the same simplex, and so comparable features."""
+    for path, of in zip(paths, metadata, strict=True):
+        if of.num_slots != metadata[0].num_slots:
             raise InputError(
-                f"checkpoint {path} does not say its {', '.join(sorted(missing))}; it must be a "
-                "task of a run or an external model, written by this version"
-            )
-        ours, first = (
-            f"K={r['num_slots']} and features of width {r['model']['num_features']}"
-            for r in (record, records[0])
-        )
-        if ours != first:
-            raise InputError(
-                f"checkpoint {path} has {ours}, but {paths[0]} has {first}; models that are "
-                "compared must have the same simplex"
+                f"checkpoint {path} has K={of.num_slots}, but {paths[0]} has "
+                f"K={metadata[0].num_slots}; models that are compared must have the same simplex"
             )
 
 
 def _embeddings(
     paths: Sequence[str],
-    records: Sequence[dict[str, Any]],
+    metadata: Sequence[Metadata],
     evaluations: Mapping[str, Mapping[int, Evaluation]],
     reporter: Reporter,
 ) -> Iterator[tuple[str, Embedded]]:
     """One feature pass per model and evaluation, named; these have the images of each size."""
-    extractors: dict[str, FeatureExtractor] = {}
+    extractors: dict[tuple[Architecture, ImageInput], FeatureExtractor] = {}
     with reporter.stage("evaluation", len(paths) * len(evaluations)) as stage:
-        for path, record in zip(paths, records, strict=True):
-            model, image = checkpoints.create_model(record["model"]), record["image"]
-            key = json.dumps([record["model"], image], sort_keys=True)
+        for path, of in zip(paths, metadata, strict=True):
+            key = of.architecture, of.image
             if key not in extractors:  # models of one architecture share a compiled program
-                options = ImageOptions(tuple(image["mean"]), tuple(image["std"]), 0, False)
-                extractors[key] = FeatureExtractor(model, options)
-            loaded = load_model(path, image["size"])
+                options = ImageOptions(of.image.mean, of.image.std, 0, False)
+                extractors[key] = FeatureExtractor(of.architecture.module(), options)
+            loaded = load_model(path)
             for name, of_size in evaluations.items():
-                evaluation = of_size[image["size"]]
-                embedded = embed(extractors[key], loaded.variables, evaluation, loaded.carry())
+                evaluation = of_size[of.image.size]
+                embedded = embed(extractors[key], loaded.variables, evaluation, carrier(loaded))
                 if not (np.isfinite(embedded.query).all() and np.isfinite(embedded.gallery).all()):
                     raise InputError(f"checkpoint {path}: its features are not all finite")
                 yield name, embedded

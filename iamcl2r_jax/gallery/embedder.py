@@ -32,28 +32,20 @@ def describe(path: str) -> ModelInfo:
     """What a gallery needs to know of the checkpoint at `path`; its checksums are verified.
 
     Raises:
-      CheckpointError: if there is none, it is damaged, or it does not say what it is.
+      InputError: if there is none, it is damaged, or it does not say what it is.
     """
-    from iamcl2r_jax.models import checkpoints
+    from iamcl2r_jax.models.stored import load_metadata
 
-    return _info(path, checkpoints.load_record(path))
+    return _info(path, load_metadata(path))
 
 
-def _info(path: str, record: dict[str, Any]) -> ModelInfo:
-    from iamcl2r_jax.models.checkpoints import CheckpointError
-
-    missing = {"model", "num_classes", "slots", "image"} - record.keys()
-    if missing:
-        raise CheckpointError(
-            f"checkpoint {path} does not say its {', '.join(sorted(missing))}; it must be a task "
-            "of a run or an external model"
-        )
+def _info(path: str, metadata: Any) -> ModelInfo:
     return ModelInfo(
         digest=_digest(path),
-        num_classes=record["num_classes"],
-        width=record["model"]["num_features"],
-        slots=tuple(record["slots"]),
-        image={name: record["image"][name] for name in ("size", "mean", "std")},
+        num_classes=metadata.num_slots,
+        width=metadata.architecture.num_features,
+        slots=metadata.slots,
+        image=metadata.image.to_json(),
         path=os.path.abspath(path),
     )
 
@@ -75,20 +67,19 @@ class CheckpointEmbedder:
         """Loads a checkpoint.
 
         Raises:
-          CheckpointError: see `describe`.
+          InputError: see `describe`.
         """
         import jax
 
         from iamcl2r_jax.data.augment import ImageOptions, normalize_images
-        from iamcl2r_jax.models import checkpoints
-        from iamcl2r_jax.training.task import load_model
+        from iamcl2r_jax.models.stored import load_model
 
-        record = checkpoints.load_record(path)
-        self.info = _info(path, record)
-        image = self.info.image
-        options = ImageOptions(tuple(image["mean"]), tuple(image["std"]), 0, False)
-        module = checkpoints.create_model(record["model"])
-        self._variables = jax.device_put(load_model(path, image["size"]).variables)
+        model = load_model(path)
+        self.info = _info(path, model.metadata)
+        image = model.metadata.image
+        options = ImageOptions(image.mean, image.std, 0, False)
+        module = model.architecture.module()
+        self._variables = jax.device_put(model.variables)
         self._features = jax.jit(
             lambda variables, images: module.apply(
                 variables, normalize_images(images, options), train=False
@@ -137,7 +128,7 @@ class Embedders:
         """The embedder of a registered model.
 
         Raises:
-          CheckpointError: if its checkpoint cannot be loaded.
+          InputError: if its checkpoint cannot be loaded.
           Refused: if the checkpoint is another one than was registered.
         """
         with self._lock:

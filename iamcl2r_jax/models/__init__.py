@@ -5,6 +5,8 @@ from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from iamcl2r_jax.models.cifar_resnet import CifarResNet, PaddedBlock
 from iamcl2r_jax.models.regnet import RegNet
@@ -69,6 +71,17 @@ def default_options(name: str) -> dict[str, Any]:
     reserved = {"num_features", "parent", "name", *backbone.keywords}
     fields = inspect.signature(backbone).parameters.values()
     return {field.name: field.default for field in fields if field.name not in reserved}
+
+
+@partial(jax.jit, static_argnames=("model", "image_size"))
+def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
+    """Random variables of `model` for images [B, image_size, image_size, 3]."""
+    return model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32))
+
+
+def expected_variables(model: nn.Module, image_size: int) -> Any:
+    """Names, shapes and dtypes of a model's variables, without computing them."""
+    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_size))
 
 
 _LARGEST = 2**16  # a slip of the hand; it would end in an error of the memory's

@@ -1,8 +1,8 @@
-"""Checkpoints: the variables of a model and a JSON record beside them, as one Orbax directory.
+"""Checkpoints: arrays, as Orbax writes them, with a metadata.json beside them in one directory.
 
 A directory appears whole or not at all, holds the checksums of its files, and is read strictly:
-every file of its manifest must be as it was written, and the stored arrays what the record says
-the model is, leaf by leaf. Other files in it, of file systems and file managers, do not count.
+every file of its manifest must be as it was written, and the arrays those that are expected, leaf
+by leaf. Other files in it, of file systems and file managers, do not count.
 """
 
 import os
@@ -16,7 +16,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from iamcl2r_jax import models
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 
@@ -33,7 +32,6 @@ def _checkpointer() -> ocp.Checkpointer:
     return ocp.Checkpointer(
         ocp.CompositeCheckpointHandler(
             variables=ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-            record=ocp.JsonCheckpointHandler(multiprocessing_options=alone),
             composite_options=ocp.CompositeOptions(multiprocessing_options=alone),
         ),
         multiprocessing_options=alone,
@@ -43,7 +41,7 @@ def _checkpointer() -> ocp.Checkpointer:
 def save(
     path: str,
     variables: Variables,
-    record: dict[str, Any],
+    metadata: dict[str, Any],
     beside: Sequence[epath.Path] = (),
 ) -> None:
     """Writes a checkpoint, atomically.
@@ -51,7 +49,7 @@ def save(
     Args:
       path: directory to make; it must not exist.
       variables: {"params", "batch_stats"}.
-      record: what to know about them; JSON values.
+      metadata: what to know about them, JSON values; written as metadata.json.
       beside: files that are copied into it; nothing here reads them.
 
     Raises:
@@ -70,17 +68,13 @@ def save(
             files.require_space(path, _ROOM + size)
             try:
                 with _checkpointer() as checkpointer:
-                    checkpointer.save(
-                        draft,
-                        ocp.args.Composite(
-                            variables=ocp.args.StandardSave(variables),
-                            record=ocp.args.JsonSave(record),
-                        ),
-                    )
+                    args = ocp.args.Composite(variables=ocp.args.StandardSave(variables))
+                    checkpointer.save(draft, args)
+                files.write_json(draft / _METADATA, metadata)
                 for file in beside:
                     file.copy(draft / file.name)  # no directory, which Orbax would take for arrays
                 files.write_json(draft / _MANIFEST, {"files": _digests(draft)})
-                _read_back(path, draft, variables, record)
+                _read_back(path, draft, variables, metadata)
                 draft.rename(parent / directory.name)
             except (OSError, ValueError, files.WriteError):
                 # Orbax's threads may still write there; then the next attempt removes it.
@@ -97,12 +91,12 @@ def _free_draft(draft: epath.Path) -> epath.Path:
     return draft
 
 
-def _read_back(path: str, draft: epath.Path, variables: Variables, record: dict) -> None:
-    """Raises `WriteError` unless what was written is found again: record, names, shapes, dtypes."""
+def _read_back(path: str, draft: epath.Path, variables: Variables, metadata: dict) -> None:
+    """Raises `WriteError` unless metadata, names, shapes and dtypes are found as written."""
     try:
         with _checkpointer() as checkpointer:
-            same = _read_record(path, checkpointer, draft) == files.as_json(record)
-            same &= _leaves(_stored(checkpointer, draft)) == _leaves(variables)
+            same = _leaves(_stored(checkpointer, draft)) == _leaves(variables)
+        same &= files.read_json(draft / _METADATA) == files.as_json(metadata)
     except Exception as error:
         raise files.WriteError(
             f"{path} was written but cannot be read back ({_one_line(error)}); what was saved "
@@ -115,7 +109,7 @@ def _read_back(path: str, draft: epath.Path, variables: Variables, record: dict)
 
 
 _ROOM = 2**16  # bytes of a checkpoint beside its arrays
-_MANIFEST = "manifest.json"
+_MANIFEST, _METADATA = "manifest.json", "metadata.json"
 
 
 def _digests(directory: epath.Path) -> dict[str, str]:
@@ -181,22 +175,22 @@ def verify(path: str) -> None:
             raise DamagedError(f"checkpoint {path} is damaged: {name} is not as it was written")
 
 
-def load_record(path: str) -> dict[str, Any]:
-    """The record of a checkpoint.
+def load_metadata(path: str) -> dict[str, Any]:
+    """The metadata of a checkpoint.
 
     Raises:
       InputError: if there is no finished checkpoint at `path`, or it is damaged.
     """
     verify(path)
-    with _reading(path) as (checkpointer, place):
-        return _read_record(path, checkpointer, place)
-
-
-def _read_record(path: str, checkpointer: ocp.Checkpointer, place: epath.Path) -> dict[str, Any]:
-    args = ocp.args.Composite(record=ocp.args.JsonRestore())
-    if not isinstance(record := checkpointer.restore(place, args)["record"], dict):
-        raise DamagedError(f"checkpoint {path}: its record is not a JSON object")
-    return record
+    try:
+        metadata = files.read_json(_existing(path) / _METADATA)
+    except DamagedError as error:
+        raise DamagedError(f"checkpoint {path} is damaged: {error}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    if metadata is None:
+        raise DamagedError(f"checkpoint {path} is damaged: it has no {_METADATA}")
+    return metadata
 
 
 def load(path: str, expected: Any) -> Variables:
@@ -221,25 +215,23 @@ def load(path: str, expected: Any) -> Variables:
 def load_described(
     path: str, expected: Callable[[dict[str, Any]], Any]
 ) -> tuple[dict[str, Any], Variables]:
-    """The record of a checkpoint and its variables; the files' checksums are taken once for both.
+    """The metadata of a checkpoint and its variables; checksums are computed once for both.
 
     Args:
       path: directory of the checkpoint.
-      expected: tells from the record what the variables must be, see `load`; it raises where a
-        record cannot be used.
+      expected: maps the metadata to what the variables must be, see `load`; it raises where the
+        metadata cannot be used.
 
     Returns:
-      The record, and the variables as of `load`.
+      The metadata, and the variables as of `load`.
 
     Raises:
       InputError: see `load`.
     """
-    verify(path)
+    metadata = load_metadata(path)
+    wanted = expected(metadata)
     with _reading(path) as (checkpointer, place):
-        record = _read_record(path, checkpointer, place)
-    wanted = expected(record)
-    with _reading(path) as (checkpointer, place):
-        return record, _read_variables(path, checkpointer, place, wanted)
+        return metadata, _read_variables(path, checkpointer, place, wanted)
 
 
 def _read_variables(
@@ -278,24 +270,6 @@ def _unreadable(path: str, error: Exception) -> InputError:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
-
-
-def model_spec(name: str, num_features: int, options: dict[str, Any]) -> dict[str, Any]:
-    """What a record says of the architecture, enough for `create_model`."""
-    return {"backbone": name, "num_features": num_features, "options": options}
-
-
-def create_model(spec: dict[str, Any]):
-    """The module that `model_spec` describes.
-
-    Raises:
-      InputError: if it describes none.
-    """
-    match spec:
-        case {"backbone": name, "num_features": num_features, "options": dict(options)}:
-            if all(isinstance(option, str) for option in options):
-                return models.create(name, num_features, **options)
-    raise InputError("its model must be given as backbone, num_features and options")
 
 
 def _existing(path: str) -> epath.Path:

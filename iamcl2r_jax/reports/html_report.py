@@ -16,17 +16,19 @@ import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import compatibility, methods, simplex
+from iamcl2r_jax import compatibility, methods
 from iamcl2r_jax.data.stream import Stream
+from iamcl2r_jax.evaluation.adapters import carrier
 from iamcl2r_jax.evaluation.evaluation import Evaluation, finite
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.stored import Model, load_metadata
 from iamcl2r_jax.reports import plots
 from iamcl2r_jax.reports import report_pictures as pictures
 from iamcl2r_jax.system import distributed, files
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
-from iamcl2r_jax.training.task import Model, ProgramsBySpec
+from iamcl2r_jax.training.task import ProgramsByArchitecture
 
 FILE = "report.html"
 
@@ -50,7 +52,7 @@ def write(
     workdir: str,
     results: Mapping[str, Any],
     *,
-    programs: ProgramsBySpec | None = None,
+    programs: ProgramsByArchitecture | None = None,
     stream: Stream | None = None,
     evaluations: Mapping[str, Evaluation] | None = None,
 ) -> str:
@@ -65,7 +67,7 @@ def write(
     Returns:
       Path of the page.
     """
-    programs = programs or ProgramsBySpec(config)
+    programs = programs or ProgramsByArchitecture(config)
     stream = stream or inputs.load_stream(config)
     evaluations = evaluations or inputs.load_evaluations(config)
     records = runs.task_records(workdir)
@@ -73,12 +75,12 @@ def write(
     models = {f"model {n}": runs.load_task(config, workdir, n - 1) for n in sorted({1, num_tasks})}
     newest = models[f"model {num_tasks}"]
     embed = {
-        name: partial(programs.of(model.spec).features, model.variables)
+        name: partial(programs.of(model.architecture).features, model.variables)
         for name, model in models.items()
     }
     method = methods.get(config.method)
     carriers = [
-        runs.load_task(config, workdir, task).carry()
+        carrier(runs.load_task(config, workdir, task))
         for task in range(1, num_tasks if method.adapts else 1)
     ]
 
@@ -115,7 +117,7 @@ def write(
             directory,
             stream,
             embed,
-            simplex.dsimplex(config.num_slots) if fixed else heads.rows_of(newest.variables),
+            newest.classifier_rows(),
             fixed=fixed,
             seed=config.seed,
         ),
@@ -170,7 +172,7 @@ def _facts(
     """What a reader asks first of a run."""
     method = methods.get(config.method)
     formula = (inspect.getdoc(method.loss) or "own loss").partition("\n")[0].rstrip(".")
-    spec, train, image = newest.spec, config.train, config.image
+    network, train, image = newest.architecture, config.train, config.image
     parameters = sum(leaf.size for leaf in jax.tree.leaves(newest.variables["params"]))
     sizes = results["classes_per_task"]
     memory = f"{config.memory_per_class} remembered of each class"
@@ -185,8 +187,8 @@ def _facts(
         "stream": f"{config.stream.dataset}, {sum(sizes)} classes in {len(sizes)} tasks of "
         f"{', '.join(map(str, sizes))}; {len(stream.train):,} training images; "
         f"{memory if method.uses_memory else 'no memory'}",
-        "network": f"{spec['backbone']}{_options(spec['options'])}, {parameters:,} parameters, "
-        f"{spec['num_features']} features",
+        "network": f"{network.backbone}{_options(dict(network.options))}, "
+        f"{parameters:,} parameters, {network.num_features} features",
         "classifier": classifier,
         "schedule": f"{train.epochs} epochs per task in batches of {train.batch_size}; SGD, "
         f"learning rate {train.learning_rate:g} to {train.final_learning_rate:g} (cosine), "
@@ -219,12 +221,13 @@ def _tasks(
 
 
 def _external_model(path: str | None) -> str:
-    """An external model in words: its path, and of what it was made where its record is at hand."""
+    """An external model in words: its path, and its training classes if it is still there."""
     if path is None or not checkpoints.exists(path):
         return path or ""
-    record = checkpoints.load_record(path)
-    first, stop = record["slots"]
-    return f"{path}: {stop - first} classes of {record.get('dataset', 'unknown images')}"
+    metadata = load_metadata(path)
+    first, stop = metadata.slots
+    dataset = metadata.about.get("dataset", "unknown images")
+    return f"{path}: {stop - first} classes of {dataset}"
 
 
 def _evaluations(

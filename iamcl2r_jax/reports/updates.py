@@ -15,13 +15,11 @@ from rich.table import Table
 from iamcl2r_jax import simplex
 from iamcl2r_jax.evaluation import theorem
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
-from iamcl2r_jax.methods import heads
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.stored import Architecture, Model
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
 from iamcl2r_jax.training.pretraining import image_options
-from iamcl2r_jax.training.task import Model
 
 CONFIDENCE = 0.95
 # Kinds of updates.
@@ -152,16 +150,16 @@ def check_run(
         )
 
     features, vectors, models = [], [], []
-    extractors: dict[str, FeatureExtractor] = {}
+    extractors: dict[Architecture, FeatureExtractor] = {}
     with reporter.stage("features", len(known)) as stage:
-        for task, record in enumerate(records):
+        for task in range(len(records)):
             model = runs.load_task(config, workdir, task)
-            key = str(model.spec)
+            key = model.architecture
             if key not in extractors:  # models of one architecture share a compiled program
-                module = checkpoints.create_model(model.spec)
+                module = key.module()
                 extractors[key] = FeatureExtractor(module, image_options(config.image))
             features.append(extractors[key](model.variables, images))
-            vectors.append(_class_vectors(model, record, known[-1]))
+            vectors.append(_class_vectors(model, known[-1]))
             models.append(_state(task, features[-1], labels, vectors[-1][: known[task]]))
             stage.advance()
 
@@ -192,13 +190,11 @@ def _kind(between: Sequence[Mapping[str, Any]]) -> str:
     return REPLACED if any(record["replaced_by"] for record in between) else FINE_TUNED
 
 
-def _class_vectors(model: Model, record: dict[str, Any], num_stream_classes: int) -> np.ndarray:
+def _class_vectors(model: Model, num_stream_classes: int) -> np.ndarray:
     """Classifier vectors of the stream's classes in a model, [C, D]."""
-    num_slots = record["num_slots"]
-    learnable = heads.is_learnable(record["head"])
-    rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(num_slots)
-    slots = simplex.downstream_slot(np.arange(num_stream_classes), num_slots)
-    return np.asarray(rows)[slots]
+    labels = np.arange(num_stream_classes)
+    slots = simplex.downstream_slot(labels, model.metadata.num_slots)
+    return np.asarray(model.classifier_rows())[slots]
 
 
 def _state(task: int, features: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> ModelState:

@@ -21,18 +21,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from iamcl2r_jax import simplex
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import checkpoints, expected_variables
 from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.layers import linear_init
+from iamcl2r_jax.models.stored import (
+    EXTERNAL,
+    Architecture,
+    ImageInput,
+    Metadata,
+    Model,
+    Requirement,
+    load_model,
+    save_model,
+)
 from iamcl2r_jax.system import runtime
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.torch_import import torch_files
-from iamcl2r_jax.training import pretraining
-from iamcl2r_jax.training.training import expected_variables
 
 _RESNET = {"shortcut_conv": "downsample.0", "shortcut_bn": "downsample.1"}
 _SENET = {"shortcut_conv": "shortcut.0", "attention.squeeze": "fc1", "attention.excite": "fc2"}
@@ -72,7 +79,7 @@ class Imported:
     """A network taken from a PyTorch checkpoint.
 
     Attributes:
-      spec: its architecture, see `checkpoints.model_spec`.
+      architecture: of the network.
       variables: {"params", "batch_stats"} of NumPy float32 arrays.
       drop_in: whether its features are those of a d-Simplex model; if not, the map to the feature
         is new and the model is only a starting point for training.
@@ -80,7 +87,7 @@ class Imported:
       ignored: names of tensors in the file that were not taken over: a classifier's own head.
     """
 
-    spec: dict[str, Any]
+    architecture: Architecture
     variables: Variables
     drop_in: bool
     simplex_difference: float | None
@@ -138,9 +145,9 @@ def read(
             f"checkpoint {path} has features of {dim} dimensions, not num_features={num_features} "
             "(num_classes - 1)"
         )
-    spec = checkpoints.model_spec(backbone, dim, _options(backbone, stored))
+    architecture = Architecture.of(backbone, dim, _options(backbone, stored))
     try:
-        model = checkpoints.create_model(spec)
+        model = architecture.module()
     except ValueError as error:
         raise InputError(f"checkpoint {path} does not fit: {error}") from None
     expected = traverse_util.flatten_dict(expected_variables(model, image_size=32))
@@ -171,7 +178,7 @@ def read(
         problems = [p if drop_in else p.removeprefix("backbone.") for p in problems]
         raise InputError(f"checkpoint {path} does not fit {backbone}: {'; '.join(problems)}")
     return Imported(
-        spec, traverse_util.unflatten_dict(variables), drop_in, difference, tuple(heads)
+        architecture, traverse_util.unflatten_dict(variables), drop_in, difference, tuple(heads)
     )
 
 
@@ -253,26 +260,18 @@ def import_model(
         num_features=None if num_classes is None else num_classes - 1,
         key=jax.random.key(seed),
     )
-    num_slots = imported.spec["num_features"] + 1
-    if classes is not None and not 0 <= classes <= num_slots:
-        raise InputError(f"classes={classes}: must be in 0..{num_slots}, the simplex's")
+    num_classes = imported.architecture.num_features + 1
+    if classes is not None and not 0 <= classes <= num_classes:
+        raise InputError(f"classes={classes}: must be in 0..{num_classes}, the simplex's")
     if image and not all(len(image.get(name, "rgb")) == 3 for name in ("mean", "std")):
         raise InputError(f"image={image}: mean and std must be three numbers each")
     image = (_OFFICIAL_IMAGE if imported.drop_in else _IMAGENET_IMAGE) | (image or {})
+    image = {name: tuple(v) if name != "size" else v for name, v in image.items()}
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    record = {
-        "kind": "external",
-        "head": heads.SIMPLEX,
-        "model": imported.spec,
-        "image": pretraining.image_spec(ConfigDict(image)),
-        "num_slots": num_slots,
-        "slots": [0, classes or 0],  # first and one past the last
+    about = {
         "dataset": dataset,
-        "class_names": [],
-        "config": {},
         "accuracy": None,
-        "history": [],
         "source": {
             "file": os.path.basename(path),
             "sha256": digest,
@@ -282,8 +281,17 @@ def import_model(
         },
         "versions": runtime.versions(),
     }
-    checkpoints.save(output, imported.variables, record)
-    return _summary(path, output, imported, record)
+    metadata = Metadata(
+        kind=EXTERNAL,
+        architecture=imported.architecture,
+        head=heads.SIMPLEX,
+        num_slots=num_classes,
+        slots=(0, classes or 0),
+        image=ImageInput(**image),
+        about=about,
+    )
+    save_model(output, Model(metadata, imported.variables))
+    return _summary(path, output, imported, metadata)
 
 
 def export_model(directory: str, output: str) -> list[str]:
@@ -307,18 +315,9 @@ def export_model(directory: str, output: str) -> list[str]:
     if target.exists():
         raise InputError(f"output={output} exists already; remove it or choose another name")
 
-    def expected(record):
-        spec = record["model"]
-        if spec["num_features"] != record["num_slots"] - 1:
-            raise InputError(
-                f"checkpoint {directory} has {spec['num_features']} features and "
-                f"{record['num_slots']} classes; that is no d-Simplex model"
-            )
-        return expected_variables(checkpoints.create_model(spec), image_size=32)
-
-    record, variables = checkpoints.load_described(directory, expected)
-    spec = record["model"]
-    state = to_torch_state_dict(variables, spec["backbone"])
+    model = load_model(directory, Requirement(head=heads.SIMPLEX))
+    backbone, options = model.architecture.backbone, model.architecture.options
+    state = to_torch_state_dict(model.variables, backbone)
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{os.getpid()}.{target.name}")
     try:
@@ -326,8 +325,8 @@ def export_model(directory: str, output: str) -> list[str]:
         draft.replace(target)
     finally:
         draft.unlink(missing_ok=True)
-    options = ", ".join(f"{name} {value}" for name, value in spec["options"].items())
-    return [f"exported {spec['backbone']} ({options}) with {len(state)} tensors: {output}"]
+    options = ", ".join(f"{name} {value}" for name, value in options)
+    return [f"exported {backbone} ({options}) with {len(state)} tensors: {output}"]
 
 
 def _official_names(path: str, stored: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -427,27 +426,27 @@ def _check_simplex(stored: np.ndarray | None, dim: int) -> tuple[str, float | No
     return "", largest
 
 
-def _summary(path: str, output: str, imported: Imported, record: dict) -> list[str]:
-    leaves = jax.tree.leaves(imported.variables["params"])
-    options = ", ".join(f"{name} {value}" for name, value in imported.spec["options"].items())
+def _summary(path: str, output: str, imported: Imported, metadata: Metadata) -> list[str]:
+    leaves, source = jax.tree.leaves(imported.variables["params"]), metadata.about["source"]
+    options = ", ".join(f"{name} {value}" for name, value in imported.architecture.options)
     lines = [
-        f"imported {imported.spec['backbone']} ({options}) from {path}: "
-        f"{sum(leaf.size for leaf in leaves):,} parameters, sha256 {record['source']['sha256']}"
+        f"imported {imported.architecture.backbone} ({options}) from {path}: "
+        f"{sum(leaf.size for leaf in leaves):,} parameters, sha256 {source['sha256']}"
     ]
     if imported.drop_in:
         lines.append(
-            f"its simplex of K={record['num_slots']} is ours (largest difference "
+            f"its simplex of K={metadata.num_slots} is ours (largest difference "
             f"{imported.simplex_difference:.1g})"
         )
-        if not record["source"]["classes_known"]:
+        if not source["classes_known"]:
             lines.append(
                 "how many classes it was trained on is not known (--classes): a run cannot check "
                 "that its own classes take other slots of the simplex"
             )
     else:
         lines.append(
-            f"only the trunk: the map to {imported.spec['num_features']} features is new (seed "
-            f"{record['source']['seed']}), so this is a starting point for training, not a drop-in "
+            f"only the trunk: the map to {imported.architecture.num_features} features is new "
+            f"(seed {source['seed']}), so this is a starting point for training, not a drop-in "
             "replacement"
         )
     if imported.ignored:

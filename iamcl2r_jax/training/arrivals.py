@@ -6,6 +6,7 @@ decision is made once, and holds whatever happens to the directory afterwards.
   arrivals/<t>.json   whether it took up one
 """
 
+import dataclasses
 import os
 import shlex
 
@@ -13,11 +14,11 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.stored import Model, save_model
 from iamcl2r_jax.system import distributed, files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.inputs import load_external
-from iamcl2r_jax.training.pretraining import ExternalModel
 
 
 def check_watched(config: ConfigDict) -> None:
@@ -31,9 +32,9 @@ def take(
     config: ConfigDict,
     workdir: str,
     task: int,
-    external: dict[int, ExternalModel],
+    external: dict[int, Model],
     reporter: Reporter,
-) -> dict[int, ExternalModel]:
+) -> dict[int, Model]:
     """What a task takes up from the watched directory.
 
     The best model there that is better than the one in use, which is the last external one. An
@@ -66,7 +67,7 @@ def _decide(
     config: ConfigDict,
     copy: str,
     task: int,
-    external: dict[int, ExternalModel],
+    external: dict[int, Model],
     reporter: Reporter,
 ) -> bool:
     try:
@@ -78,15 +79,16 @@ def _decide(
             before = [earlier for earlier in external if earlier < task]
             best = _best(config, external[max(before)] if before else None, reporter)
             if best is not None:
-                origin = {"taken_from": os.path.abspath(best.path)}
-                checkpoints.save(copy, best.variables, best.record | origin)
+                about = best.metadata.about | {"taken_from": os.path.abspath(best.path)}
+                metadata = dataclasses.replace(best.metadata, about=about)
+                save_model(copy, dataclasses.replace(best, metadata=metadata))
                 reporter.message(f"task {task + 1}: takes up {best.path}, {_describe(best)}")
         decision = {"taken": checkpoints.exists(copy)}
         files.write_json(f"{copy}.json", decision)
     return decision["taken"]
 
 
-def fixed_schedule(external: dict[int, ExternalModel]) -> str:
+def fixed_schedule(external: dict[int, Model]) -> str:
     """The flags that give a run these external models at these tasks, whatever is watched."""
     tasks = tuple(sorted(external))
     values = {
@@ -99,9 +101,7 @@ def fixed_schedule(external: dict[int, ExternalModel]) -> str:
     )
 
 
-def _best(
-    config: ConfigDict, in_use: ExternalModel | None, reporter: Reporter
-) -> ExternalModel | None:
+def _best(config: ConfigDict, in_use: Model | None, reporter: Reporter) -> Model | None:
     best, highest = in_use, _rank(in_use) if in_use else (-1, -1.0)
     for path in _children(config.replacements.watch):
         try:
@@ -130,9 +130,9 @@ def _children(directory: str) -> list[str]:
     return [os.path.join(directory, name) for name in names if not name.startswith(".")]
 
 
-def _rank(model: ExternalModel) -> tuple[int, float]:
+def _rank(model: Model) -> tuple[int, float]:
     """Number of classes of pre-training, then held-out accuracy; unknown is below any."""
-    classes, accuracy = model.record["slots"][1], model.record.get("accuracy")
+    classes, accuracy = model.metadata.slots[1], model.metadata.about.get("accuracy")
     if accuracy is None:
         return classes, -1.0
     if not 0 <= accuracy <= 1:
@@ -140,7 +140,7 @@ def _rank(model: ExternalModel) -> tuple[int, float]:
     return classes, accuracy
 
 
-def _describe(model: ExternalModel) -> str:
+def _describe(model: Model) -> str:
     classes, accuracy = _rank(model)
     known = "" if accuracy < 0 else f", held-out accuracy {accuracy:.1%}"
     return f"pre-trained on {classes} classes{known}"

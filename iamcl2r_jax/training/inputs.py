@@ -2,16 +2,15 @@
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import methods, simplex
+from iamcl2r_jax import methods
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
 from iamcl2r_jax.evaluation.evaluation import Evaluation
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.models.stored import EXTERNAL, ImageInput, Model, Requirement, load_model
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import pretraining
-from iamcl2r_jax.training.pretraining import ExternalModel
 
 
 def stream_size(config: ConfigDict) -> tuple[int, int]:
@@ -38,8 +37,8 @@ def recipe_of(config: ConfigDict) -> ConfigDict:
 
 
 def external_models(
-    config: ConfigDict, reporter: Reporter, preemption: Preemption
-) -> dict[int, ExternalModel]:
+    config: ConfigDict, reporter: Reporter, preemption: Preemption, command: str | None = None
+) -> dict[int, Model]:
     """The external model of each replacement, by task; those with a recipe are made if missing.
 
     They are made with the head that the method asks for, and those given must have it.
@@ -65,26 +64,26 @@ def external_models(
             pretraining.tidy(path, reporter)
     if missing:
         recipe.data_dir = recipe.data_dir or config.data_dir
-        pretraining.pretrain(recipe, missing, reporter, preemption)
+        pretraining.pretrain(recipe, missing, reporter, preemption, command=command)
         loaded |= {path: load_external(config, path) for path in missing.values()}
     return {task: loaded[path] for task, path in zip(replacements.tasks, paths, strict=bool(paths))}
 
 
-def load_external(config: ConfigDict, path: str) -> ExternalModel:
+def load_external(config: ConfigDict, path: str) -> Model:
     """An external model that this run can take up.
 
     Raises:
-      InputError: see `pretraining.load_external`; or if the stream's classes need slots that it
-        was trained on.
+      InputError: see `stored.load_model`; or if the stream's classes need slots that it was
+        trained on.
     """
-    head = methods.get(config.method).external_head
-    model = pretraining.load_external(path, config.num_slots, config.image, head)
-    num_stream_classes, _ = stream_size(config)
-    try:
-        simplex.check_slots(num_stream_classes, model.record["slots"][1], config.num_slots)
-    except InputError as error:
-        raise InputError(f"checkpoint {path}: {error}") from None
-    return model
+    require = Requirement(
+        kind=EXTERNAL,
+        head=methods.get(config.method).external_head,
+        num_slots=config.num_slots,
+        image=ImageInput.of(config.image),
+        stream_classes=stream_size(config)[0],
+    )
+    return load_model(path, require)
 
 
 def load_stream(config: ConfigDict) -> Stream:

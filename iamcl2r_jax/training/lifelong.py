@@ -29,9 +29,10 @@ from iamcl2r_jax.config import (
     validate,
 )
 from iamcl2r_jax.data.stream import Stream, remember
+from iamcl2r_jax.evaluation import adapters
 from iamcl2r_jax.evaluation.evaluation import Evaluation, compatibility_matrices, embed, measured
 from iamcl2r_jax.methods.centres import ClassCentres
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.stored import Model, save_model
 from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system import distributed, files, runtime, tracking
 from iamcl2r_jax.system.errors import DamagedError, InputError
@@ -39,12 +40,10 @@ from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.runtime import Clock
 from iamcl2r_jax.training import arrivals, inputs
-from iamcl2r_jax.training.pretraining import ExternalModel, image_spec
 from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.runs import intact_task_records, load_task, task_path
 from iamcl2r_jax.training.task import (
-    Model,
-    ProgramsBySpec,
+    ProgramsByArchitecture,
     Setting,
     first_model,
     start_variables,
@@ -106,7 +105,7 @@ def run(
         return finished
     files.require_writable(workdir)
 
-    programs = ProgramsBySpec(config)
+    programs = ProgramsByArchitecture(config)
     with runtime.measure_compilation() as compilation:
         clock = Clock()
         arrivals.check_watched(config)
@@ -118,7 +117,7 @@ def run(
         distributed.check_same("data", digests)
         refuse_other_data(digests, workdir)
         clock.lap("data")
-        external = inputs.external_models(config, reporter, preemption)
+        external = inputs.external_models(config, reporter, preemption, command)
         clock.lap("pretrain")
         dataset = stream_dataset(config, stream, programs)
         with files.one_writer(workdir), tracking.open_tracker(config, workdir) as tracker:
@@ -258,10 +257,10 @@ class TaskTraining:
 
 Trained = tuple[Model, list[dict[str, float]]]  # the model, and the metrics of each epoch
 # The record of each task, and the external models with those that arrived.
-Finished = tuple[list[dict[str, Any]], dict[int, ExternalModel]]
+Finished = tuple[list[dict[str, Any]], dict[int, Model]]
 
 
-def train_stream(setting: Setting, external: dict[int, ExternalModel], workdir: str) -> Finished:
+def train_stream(setting: Setting, external: dict[int, Model], workdir: str) -> Finished:
     """Trains task after task, from where an earlier start stopped, and saves each.
 
     Args:
@@ -305,7 +304,7 @@ def following(
 
 
 def stream_tasks(
-    setting: Setting, external: dict[int, ExternalModel], workdir: str
+    setting: Setting, external: dict[int, Model], workdir: str
 ) -> Generator[TaskTraining, Trained, Finished]:
     """The procedure but for the training itself, which the caller does.
 
@@ -339,7 +338,7 @@ def stream_tasks(
         external = external | arrivals.take(config, workdir, task, external, reporter)
         previous, adapter = model, None
         if task in external:
-            model = Model.of(external[task])
+            model = external[task]
         elif model is None:
             model = first_model(config)
         variables = start_variables(config, task, model, replaced=task in external)
@@ -351,13 +350,7 @@ def stream_tasks(
         if method.adapts and task:
             model, adapter = with_adapter(setting, task, previous, model)
         record = {
-            "kind": "task",
             "task": task,
-            "model": model.spec,
-            "head": method.head,
-            "num_slots": config.num_slots,
-            "image": image_spec(config.image),
-            "slots": list(model.slots),
             "replaced_by": external[task].path if task in external else None,
             "retrained": task in config.replacements.retrain,
             "memory": memory.tolist(),
@@ -368,7 +361,8 @@ def stream_tasks(
             "versions": runtime.versions(),
         }
         if distributed.is_first():
-            checkpoints.save(task_path(workdir, task), model.stored, record)
+            metadata = dataclasses.replace(model.metadata, about=record)
+            save_model(task_path(workdir, task), dataclasses.replace(model, metadata=metadata))
         records.append(record)
         setting.tracker.task(record)
         _report_task(record, stream, reporter)
@@ -412,10 +406,10 @@ def evaluate(
         with setting.reporter.stage("evaluation", num_tasks * len(evaluations)) as stage:
             for task in range(num_tasks):
                 model = load_task(config, workdir, task)
-                extract = setting.programs.of(model.spec).features
+                extract = setting.programs.of(model.architecture).features
                 for name, evaluation in evaluations.items():
                     setting.preemption.check()
-                    yield name, embed(extract, model.variables, evaluation, model.carry())
+                    yield name, embed(extract, model.variables, evaluation, adapters.carrier(model))
                     passes += 1
                     stage.advance()
 
@@ -425,8 +419,8 @@ def evaluate(
 def references(
     config: ConfigDict,
     evaluations: dict[str, Evaluation],
-    external: dict[int, ExternalModel],
-    programs: ProgramsBySpec,
+    external: dict[int, Model],
+    programs: ProgramsByArchitecture,
 ) -> dict[str, dict[str, float]]:
     """What models that never saw the stream reach on the evaluations, in percent as AA.
 
@@ -435,8 +429,7 @@ def references(
     """
     models = {"untrained": first_model(config)}
     if external:
-        first = external[min(external)]
-        models["first_external"] = Model.of(first)
+        models["first_external"] = external[min(external)]
     return {
         evaluation_name: {
             name: 100 * float(_own_accuracy(config, evaluation, model, programs))
@@ -447,6 +440,6 @@ def references(
 
 
 def _own_accuracy(config, evaluation, model, programs) -> float:
-    embedded = embed(programs.of(model.spec).features, model.variables, evaluation)
+    embedded = embed(programs.of(model.architecture).features, model.variables, evaluation)
     measure = config.measures[0]
     return compatibility_matrices(evaluation, [embedded], [measure])[measure][0, 0]

@@ -1,7 +1,7 @@
 """External models: models that somebody else pre-trained, with the d-Simplex or a learnable head.
 
-An external model is a checkpoint (`checkpoints.py`) whose record says what is needed to use it
-safely: architecture, head, K, slots used, data set, classes, configuration and versions.
+An external model is stored as every model is (`models/stored.py`); its metadata say besides on what
+data set and classes it was trained, with what configuration, versions, command and machine.
 """
 
 import dataclasses
@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +26,15 @@ from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models import checkpoints, init_variables
+from iamcl2r_jax.models.stored import (
+    EXTERNAL,
+    Architecture,
+    ImageInput,
+    Metadata,
+    Model,
+    save_model,
+)
 from iamcl2r_jax.system import distributed, files, runtime, tracking
 from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError
 from iamcl2r_jax.system.parallel import batch_sharding
@@ -39,38 +46,13 @@ from iamcl2r_jax.training.training import (
     OldModel,
     Program,
     TaskData,
-    Variables,
     cosine_schedule,
-    expected_variables,
-    init_variables,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class ExternalModel:
-    """A loaded external model.
-
-    Attributes:
-      path: directory it was loaded from.
-      spec: its architecture, see `checkpoints.model_spec`.
-      variables: as its module's `.apply` takes them.
-      record: what its checkpoint says of it.
-    """
-
-    path: str
-    spec: dict[str, Any]
-    variables: Variables
-    record: dict[str, Any]
 
 
 def image_options(image: ConfigDict) -> ImageOptions:
     """The configuration's `image` as the compiled program takes it."""
     return ImageOptions(tuple(image.mean), tuple(image.std), image.crop_padding, image.flip)
-
-
-def image_spec(image: ConfigDict) -> dict[str, Any]:
-    """What a record says of the network's input: size in pixels, mean and deviation."""
-    return {"size": image.size, "mean": list(image.mean), "std": list(image.std)}
 
 
 def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
@@ -91,7 +73,9 @@ def pretrain(
     paths: Mapping[int, str],
     reporter: Reporter,
     preemption: Preemption | None = None,
-) -> dict[int, dict[str, Any]]:
+    *,
+    command: str | None = None,
+) -> dict[int, Model]:
     """Trains models on growing subsets of classes, each from scratch.
 
     Class y of the data set takes slot y, the row y of a learnable head. The result for n classes
@@ -103,9 +87,10 @@ def pretrain(
       paths: for each number of classes, the directory to write its checkpoint to.
       reporter: shows the progress.
       preemption: saves and raises `PreemptedError` once requested.
+      command: how the program that calls this was started, for the metadata.
 
     Returns:
-      The record of each checkpoint.
+      The model of each number of classes, as saved.
 
     Raises:
       InputError: before any training.
@@ -122,7 +107,7 @@ def pretrain(
         if line := sources.passed_over(config.dataset, split):
             reporter.message(line)
     trainer = _Trainer(config, train, test)
-    records = {}
+    made = {}
     for classes, path in sorted(paths.items()):
         place = _progress_place(path)
         with files.one_writer(place):
@@ -131,41 +116,35 @@ def pretrain(
                 _refuse_other_images(train, place)
             store = ProgressStore(place, config.saving, reporter)
             with tracking.open_tracker(config, place) as tracker:
-                variables, history = trainer.train(
+                model, history = trainer.train(
                     classes, store, reporter, preemption, on_epoch=partial(tracker.epochs, 0)
                 )
-                accuracy = trainer.held_out_accuracy(variables, classes)
+                accuracy = trainer.held_out_accuracy(model)
+                seconds = time.monotonic() - started
                 tracker.task(
-                    {
-                        "task": 0,
-                        "history": history,
-                        "task_accuracy": accuracy,
-                        "seconds": time.monotonic() - started,
-                    }
+                    {"task": 0, "history": history, "task_accuracy": accuracy, "seconds": seconds}
                 )
-            records[classes] = {
-                "kind": "external",
-                "model": trainer.spec,
-                "head": config.head,
-                "num_slots": config.num_slots,
-                "slots": [0, classes],  # first and one past the last
-                "image": image_spec(config.image),
+            about = {
                 "dataset": config.dataset,
                 "class_names": list(train.class_names[:classes]),
-                "config": _with_classes(config, classes).to_dict(),
+                "config": files.as_json(_with_classes(config, classes).to_dict()),
                 "accuracy": accuracy,
                 "history": history,
-                "versions": runtime.versions(),
+                "seconds": seconds,
+                "command": command,
+                "environment": runtime.environment(),
             }
+            metadata = dataclasses.replace(model.metadata, about=about)
+            made[classes] = dataclasses.replace(model, metadata=metadata, path=path)
             if distributed.is_first():
-                checkpoints.save(path, variables, records[classes], tracking.written(place))
+                save_model(path, made[classes], tracking.written(place))
             store.clear()
         reporter.message(
             f"external model on {classes} classes of {config.dataset}"
             f"{'' if accuracy is None else f', held-out accuracy {accuracy:.1%}'}: {path}"
         )
     distributed.wait_for_all("external models saved")
-    return records
+    return made
 
 
 def _with_classes(config: ConfigDict, classes: int) -> ConfigDict:
@@ -239,10 +218,10 @@ class _Trainer:
     def __init__(self, config: ConfigDict, train: ImageSet, test: ImageSet | None):
         self._config, self._labels, self._test = config, train.labels, test
         self._learnable = heads.is_learnable(config.head)
-        self.spec = checkpoints.model_spec(
-            config.model.backbone, config.num_slots - 1, config.model.options.to_dict()
+        self._architecture = Architecture.of(
+            config.model.backbone, config.num_slots - 1, config.model.options
         )
-        model = checkpoints.create_model(self.spec)
+        model = self._architecture.module()
         options = image_options(config.image)
         self._epoch = CompiledEpoch(
             Program(
@@ -271,8 +250,8 @@ class _Trainer:
         reporter: Reporter,
         preemption: Preemption,
         on_epoch: Callable[[Sequence[dict[str, float]]], None],
-    ) -> tuple[Variables, list[dict[str, float]]]:
-        """Trains on the first `classes` classes: the variables and each epoch's metrics."""
+    ) -> tuple[Model, list[dict[str, float]]]:
+        """Trains on the first `classes` classes: the model and each epoch's metrics."""
         config = self._config
         key = jax.random.fold_in(jax.random.key(config.seed), classes)
         key_init, key_fit = jax.random.split(key)
@@ -281,7 +260,7 @@ class _Trainer:
             # No number of classes is that large: this key is no other's.
             key_heads = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
             key_head = jax.random.fold_in(key_heads, classes)
-            rows = heads.random_rows(key_head, config.num_slots, self.spec["num_features"])
+            rows = heads.random_rows(key_head, config.num_slots, config.num_slots - 1)
             variables = heads.attach(variables, rows)
         capacity = max(len(self._labels), config.train.batch_size)
         rates = cosine_schedule(
@@ -295,7 +274,7 @@ class _Trainer:
             memory=make_pool(np.zeros(0, np.int32), capacity),
             classes=self._classes(classes),
         )
-        return fit_resumably(
+        variables, history = fit_resumably(
             f"pre-training on {classes} classes",
             self._epoch,
             variables,
@@ -308,95 +287,26 @@ class _Trainer:
             preemption=preemption,
             on_epoch=on_epoch,
         )
+        metadata = Metadata(
+            kind=EXTERNAL,
+            architecture=self._architecture,
+            head=config.head,
+            num_slots=config.num_slots,
+            slots=(0, classes),
+            image=ImageInput.of(config.image),
+        )
+        return Model(metadata, variables), history
 
     def _classes(self, classes: int) -> methods.Classes:
         trained = jnp.arange(self._config.num_slots) < classes
         return methods.Classes(active=trained, new=trained, known=jnp.zeros_like(trained))
 
-    def held_out_accuracy(self, variables: Variables, classes: int) -> float | None:
-        """Top-1 accuracy on held-out images; None without such images.
-
-        Among all K slots of the simplex, but only the trained rows of a learnable head.
-        """
+    def held_out_accuracy(self, model: Model) -> float | None:
+        """Top-1 accuracy of `Model.classify` on held-out images; None without such images."""
         if self._test is None:
             return None
+        classes = model.metadata.slots[1]
         held_out = np.flatnonzero(self._test.labels < classes)
-        features = self._features(variables, self._test.images[held_out])
-        if self._learnable:
-            active = np.asarray(self._classes(classes).active)
-            chosen = heads.predict(self._config.head, features, heads.rows_of(variables), active)
-        else:
-            chosen = heads.predict(self._config.head, features, self._simplex)
+        features = self._features(model.variables, self._test.images[held_out])
+        chosen = model.classify(features, np.asarray(self._classes(classes).active))
         return float(np.mean(chosen == simplex.external_slot(self._test.labels[held_out])))
-
-
-def load_external(
-    path: str, num_slots: int, image: ConfigDict, head: str = heads.SIMPLEX
-) -> ExternalModel:
-    """Loads an external model for use in a run.
-
-    Args:
-      path: directory of its checkpoint.
-      num_slots: K of the run.
-      image: the run's `image`; the model must have been trained on the same input.
-      head: with what classifier it must have been trained, see `heads`.
-
-    Raises:
-      InputError: if it is not a finished checkpoint of an external model, was trained with
-        another head, simplex or input, or its arrays are not those of its own architecture.
-    """
-
-    def expected(record):
-        return _expected_variables(path, num_slots, image, head, record)
-
-    record, variables = checkpoints.load_described(path, expected)
-    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
-        raise InputError(f"checkpoint {path}: it holds values that are not finite")
-    return ExternalModel(path, record["model"], variables, record)
-
-
-def _expected_variables(
-    path: str, num_slots: int, image: ConfigDict, head: str, record: dict[str, Any]
-) -> Any:
-    """What the arrays of the checkpoint at `path` must be, by its record; see `load_external`."""
-    if record.get("kind") != "external":
-        raise InputError(
-            f"checkpoint {path} is no external model; launch/pretrain.py makes such models"
-        )
-    missing = {"model", "head", "num_slots", "slots", "image"} - record.keys()
-    if missing:
-        raise InputError(
-            f"checkpoint {path}: its record lacks {', '.join(sorted(missing))}; make it again with "
-            "launch/pretrain.py or launch/import_torch.py"
-        )
-    if record["head"] != head:
-        raise InputError(
-            f"checkpoint {path} was trained with head={record['head']!r}, the run's method needs "
-            f"head={head!r}"
-        )
-    if record["num_slots"] != num_slots:
-        raise InputError(
-            f"checkpoint {path} was trained with a simplex of K={record['num_slots']}, "
-            f"the run has num_slots={num_slots}; they must be equal"
-        )
-    if record["image"] != image_spec(image):
-        raise InputError(
-            f"checkpoint {path} was trained on images with {record['image']}, the run has "
-            f"image={image_spec(image)}; they must be equal"
-        )
-    spec = record["model"]
-    try:
-        model = checkpoints.create_model(spec)
-    except InputError as error:
-        raise InputError(f"checkpoint {path}: {error}") from None
-    match record["slots"]:
-        case [0, int(stop)] if spec["num_features"] == num_slots - 1 and 0 <= stop <= num_slots:
-            pass
-        case slots:
-            raise InputError(
-                f"checkpoint {path}: its record contradicts itself: K={num_slots}, "
-                f"{spec['num_features']} features (must be K - 1), slots {slots} (must be 0 and "
-                "one past the last)"
-            )
-    expected = expected_variables(model, image.size)
-    return heads.attach_expected(expected, head, num_slots, spec["num_features"])

@@ -8,12 +8,18 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax.config import recorded
-from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.stored import (
+    TASK,
+    ImageInput,
+    Model,
+    Requirement,
+    load_metadata,
+    load_model,
+)
 from iamcl2r_jax.system import distributed, files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training.task import Model, load_model
 
 
 def read_config(workdir: str) -> ConfigDict | None:
@@ -49,26 +55,20 @@ def task_records(workdir: str) -> list[dict[str, Any]]:
 
 
 def load_task_record(path: str, task: int) -> dict[str, Any]:
-    """The record of a task's checkpoint.
+    """What the metadata of a task's checkpoint say about the task.
 
     Raises:
       DamagedError: if it is damaged, or is not what a run writes after this task.
     """
-    record = checkpoints.load_record(path)
+    record = load_metadata(path, Requirement(kind=TASK)).about
     match record:
         case {
-            "kind": "task",
             "task": number,
-            "model": {"num_features": int()},
-            "head": heads.SIMPLEX | heads.LINEAR | heads.COSINE,
-            "num_slots": int(num_slots),
-            "slots": [int(), int()],
             "memory": list(memory),
             "task_accuracy": float(),
             "history": [*epochs],
         } if (
             number == task
-            and num_slots >= 2
             and all(type(index) is int and 0 <= index < 2**31 for index in memory)
             and epochs
             and all(isinstance(epoch, dict) and "loss" in epoch for epoch in epochs)
@@ -112,4 +112,5 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
 
 def load_task(config: ConfigDict, workdir: str, task: int) -> Model:
     """The model after a task."""
-    return load_model(task_path(workdir, task), config.image.size)
+    require = Requirement(kind=TASK, num_slots=config.num_slots, image=ImageInput.of(config.image))
+    return load_model(task_path(workdir, task), require)

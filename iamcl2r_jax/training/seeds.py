@@ -30,9 +30,9 @@ from iamcl2r_jax.training import inputs, lifelong
 from iamcl2r_jax.training.lifelong import TaskTraining, Trained
 from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
 from iamcl2r_jax.training.task import (
-    ProgramsBySpec,
+    ProgramsByArchitecture,
     Setting,
-    new_spec,
+    new_architecture,
     stream_dataset,
     task_data,
     task_key,
@@ -185,7 +185,7 @@ def train(
     for _, place in runs:
         lifelong.refuse_other_data(digests, place)
     external = inputs.external_models(config, reporter, preemption)
-    programs = ProgramsBySpec(config)
+    programs = ProgramsByArchitecture(config)
     dataset = stream_dataset(config, stream, programs)
     epochs: dict[Program, SeedsEpoch] = {}
     settings, streams = [], []
@@ -205,8 +205,8 @@ def train(
         place = os.path.join(workdir, "progress", f"{task}-{names}")
         store = ProgressStore(place, config.saving, reporter)
         start = trainings[group[0]].start  # the architectures are those of all
-        spec = new_spec(config, task, start)
-        program = programs.of(spec, teacher=start.spec).epoch.program
+        architecture = new_architecture(config, task, start)
+        program = programs.of(architecture, teacher=start.architecture).epoch.program
         if program not in epochs:
             epochs[program] = SeedsEpoch(program)
         outcomes = train_together(

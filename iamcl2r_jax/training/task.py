@@ -1,8 +1,6 @@
 """One task of a compared system: what it starts from, trains with and knows of the classes."""
 
 import dataclasses
-import json
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,91 +17,22 @@ from iamcl2r_jax.evaluation import adapters
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
-from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.models import init_variables
+from iamcl2r_jax.models.stored import (
+    TASK,
+    UNTRAINED,
+    Architecture,
+    ImageInput,
+    Metadata,
+    Model,
+)
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.tracking import Tracker
 from iamcl2r_jax.training import training
-from iamcl2r_jax.training.pretraining import ExternalModel, image_options
+from iamcl2r_jax.training.pretraining import image_options
 from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
-
-
-@dataclasses.dataclass(frozen=True)
-class Model:
-    """A model: its architecture and its variables.
-
-    Attributes:
-      spec: see `checkpoints.model_spec`.
-      variables: as its module's `.apply` takes them, a learnable head among the parameters.
-      slots: first row of the classifier that it was trained on, and one past the last.
-      trained: false for the random variables from which a run without an external model starts.
-      adapter: what carries galleries of the task before to this model, see `adapters`; None for
-        the first task, for external models and for methods that leave galleries as they are.
-    """
-
-    spec: dict[str, Any]
-    variables: training.Variables
-    slots: tuple[int, int]
-    trained: bool = True
-    adapter: adapters.Params | None = None
-
-    @classmethod
-    def of(cls, external: ExternalModel) -> "Model":
-        """An external model."""
-        return cls(external.spec, external.variables, tuple(external.record["slots"]))
-
-    @property
-    def stored(self) -> dict[str, Any]:
-        """What a checkpoint holds: the variables, and the adapter if there is one."""
-        return self.variables | ({} if self.adapter is None else {"adapter": self.adapter})
-
-    def carry(self) -> Callable[[np.ndarray], np.ndarray] | None:
-        """How a gallery of the task before is brought to this model; None if it stays as it is."""
-        return None if self.adapter is None else partial(adapters.carry, self.adapter)
-
-
-def load_model(path: str, image_size: int) -> Model:
-    """The model in a checkpoint of a task, or in an external one: what its record says it is.
-
-    Raises:
-      InputError: if there is no finished checkpoint, or its arrays are not what it says.
-    """
-    record, variables = checkpoints.load_described(
-        path, partial(_expected_variables, path, image_size)
-    )
-    adapter = variables.pop("adapter", None)
-    return Model(record["model"], variables, tuple(record["slots"]), adapter=adapter)
-
-
-def _expected_variables(path: str, image_size: int, record: dict[str, Any]) -> Any:
-    """What the arrays of the checkpoint at `path` must be, by its record; see `load_model`."""
-    match record:
-        case {
-            "model": spec,
-            "head": heads.SIMPLEX | heads.LINEAR | heads.COSINE as head,
-            "num_slots": int(num_slots),
-            "slots": [int(), int()],
-        }:
-            pass
-        case _:
-            raise InputError(
-                f"checkpoint {path}: its record does not say model, head, num_slots and slots"
-            )
-    try:
-        expected = training.expected_variables(checkpoints.create_model(spec), image_size)
-    except InputError as error:
-        raise InputError(f"checkpoint {path}: {error}") from None
-    expected = heads.attach_expected(expected, head, num_slots, spec["num_features"])
-    match record.get("adapter"):
-        case None:
-            pass
-        case {"hidden": int(hidden)} if hidden > 0:
-            expected |= {"adapter": adapters.expected(spec["num_features"], hidden)}
-        case adapter:
-            raise InputError(f"checkpoint {path}: its adapter is {adapter!r}")
-    return expected
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +43,7 @@ class Programs:
     features: FeatureExtractor
 
 
-class ProgramsBySpec:
+class ProgramsByArchitecture:
     """Compiled programs by architecture, made when first asked for.
 
     Attributes:
@@ -126,35 +55,35 @@ class ProgramsBySpec:
 
     def __init__(self, config: ConfigDict):
         self._config = config
-        self._made: dict[str, Programs] = {}
+        self._made: dict[tuple[Architecture, Architecture], Programs] = {}
         self.batch_sharding = batch_sharding(config.train.batch_size)
 
-    def of(self, spec: dict[str, Any], teacher: dict[str, Any] | None = None) -> Programs:
+    def of(self, architecture: Architecture, teacher: Architecture | None = None) -> Programs:
         """The programs for models of this architecture.
 
         Args:
-          spec: of the model.
+          architecture: of the model.
           teacher: of the old model that it is trained with; by default the same.
         """
         if teacher is None or not methods.get(self._config.method).uses_old_model:
-            teacher = spec
-        name = json.dumps([spec, teacher], sort_keys=True)
-        if name not in self._made:
-            self._made[name] = self._make(spec, teacher)
-        return self._made[name]
+            teacher = architecture
+        key = architecture, teacher
+        if key not in self._made:
+            self._made[key] = self._make(*key)
+        return self._made[key]
 
     def traces(self) -> int:
         """How often a train program was traced."""
         return sum(programs.epoch.traces for programs in self._made.values())
 
-    def _make(self, spec: dict[str, Any], teacher: dict[str, Any]) -> Programs:
+    def _make(self, architecture: Architecture, teacher: Architecture) -> Programs:
         config = self._config
-        model = checkpoints.create_model(spec)
+        model = architecture.module()
         method = methods.get(config.method)
         options = image_options(config.image)
         program = training.Program(
             model=model,
-            old_model=checkpoints.create_model(teacher) if method.uses_old_model else None,
+            old_model=teacher.module() if method.uses_old_model else None,
             loss=partial(method.loss, **config.method_options[config.method]),
             head=method.head,
             image_options=options,
@@ -183,14 +112,14 @@ class Setting:
     config: ConfigDict
     stream: Stream
     dataset: streaming.Dataset | streaming.HostDataset
-    programs: ProgramsBySpec
+    programs: ProgramsByArchitecture
     reporter: Reporter
     preemption: Preemption
     tracker: Tracker = dataclasses.field(default_factory=Tracker)
 
 
 def stream_dataset(
-    config: ConfigDict, stream: Stream, programs: ProgramsBySpec
+    config: ConfigDict, stream: Stream, programs: ProgramsByArchitecture
 ) -> streaming.Dataset | streaming.HostDataset:
     """The stream's training images, labelled by row of the classifier, on the devices or not."""
     slots = simplex.downstream_slot(stream.train.labels, config.num_slots)
@@ -199,25 +128,28 @@ def stream_dataset(
 
 def first_model(config: ConfigDict) -> Model:
     """Random variables of the configured architecture, and a random head if it is learnable."""
-    spec = _configured_spec(config)
-    variables = _random_variables(config, spec, _key(config, _FIRST))
-    if heads.is_learnable(methods.get(config.method).head):
-        variables = _with_random_head(config, spec, variables, 0)
-    return Model(spec, variables, (0, 0), trained=False)
-
-
-def _configured_spec(config: ConfigDict) -> dict[str, Any]:
-    return checkpoints.model_spec(
-        config.model.backbone, config.num_slots - 1, config.model.options.to_dict()
+    head = methods.get(config.method).head
+    architecture = _configured_architecture(config)
+    variables = _random_variables(config, architecture, _key(config, _FIRST))
+    if heads.is_learnable(head):
+        variables = _with_random_head(config, architecture, variables, 0)
+    metadata = Metadata(
+        UNTRAINED, architecture, head, config.num_slots, (0, 0), ImageInput.of(config.image)
     )
+    return Model(metadata, variables)
 
 
-def new_spec(config: ConfigDict, task: int, start: Model) -> dict[str, Any]:
+def _configured_architecture(config: ConfigDict) -> Architecture:
+    return Architecture.of(config.model.backbone, config.num_slots - 1, config.model.options)
+
+
+def new_architecture(config: ConfigDict, task: int, start: Model) -> Architecture:
     """Architecture of the model that a task trains: that of the old model `start`.
 
     Where the protocol retrains, it is the configured one: replacements may have brought others.
     """
-    return _configured_spec(config) if task in config.replacements.retrain else start.spec
+    retrains = task in config.replacements.retrain
+    return _configured_architecture(config) if retrains else start.architecture
 
 
 # Task t trains with fold_in(key, t); of the same run's key these make others.
@@ -228,13 +160,13 @@ def _key(config: ConfigDict, purpose: np.uint32) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), purpose)
 
 
-def _random_variables(config: ConfigDict, spec: dict[str, Any], key: jax.Array):
-    return training.init_variables(checkpoints.create_model(spec), key, config.image.size)
+def _random_variables(config: ConfigDict, architecture: Architecture, key: jax.Array):
+    return init_variables(architecture.module(), key, config.image.size)
 
 
-def _with_random_head(config: ConfigDict, spec: dict[str, Any], variables: Any, task: int):
+def _with_random_head(config: ConfigDict, architecture: Architecture, variables: Any, task: int):
     key = jax.random.fold_in(_key(config, _HEADS), task)
-    rows = heads.random_rows(key, config.num_slots, spec["num_features"])
+    rows = heads.random_rows(key, config.num_slots, architecture.num_features)
     return heads.attach(variables, rows)
 
 
@@ -248,14 +180,14 @@ def start_variables(
     task without replacement, everything does.
     """
     method = methods.get(config.method)
-    spec, variables = new_spec(config, task, start), start.variables
+    architecture, variables = new_architecture(config, task, start), start.variables
     fresh = method.retrains and start.trained and not replaced
     fresh = fresh or task in config.replacements.retrain
     if fresh:
         key = jax.random.fold_in(_key(config, _FRESH), task)
-        variables = _random_variables(config, spec, key)
+        variables = _random_variables(config, architecture, key)
     if (fresh or replaced) and heads.is_learnable(method.head):
-        variables = _with_random_head(config, spec, variables, task)
+        variables = _with_random_head(config, architecture, variables, task)
     return variables
 
 
@@ -266,7 +198,7 @@ def with_task_centres(
     train = setting.stream.train
     indices = setting.stream.train_indices(task)
     rows = simplex.downstream_slot(train.labels[indices], setting.config.num_slots)
-    extract = setting.programs.of(model.spec).features
+    extract = setting.programs.of(model.architecture).features
     return centres.with_classes(extract(model.variables, train.images[indices]), rows)
 
 
@@ -290,7 +222,7 @@ def with_adapter(
     indices = stream.train_indices(task)
     images = stream.train.images[indices]
     old, new = (
-        setting.programs.of(m.spec).features(m.variables, images) for m in (previous, model)
+        setting.programs.of(m.architecture).features(m.variables, images) for m in (previous, model)
     )
     pairs = adapters.make_pairs(
         old,
@@ -298,12 +230,11 @@ def with_adapter(
         simplex.downstream_slot(stream.train.labels[indices], config.num_slots),
         max(len(stream.train_indices(t)) for t in range(len(stream.tasks))),
     )
-    rows = heads.rows_of(model.variables) if learnable else simplex.dsimplex(config.num_slots)
     adapter, metrics, diverged = adapters.fit(
         adapters.Settings(**config.adapter),
         head,
         pairs,
-        jnp.asarray(rows),
+        jnp.asarray(model.classifier_rows()),
         jnp.asarray(seen_rows(config, stream, task)) if learnable else None,
         jax.random.fold_in(_key(config, _ADAPTERS), task),
     )
@@ -322,7 +253,8 @@ def task_classes(
     row = np.arange(config.num_slots)
     active = seen_rows(config, stream, task)
     earlier = row > simplex.downstream_slot(stream.tasks[task].start, config.num_slots)
-    known = (start.slots[0] <= row) & (row < start.slots[1])
+    first, stop = start.metadata.slots
+    known = (first <= row) & (row < stop)
     uses_centres = methods.get(config.method).uses_centres
     return methods.Classes(
         active=jnp.asarray(active),
@@ -370,10 +302,10 @@ def train_task(
       The new model, and the metrics of each epoch.
     """
     train = setting.config.train
-    spec = new_spec(setting.config, task, start)
+    architecture = new_architecture(setting.config, task, start)
     variables, history = fit_resumably(
         f"task {task + 1}/{len(setting.stream.tasks)}",
-        setting.programs.of(spec, teacher=start.spec).epoch,
+        setting.programs.of(architecture, teacher=start.architecture).epoch,
         variables,
         task_data(setting, task, start, memory, centres),
         training.cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs),
@@ -421,25 +353,23 @@ def trained_model(
 ) -> Model:
     """The model that a task's training from `start` made."""
     config = setting.config
-    seen = (config.num_slots - setting.stream.tasks[task].stop, config.num_slots)
-    return Model(new_spec(config, task, start), variables, seen)
+    metadata = Metadata(
+        kind=TASK,
+        architecture=new_architecture(config, task, start),
+        head=methods.get(config.method).head,
+        num_slots=config.num_slots,
+        slots=(config.num_slots - setting.stream.tasks[task].stop, config.num_slots),
+        image=ImageInput.of(config.image),
+    )
+    return Model(metadata, variables)
 
 
 def task_accuracy(setting: Setting, task: int, model: Model) -> float:
-    """Top-1 accuracy of the classifier on held-out images of all stream classes seen so far.
-
-    The simplex chooses among all K slots, external classes and unused ones included; a learnable
-    head among the classes seen so far, as it has no rows for others.
-    """
+    """Top-1 accuracy of `Model.classify` on held-out images of all stream classes seen so far."""
     config, stream = setting.config, setting.stream
-    head = methods.get(config.method).head
     seen = stream.seen_test_indices(task)
     slots = simplex.downstream_slot(stream.test.labels[seen], config.num_slots)
-    extract = setting.programs.of(model.spec).features
+    extract = setting.programs.of(model.architecture).features
     features = extract(model.variables, stream.test.images[seen])
-    if heads.is_learnable(head):
-        rows, active = heads.rows_of(model.variables), seen_rows(config, stream, task)
-    else:
-        rows, active = simplex.dsimplex(config.num_slots), None
-    chosen = heads.predict(head, features, rows, active)
+    chosen = model.classify(features, seen_rows(config, stream, task))
     return float(np.mean(chosen == slots))

@@ -133,17 +133,6 @@ class Program:
         return TrainState(params, batch_stats, self.optimizer().init(params))
 
 
-@partial(jax.jit, static_argnames=("model", "image_size"))
-def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> Variables:
-    """Random variables of `model` for images [B, image_size, image_size, 3]."""
-    return model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32))
-
-
-def expected_variables(model: nn.Module, image_size: int) -> Any:
-    """Names, shapes and dtypes of a model's variables, without computing them."""
-    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_size))
-
-
 def train_step(
     program: Program,
     state: TrainState,
