@@ -189,7 +189,7 @@ def _embedded(gallery: Gallery, embedders: Embedders, numbers: Sequence[int]) ->
     digests = [picture.digest for picture in pictures]
     changed = [n for n, item in enumerate(items) if item.digest != digests[n]]
     vectors = {
-        model.id: (positions, indexing.embed(embedders, model, [pictures[n] for n in positions]))
+        model.id: (positions, indexing.embed(embedders[model], [pictures[n] for n in positions]))
         for model, positions in ((new, list(range(len(items)))), (old, changed))
         if positions
     }

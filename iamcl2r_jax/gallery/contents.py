@@ -34,7 +34,7 @@ def register(connection: sqlite3.Connection, info: ModelInfo, name: str | None) 
             return model.id
         if name == model.name:
             raise InputError(f"name={name}: another model has this name; choose another")
-        for field in ("num_classes", "width", "normalisation"):
+        for field in ("num_slots", "width", "normalisation"):
             ours, theirs = getattr(info, field), getattr(model.info, field)
             if ours != theirs:
                 raise Refused(
@@ -42,12 +42,12 @@ def register(connection: sqlite3.Connection, info: ModelInfo, name: str | None) 
                     f"{theirs}; their features cannot be compared, so make another gallery for it"
                 )
     cursor = connection.execute(
-        "INSERT INTO models (name, digest, num_classes, width, slots, image, path, normalisation, "
+        "INSERT INTO models (name, digest, num_slots, width, slots, image, path, normalisation, "
         "at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
         (
             name or info.digest[:12],
             info.digest,
-            info.num_classes,
+            info.num_slots,
             info.width,
             json.dumps(list(info.slots)),
             json.dumps(dict(info.image)),

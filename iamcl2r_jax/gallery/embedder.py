@@ -42,7 +42,7 @@ def describe(path: str) -> ModelInfo:
 def _info(path: str, metadata: Any) -> ModelInfo:
     return ModelInfo(
         digest=_digest(path),
-        num_classes=metadata.num_slots,
+        num_slots=metadata.num_slots,
         width=metadata.architecture.num_features,
         slots=metadata.slots,
         image=metadata.image.to_json(),

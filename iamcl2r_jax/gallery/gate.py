@@ -57,9 +57,7 @@ def run(
       Refused: another upgrade is in progress.
     """
     if measure not in labelled.measures():
-        raise InputError(
-            f"measure={measure!r}: must be one of {', '.join(labelled.measures())}"
-        )
+        raise InputError(f"measure={measure!r}: must be one of {', '.join(labelled.measures())}")
     view = gallery.view()
     new = gallery.model(model)
     if new.id == view.serving:
@@ -77,7 +75,7 @@ def run(
     details |= {
         "gallery": f"{searched.dataset}, {searched.split}",
         "query": f"{asked.dataset}, {asked.split}",
-        "backfill": predicted(gallery, embedders[new], new, cost_per_hour),
+        "backfill": predicted(gallery, embedders[new], cost_per_hour),
     }
     verdict = gallery.record_gate(
         new.name,
@@ -149,7 +147,7 @@ def _compared(
 
 
 def predicted(
-    gallery: Gallery, embedder: Embedder, model: Model, cost_per_hour: float | None = None
+    gallery: Gallery, embedder: Embedder, cost_per_hour: float | None = None
 ) -> dict[str, Any]:
     """Time and cost of a full backfill, from reading and embedding some of the items.
 
@@ -169,18 +167,18 @@ def predicted(
         for item in sample.values():
             try:
                 picture = images.read(gallery.image_path(item))
-                picture.at(model.info.image["size"])
+                picture.at(embedder.info.image["size"])
                 pictures.append(picture)
             except images.ImageError:
                 continue  # the backfill lists it
         if pictures:
-            indexing.embed({model: embedder}, model, pictures)
+            indexing.embed(embedder, pictures)
             rate = len(pictures) / (time.perf_counter() - start) if timed else None
     seconds = count / rate if rate else None
     return {
         "items": count,
         "rate": rate,
         "seconds": seconds,
-        "bytes": 4 * model.info.width * count,
+        "bytes": 4 * embedder.info.width * count,
         "cost": None if None in (seconds, cost_per_hour) else seconds / 3600 * cost_per_hour,
     }

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from iamcl2r_jax.gallery import images
-from iamcl2r_jax.gallery.embedder import Embedders
+from iamcl2r_jax.gallery.embedder import Embedder, Embedders
 from iamcl2r_jax.gallery.errors import OutdatedError, Refused
 from iamcl2r_jax.gallery.gallery import Gallery
 from iamcl2r_jax.gallery.images import Picture
-from iamcl2r_jax.gallery.records import Model, NewItem
+from iamcl2r_jax.gallery.records import NewItem
 
 BATCH = 256
 _ATTEMPTS = 5  # of a batch, while upgrades begin
@@ -114,7 +114,7 @@ def add_pictures(
     for _ in range(_ATTEMPTS):
         for model in gallery.writing_models():
             if model.name not in vectors:
-                vectors[model.name] = embed(embedders, model, pictures)
+                vectors[model.name] = embed(embedders[model], pictures)
         try:
             return gallery.add(items, vectors)
         except OutdatedError:
@@ -122,12 +122,11 @@ def add_pictures(
     raise Refused("upgrades begin faster than new items are embedded; try again")
 
 
-def embed(embedders: Embedders, model: Model, pictures: Sequence[Picture]) -> np.ndarray:
+def embed(embedder: Embedder, pictures: Sequence[Picture]) -> np.ndarray:
     """Unit features float32 [N, D] of images.
 
     Raises:
       ImageError: if one cannot be read.
     """
-    size = model.info.image["size"]
-    pixels = [picture.at(size) for picture in pictures]
-    return embedders[model](np.stack(pixels))
+    size = embedder.info.image["size"]
+    return embedder(np.stack([picture.at(size) for picture in pictures]))

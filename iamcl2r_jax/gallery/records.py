@@ -13,7 +13,7 @@ class ModelInfo:
 
     Attributes:
       digest: SHA-256 of its checkpoint, in hexadecimal.
-      num_classes: K, the rows of its classifier.
+      num_slots: K, the rows of its classifier.
       width: D of its features.
       slots: the range of the simplex that it was trained on, (first, last + 1).
       image: {"size": pixels, "mean": [3], "std": [3]} of the images that it takes.
@@ -22,7 +22,7 @@ class ModelInfo:
     """
 
     digest: str
-    num_classes: int
+    num_slots: int
     width: int
     slots: tuple[int, int]
     image: Mapping[str, Any]

@@ -46,7 +46,7 @@ def read_view(connection: sqlite3.Connection) -> View:
 def read_models(connection: sqlite3.Connection) -> list[Model]:
     """All registered models, in the order of registration."""
     rows = connection.execute(
-        "SELECT id, name, digest, num_classes, width, slots, image, path, normalisation "
+        "SELECT id, name, digest, num_slots, width, slots, image, path, normalisation "
         "FROM models ORDER BY id"
     )
     return [
@@ -55,7 +55,7 @@ def read_models(connection: sqlite3.Connection) -> list[Model]:
             name,
             ModelInfo(
                 digest=digest,
-                num_classes=num_classes,
+                num_slots=num_slots,
                 width=width,
                 slots=tuple(json.loads(slots)),
                 image=json.loads(image),
@@ -63,7 +63,7 @@ def read_models(connection: sqlite3.Connection) -> list[Model]:
                 normalisation=normalisation,
             ),
         )
-        for number, name, digest, num_classes, width, slots, image, path, normalisation in rows
+        for number, name, digest, num_slots, width, slots, image, path, normalisation in rows
     ]
 
 

@@ -1,0 +1,1 @@
+"""The programs: what `launch/` and the installed commands call."""
