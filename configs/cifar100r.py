@@ -15,10 +15,10 @@ TFDS downloads CIFAR and ImageNet at 32x32; where that fails, the error says whe
 Or name external models that are there already: --config.replacements.checkpoints.
 """
 
-from iamcl2r_jax.config import config_args, recipes
+from iamcl2r_jax.config import args, recipes
 
 
 def get_config(arg=None):
     dtypes = {name: name for name in ("float32", "bfloat16")}
-    options = config_args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS, "dtype": dtypes})
+    options = args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS, "dtype": dtypes})
     return recipes.cifar100r(*options["tasks"], dtype=options["dtype"])

@@ -8,14 +8,14 @@ what differs from that run is the replacements alone.
 """
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import config_args
+from iamcl2r_jax.config import args
 
 # Tasks that start from an external model, and the classes of its pre-training.
 _STARTS = {"scratch": ((), ()), "external": ((0,), (60,))}
 
 
 def get_config(arg=None):
-    tasks, classes = config_args.parse(arg, {"start": _STARTS})["start"]
+    tasks, classes = args.parse(arg, {"start": _STARTS})["start"]
     c = config.default()
     c.name = "cl2r_glyphs-external" if tasks else "cl2r_glyphs"
     c.replacements.tasks, c.replacements.classes = tasks, classes

@@ -13,11 +13,11 @@ images, 50,000 queries in 10,000 for each pair of models, is left out by
 
 from iamcl2r_jax import config, methods
 from iamcl2r_jax.comparisons import cells
-from iamcl2r_jax.config import config_args, recipes
+from iamcl2r_jax.config import args, recipes
 
 
 def get_config(arg=None):
-    base = recipes.cifar100r(*config_args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS})["tasks"])
+    base = recipes.cifar100r(*args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS})["tasks"])
     base.measures = config.default().measures
     variants = {name: {"method": name} for name in methods.METHODS}
     return cells.comparison(f"compare_{base.name}", base, variants)

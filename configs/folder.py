@@ -23,7 +23,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config.config_args import ConfigArgError, Free, parse
+from iamcl2r_jax.config.args import ConfigArgError, Free, parse
 from iamcl2r_jax.data import folders, sources
 from iamcl2r_jax.system.errors import InputError
 

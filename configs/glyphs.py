@@ -7,13 +7,13 @@ Mirrors the paper's CIFAR100R/10 protocol with 7 tasks at a size for two CPU cor
 """
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import config_args
+from iamcl2r_jax.config import args
 
 
 def get_config(arg=None):
     c = config.default()
-    choices = {"backbone": config_args.Free("NAME", default=c.model.backbone)}
-    backbone = config_args.parse(arg, choices)["backbone"]
+    choices = {"backbone": args.Free("NAME", default=c.model.backbone)}
+    backbone = args.parse(arg, choices)["backbone"]
     if backbone != c.model.backbone:
         c.name = f"glyphs-{backbone}"
     for part in (c, c.replacements.recipe):

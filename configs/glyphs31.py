@@ -14,14 +14,14 @@ been searched. Identification only, as in the paper: there are 496 pairs of mode
 """
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import config_args
+from iamcl2r_jax.config import args
 
 # Tasks that start from an external model, and the classes that it was pre-trained on.
 _REPLACEMENTS = {"yes": ((0, 10, 20), (60, 120, 240)), "no": ((0,), (60,))}
 
 
 def get_config(arg=None):
-    tasks, classes = config_args.parse(arg, {"replacements": _REPLACEMENTS})["replacements"]
+    tasks, classes = args.parse(arg, {"replacements": _REPLACEMENTS})["replacements"]
     c = config.default()
     c.name = "glyphs31" if len(tasks) > 1 else "glyphs31-not-replaced"
     c.stream.initial_classes = 22

@@ -8,11 +8,11 @@ architectures: a replacement may change the architecture.
 """
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import config_args
+from iamcl2r_jax.config import args
 
 
 def get_config(arg=None):
     c = config.default_pretrain()
-    choices = {"backbone": config_args.Free("NAME", default=c.model.backbone)}
-    config.choose_backbone(c.model, config_args.parse(arg, choices)["backbone"])
+    choices = {"backbone": args.Free("NAME", default=c.model.backbone)}
+    config.choose_backbone(c.model, args.parse(arg, choices)["backbone"])
     return c

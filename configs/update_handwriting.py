@@ -19,7 +19,7 @@ learned (docs/figures.md).
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import config
-from iamcl2r_jax.config import config_args
+from iamcl2r_jax.config import args
 
 # Epochs of each of the two tasks, batch size, and the split that is searched in.
 _DATASETS = {"handwriting": (30, 64, "train"), "mnist": (10, 128, "train[:1000]")}
@@ -29,7 +29,7 @@ _STARTS = {"external": ((0,), (60,)), "scratch": ((), ())}
 
 def get_config(arg=None):
     options = {"dataset": {name: name for name in _DATASETS}, "start": _STARTS}
-    chosen = config_args.parse(arg, options)
+    chosen = args.parse(arg, options)
     dataset = chosen["dataset"]
     epochs, batch_size, gallery = _DATASETS[dataset]
     c = config.default()

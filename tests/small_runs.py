@@ -4,6 +4,7 @@ from functools import partial
 
 import flax.linen as nn
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from quick import initial_variables
 
@@ -65,8 +66,8 @@ def small_config(images, method="hoc", backbone="small", **options):
     c.memory_per_class = 2
     c.replacements.tasks = c.replacements.classes = ()
     with c.unlocked():
-        c.model.options = config.ConfigDict(options)
-        c.evaluations = config.ConfigDict({"open": config.evaluation(f"folder:{images / 'open'}")})
+        c.model.options = ConfigDict(options)
+        c.evaluations = ConfigDict({"open": config.evaluation(f"folder:{images / 'open'}")})
     c.measures = ("identification",)
     return c
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 from PIL import Image
 
-from iamcl2r_jax import config, models
+from iamcl2r_jax import config, methods, models
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import build_stream
@@ -181,7 +181,7 @@ OUT_OF_RANGE = {
     "stream.increment": st.one_of(st.integers(max_value=0), st.integers(2**53 + 1)),
     "stream.limit_per_class": st.integers(max_value=-1),
     "stream.class_order_seed": st.integers(max_value=-2),
-    "method": st.text().filter(lambda name: name not in config.methods.METHODS),
+    "method": st.text().filter(lambda name: name not in methods.METHODS),
     "method_options.hoc.ce_weight": numbers.filter(lambda x: not 0 <= x <= 1),
     "method_options.hoc.mu": st.sampled_from([math.nan, math.inf, -math.inf, 10**400]),
     "name": st.text().filter(lambda s: not s or s[0] == "." or "/" in s or not s.isprintable()),
@@ -284,11 +284,11 @@ def test_a_field_that_is_missing_or_unknown_is_named(world, field):
     with group.unlocked():
         del group[name]
         group[f"{name}s"] = value
-    with pytest.raises(InputError, match=rf"^{field}: is missing; start from"):
+    with pytest.raises(InputError, match=rf"^{field}: missing field; start"):
         config.validate(c)
     with group.unlocked():
         group[name] = value
-    with pytest.raises(InputError, match=rf"^{field}s: is no field; did you mean {name}\?"):
+    with pytest.raises(InputError, match=rf"^{field}s: unknown field; did you mean {name}\?"):
         config.validate(c)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax.config import check_stream, config_args, validate, validate_pretrain
+from iamcl2r_jax.config import args, check_stream, validate, validate_pretrain
 from iamcl2r_jax.data.stream import split_tasks
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
@@ -115,17 +115,17 @@ OPTIONS = "tasks=7|31, dtype=float32|bfloat16"
     ],
 )
 def test_a_wrong_option_is_one_line(arg, message):
-    with pytest.raises(config_args.ConfigArgError) as error:
+    with pytest.raises(args.ConfigArgError) as error:
         _config(f"cifar100r.py:{arg}")
     assert str(error.value) == message
 
 
 def test_options_of_a_config_file():
     choices = {"tasks": {"7": "seven", "31": "many"}, "size": {"small": 1, "large": 2}}
-    assert config_args.parse(None, choices) == {"tasks": "seven", "size": 1}
-    assert config_args.parse("", choices) == {"tasks": "seven", "size": 1}
-    assert config_args.parse("size=large", choices) == {"tasks": "seven", "size": 2}
-    assert config_args.parse("size=large,tasks=31", choices) == {"tasks": "many", "size": 2}
+    assert args.parse(None, choices) == {"tasks": "seven", "size": 1}
+    assert args.parse("", choices) == {"tasks": "seven", "size": 1}
+    assert args.parse("size=large", choices) == {"tasks": "seven", "size": 2}
+    assert args.parse("size=large,tasks=31", choices) == {"tasks": "many", "size": 2}
 
 
 def test_a_whole_run_from_archives(place, tmp_path):

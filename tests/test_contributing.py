@@ -1,11 +1,14 @@
 """CONTRIBUTING.md: its examples, put where they tell to and run together."""
 
+import contextlib
 import pathlib
 import re
+from unittest import mock
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from iamcl2r_jax import config, losses, methods, models, retrieval
@@ -17,17 +20,14 @@ SIZE, CLASSES = 8, 4
 
 @pytest.fixture(scope="module", autouse=True)
 def examples():
-    """The page's Python blocks, run on registries of their own."""
+    """The page's Python blocks, and the registries restored afterwards."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) == 3
     names = {}
-    with pytest.MonkeyPatch.context() as patch:
-        for module, registry in (
-            (methods, "METHODS"),
-            (models, "BACKBONES"),
-            (retrieval, "MEASURES"),
-        ):
-            patch.setattr(module, registry, dict(getattr(module, registry)))
+    registries = (methods.METHODS, models.BACKBONES, retrieval.MEASURES)
+    with contextlib.ExitStack() as restored:
+        for registry in registries:
+            restored.enter_context(mock.patch.dict(registry))
         for block in blocks:
             exec(compile(block, str(PAGE), "exec"), names)
         yield names
@@ -75,8 +75,8 @@ def test_the_examples_run_together(tmp_path):
     c.image.size, c.image.crop_padding = SIZE, 1
     c.model.backbone = "mlp"
     with c.unlocked():
-        c.model.options = config.ConfigDict({"width": 16})
-        c.evaluations = config.ConfigDict({"images": config.evaluation(dataset)})
+        c.model.options = ConfigDict({"width": 16})
+        c.evaluations = ConfigDict({"images": config.evaluation(dataset)})
     c.stream.dataset = dataset
     c.stream.initial_classes = c.stream.increment = CLASSES // 2
     c.replacements.tasks = ()

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from iamcl2r_jax import simplex
 from iamcl2r_jax.config import check_stream, validate
-from iamcl2r_jax.config.config_args import ConfigArgError
+from iamcl2r_jax.config.args import ConfigArgError
 from iamcl2r_jax.data.stream import split_tasks
 from iamcl2r_jax.evaluation import theorem
 from iamcl2r_jax.evaluation.evaluation import FeatureExtractor, summarize

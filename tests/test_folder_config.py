@@ -8,8 +8,8 @@ import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from PIL import Image
 
-from iamcl2r_jax.config import check_stream, config_args, validate
-from iamcl2r_jax.config.config_args import ConfigArgError, Free
+from iamcl2r_jax.config import args, check_stream, validate
+from iamcl2r_jax.config.args import ConfigArgError, Free
 from iamcl2r_jax.evaluation import upgrade
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import inputs, lifelong
@@ -163,8 +163,8 @@ def test_wrong_options(arg, message):
 
 def test_free_values_may_hold_commas():
     choices = {"root": Free("DIR"), "tasks": {"7": 7, "31": 31}}
-    assert config_args.parse("root=a,b,tasks=31", choices) == {"root": "a,b", "tasks": 31}
-    assert config_args.parse("tasks=31,root=a=b,c", choices) == {"root": "a=b,c", "tasks": 31}
+    assert args.parse("root=a,b,tasks=31", choices) == {"root": "a,b", "tasks": 31}
+    assert args.parse("tasks=31,root=a=b,c", choices) == {"root": "a=b,c", "tasks": 31}
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
+from ml_collections import ConfigDict
 
 from iamcl2r_jax import config, losses, methods, models, retrieval, simplex
 from iamcl2r_jax.data.augment import ImageOptions
@@ -18,7 +19,7 @@ from iamcl2r_jax.evaluation import adapters, upgrade
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import stored
-from iamcl2r_jax.system import files
+from iamcl2r_jax.system import files, values
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
@@ -228,7 +229,7 @@ NAIVE = {
 def test_every_method_has_a_naive_loop_and_every_option_another_value():
     assert NAIVE.keys() == methods.METHODS.keys()
     for name, (_, others) in NAIVE.items():
-        defaults = methods.default_options(name)
+        defaults = values.defaults(methods.get(name).loss)
         assert all(defaults[option] != value for option, value in others.items())
         assert defaults.keys() - others.keys() <= {"exclude_same_class"}  # see test_losses.py
 
@@ -374,22 +375,6 @@ def test_angular_margin_is_finite_where_directions_coincide():
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ce_weight": 1.5}, r"ce_weight=1.5: must be in \[0, 1\]"),
-        ({"triplet_weight": -1.0}, "triplet_weight=-1.0: must be at least 0"),
-        ({"temperature": 0.0}, "temperature=0.0: must be positive"),
-        ({"scale": -2.0}, "scale=-2.0: must be positive"),
-        ({"num_negatives": 0}, "num_negatives=0: must be at least 1"),
-        ({"margin": math.inf}, "margin=inf: must be a finite number"),
-    ],
-)
-def test_options_that_cannot_work(options, message):
-    with pytest.raises(ValueError, match=message):
-        methods.check_options(options)
-
-
 # Whole runs, on a folder of images and the small network.
 
 STREAM, EXTERNAL = 6, 3
@@ -428,11 +413,11 @@ def small_config(folders, backbone, method):
         part.image.size, part.image.crop_padding = SIZE, 1
         part.model.backbone = backbone
         with c.unlocked():
-            part.model.options = config.ConfigDict()
+            part.model.options = ConfigDict()
         part.train.epochs, part.train.batch_size = 2, 4
         part.train.learning_rate, part.train.final_learning_rate = 0.05, 0.01
     with c.unlocked():
-        c.evaluations = config.ConfigDict({"open": config.evaluation(f"folder:{folders / 'open'}")})
+        c.evaluations = ConfigDict({"open": config.evaluation(f"folder:{folders / 'open'}")})
     c.measures = ("identification",)
     return c
 

@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 import small_runs
+from ml_collections import ConfigDict
 from small_runs import K
 
 from iamcl2r_jax import config
@@ -34,7 +35,7 @@ def recipe(images):
     c.image, c.train = run.image, run.train
     c.model.backbone = "small"
     with c.unlocked():
-        c.model.options = config.ConfigDict()
+        c.model.options = ConfigDict()
     c.train.epochs = 3
     c.saving.every_epochs = 1
     return c

@@ -217,7 +217,7 @@ def test_one_program_serves_all_tasks(folder, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"num_seeds": 0}, "num_seeds=0: must be at least 1"),
+        ({"num_seeds": 0}, "num_seeds=0: must be an integer in"),
         ({"seed": 2**32 - 1, "num_seeds": 2}, "num_seeds=2: the last seed, seed"),
         ({"replacements": {"watch": "there"}, "num_seeds": 2}, "num_seeds=2: must be 1 with"),
     ],

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
+from ml_collections import ConfigDict
 from rich.console import Console
 from test_training import BATCH, make_arguments, make_program, task_data
 
@@ -244,7 +245,7 @@ def test_imagenet32_is_pre_trained_both_ways(small, images, tmp_path, said):
     c = c.copy_and_resolve_references().unlock()
     c.dataset, c.test_split, c.classes = f"folder:{images / 'external'}", "test", 4
     c.image.size, c.image.crop_padding = small_runs.SIZE, 1
-    c.model.backbone, c.model.options = "small", config.ConfigDict()
+    c.model.backbone, c.model.options = "small", ConfigDict()
     c.train.epochs, c.train.batch_size, c.train.learning_rate = 2, 4, 0.01
     c.saving.steps_per_call = 2
     found = []

@@ -11,10 +11,8 @@ classes and none of the stream's.
 """
 
 import dataclasses
-import inspect
-import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated
 
 import flax.struct
 import jax
@@ -23,6 +21,7 @@ import jax.numpy as jnp
 from iamcl2r_jax import losses
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.values import integer, number
 
 
 @flax.struct.dataclass
@@ -131,7 +130,18 @@ class Method:
         return heads.LINEAR if heads.is_learnable(self.head) else heads.SIMPLEX
 
 
-def hoc(inputs: LossInputs, *, ce_weight=0.1, mu=10.0, exclude_same_class=False):
+# What an option may be; one without such an annotation may be any finite value of its kind.
+Positive = Annotated[float, number("(0, 1e6]")]
+Weight = Annotated[float, number("[0, 1e6]")]
+
+
+def hoc(
+    inputs: LossInputs,
+    *,
+    ce_weight: Annotated[float, number("[0, 1]")] = 0.1,
+    mu: Positive = 10.0,
+    exclude_same_class: bool = False,
+):
     """λ CE(W z, slot(y)) + (1-λ) L_HOC.
 
     Without an old model (a first task from scratch) it is CE alone.
@@ -165,7 +175,7 @@ def simplex(inputs: LossInputs):
     return ce, {"ce": ce}
 
 
-def simplex_fd(inputs: LossInputs, *, base_weight=5.0):
+def simplex_fd(inputs: LossInputs, *, base_weight: Weight = 5.0):
     """CE(W z, slot(y)) + w · mean over memory samples of (1 - cos(f, o)), w = base √(new/old).
 
     new and old are the numbers of classes of the current and of earlier tasks. In the first task
@@ -195,7 +205,7 @@ def er(inputs: LossInputs):
     return ce, {"ce": ce}
 
 
-def bct_er(inputs: LossInputs, *, influence_weight=1.0):
+def bct_er(inputs: LossInputs, *, influence_weight: Weight = 1.0):
     """CE(W z, y) + α · mean over samples of known classes of CE(W_old z, y).
 
     W_old is the old model's frozen head and z the *new* feature: the influence loss of BCT, with
@@ -219,7 +229,12 @@ def bct_er(inputs: LossInputs, *, influence_weight=1.0):
 
 
 def cvs(
-    inputs: LossInputs, *, temperature=0.05, triplet_weight=10.0, margin=0.1, centre_weight=1.0
+    inputs: LossInputs,
+    *,
+    temperature: Positive = 0.05,
+    triplet_weight: Weight = 10.0,
+    margin: float = 0.1,
+    centre_weight: Weight = 1.0,
 ):
     """L_c + α L_m + β L_d.
 
@@ -256,7 +271,7 @@ def cvs(
     return total, {"ce": softmax, "triplet": triplet, "centre": centre}
 
 
-def lwf(inputs: LossInputs, *, temperature=2.0, distillation_weight=1.0):
+def lwf(inputs: LossInputs, *, temperature: Positive = 2.0, distillation_weight: Weight = 1.0):
     """CE(W z, y) + λ · KD(W_old z, W_old o), over the classes that the old head knows.
 
     z are the new and o the old features, W_old the old model's frozen head: distillation without
@@ -286,11 +301,11 @@ def lwf(inputs: LossInputs, *, temperature=2.0, distillation_weight=1.0):
 def lucir(
     inputs: LossInputs,
     *,
-    temperature=0.05,
-    base_weight=5.0,
-    ranking_weight=1.0,
-    margin=0.5,
-    num_negatives=2,
+    temperature: Positive = 0.05,
+    base_weight: Weight = 5.0,
+    ranking_weight: Weight = 1.0,
+    margin: float = 0.5,
+    num_negatives: Annotated[int, integer(1)] = 2,
 ):
     """L_ce + λ · mean (1 - cos(f, o)) + w · L_mr, λ = base √(old/new).
 
@@ -334,10 +349,10 @@ def lucir(
 def lce_er(
     inputs: LossInputs,
     *,
-    scale=16.0,
-    angular_margin=0.1,
-    alignment_weight=100.0,
-    boundary_weight=1.0,
+    scale: Positive = 16.0,
+    angular_margin: float = 0.1,
+    alignment_weight: Weight = 100.0,
+    boundary_weight: Weight = 1.0,
 ):
     """L_ce + a · mean over earlier classes of ‖ŵ_y - ĉ_y‖²/D + b · mean max(b_y - cos(f, c_y), 0).
 
@@ -467,28 +482,3 @@ def get(name: str) -> Method:
     if name not in METHODS:
         raise InputError(f"method={name!r} is unknown; there are {', '.join(METHODS)}")
     return METHODS[name]
-
-
-def default_options(name: str) -> dict[str, Any]:
-    """The options of a method's loss with their defaults."""
-    parameters = inspect.signature(get(name).loss).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-
-
-def check_options(options: Mapping[str, Any]) -> None:
-    """Checks options' values by what their names say, the same in every method.
-
-    Raises:
-      InputError: "option=value: what would be right".
-    """
-    for option, value in options.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise InputError(f"{option}={value}: must be a finite number")
-        if option == "ce_weight" and not 0 <= value <= 1:
-            raise InputError(f"{option}={value}: must be in [0, 1]")
-        if option.endswith("weight") and value < 0:
-            raise InputError(f"{option}={value}: must be at least 0")
-        if option in ("temperature", "scale", "mu") and value <= 0:
-            raise InputError(f"{option}={value}: must be positive")
-        if option == "num_negatives" and value < 1:
-            raise InputError(f"{option}={value}: must be at least 1")

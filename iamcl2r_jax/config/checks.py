@@ -1,0 +1,128 @@
+"""The check of a configuration: each field by `bounds`, and what fields demand of each other."""
+
+from ml_collections import ConfigDict
+
+from iamcl2r_jax import methods, models, simplex
+from iamcl2r_jax.config import bounds
+from iamcl2r_jax.methods import heads
+from iamcl2r_jax.system import values
+from iamcl2r_jax.system.errors import InputError
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a lifelong run's configuration without touching data or models.
+
+    Raises:
+      InputError: naming the field, its value and what would be right.
+    """
+    values.check(config, bounds.run())
+    _check_network(config)
+    _check_seeds(config)
+    _check_tasks(config.replacements)
+    if config.replacements.tasks and not config.replacements.checkpoints:
+        _check_recipe(config)
+    for field in ("evaluations", "measures"):
+        if not config[field]:
+            raise InputError(f"{field}={values.shown(config[field])}: must hold at least one")
+
+
+def validate_pretrain(config: ConfigDict) -> None:
+    """Checks a pre-training configuration without touching data or models.
+
+    Raises:
+      InputError: naming the field, its value and what would be right.
+    """
+    values.check(config, bounds.PRETRAIN)
+    _check_network(config)
+    _check_classes(config, config.classes)
+
+
+def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) -> None:
+    """Checks a run's configuration against the stream it names.
+
+    Raises:
+      InputError: naming the field, its value and what would be right.
+    """
+    for field in ("tasks", "retrain"):
+        if max(tasks := config.replacements[field], default=0) >= num_tasks:
+            raise InputError(
+                f"replacements.{field}={tasks}: the stream has {num_tasks} tasks, "
+                f"0 to {num_tasks - 1}"
+            )
+    made = () if config.replacements.checkpoints else config.replacements.classes
+    external = max(made, default=0) if config.replacements.tasks else 0
+    simplex.check_slots(num_stream_classes, external, config.num_slots)
+
+
+def _check_network(config: ConfigDict, prefix: str = "") -> None:
+    try:
+        models.create(config.model.backbone, config.num_slots - 1, **config.model.options)
+    except InputError as error:
+        raise InputError(f"{prefix}model.options: {error}") from None
+    if (padding := config.image.crop_padding) > (size := config.image.size):
+        raise InputError(f"{prefix}image.crop_padding={padding}: must be at most image.size={size}")
+
+
+def _check_classes(config: ConfigDict, classes: int, prefix: str = "") -> None:
+    if classes > config.num_slots:
+        raise InputError(
+            f"{prefix}classes={classes}: must be at most num_slots={config.num_slots}, "
+            "the simplex's classes"
+        )
+
+
+def _check_seeds(config: ConfigDict) -> None:
+    last = config.seed + config.num_seeds - 1
+    if not bounds.SEED.accepts(last):
+        raise InputError(
+            f"num_seeds={config.num_seeds}: the last seed, seed + num_seeds - 1 = {last}, must be "
+            f"{bounds.SEED.describe()}"
+        )
+    if config.num_seeds > 1 and config.replacements.watch:
+        raise InputError(
+            f"num_seeds={config.num_seeds}: must be 1 with replacements.watch, since a model may "
+            "arrive for one seed and not for another"
+        )
+
+
+def _check_tasks(r: ConfigDict) -> None:
+    for field in ("tasks", "retrain"):
+        if list(r[field]) != sorted(set(r[field])):
+            raise InputError(
+                f"replacements.{field}={r[field]}: must be different tasks in increasing order"
+            )
+    if both := sorted(set(r.tasks) & set(r.retrain)):
+        raise InputError(
+            f"replacements.retrain={r.retrain}: task {both[0]} is in replacements.tasks={r.tasks} "
+            "too; a task starts from an external model or from random variables"
+        )
+    field = "checkpoints" if r.checkpoints else "classes"
+    if r.tasks and len(r[field]) != len(r.tasks):
+        raise InputError(
+            f"replacements.{field}={r[field]}: must name one model for each of "
+            f"replacements.tasks={r.tasks}"
+        )
+
+
+def _check_recipe(config: ConfigDict) -> None:
+    recipe, prefix = config.replacements.recipe, "replacements.recipe."
+    _check_network(recipe, prefix)
+    for classes in config.replacements.classes:
+        _check_classes(recipe, classes, prefix)
+    for field in ("size", "mean", "std"):
+        if recipe.image[field] != config.image[field]:
+            raise InputError(
+                f"{prefix}image.{field}={recipe.image[field]}: must equal "
+                f"image.{field}={config.image[field]}, since the run's images are its input"
+            )
+    wanted = methods.get(config.method).external_head
+    if recipe.head not in (heads.SIMPLEX, wanted):
+        raise InputError(
+            f"{prefix}head={recipe.head!r}: method={config.method!r} takes external models with "
+            f"head={wanted!r}, and sets it by itself"
+        )
+    if recipe.num_slots != config.num_slots:
+        raise InputError(
+            f"{prefix}num_slots={recipe.num_slots}: must equal num_slots={config.num_slots}, since "
+            "the simplex is the interface"
+        )
