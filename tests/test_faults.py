@@ -141,7 +141,9 @@ def kill_again_and_again(start, whole, directory, *, seed, least):
     """Kills runs at `least` or more moments in all, in all stages; each must end as `whole`."""
     rng, kills, places = np.random.default_rng(seed), [], itertools.count()
     while len(kills) < least or not {kill["stage"] for kill in kills} >= STAGES:
-        place = directory / f"[{next(places)}]*?"  # a path that glob takes for a pattern
+        number = next(places)
+        # Once a path that glob takes for a pattern; what is written through a link is no event.
+        place = directory / (str(number) if number else "[0]*?")
         place.mkdir()
         late = len(kills) >= least
         kills += run_with_interruptions(start, place, rng, whole[1], signal.SIGKILL, late=late)

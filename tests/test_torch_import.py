@@ -1,5 +1,7 @@
 """PyTorch checkpoints: taken over strictly, never executed, and given back unchanged."""
 
+import contextlib
+import copyreg
 import io
 import os
 import pickle
@@ -18,7 +20,7 @@ import pytest
 from iamcl2r_jax import models, simplex, torch_import
 from iamcl2r_jax.models import expected_variables, stored
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.torch_import import torch_files
+from iamcl2r_jax.torch_import import pickles, torch_files
 
 ROOT = Path(__file__).parents[1]
 OFFICIAL = ("resnet18", "senet18", "regnety_400mf")
@@ -111,7 +113,7 @@ def test_width_and_stem_are_read_from_the_shapes(networks, save):
     network = networks.build("resnet18", simplex.dsimplex(K), WIDTH, stem="small")
     spec = torch_import.read(save(network.state_dict()), "resnet18").architecture
     assert dict(spec.options) == {"width": WIDTH, "stem": "small"}
-    assert spec["num_features"] == K - 1
+    assert spec.num_features == K - 1
 
 
 # --- The forms in which the same network comes ---
@@ -130,6 +132,55 @@ def test_spellings_of_names(networks, save, backbone, prefix):
     assert "backbone.layer4.blocks.1.conv1.weight" in state
     state = {prefix + name: value for name, value in state.items()}
     assert_identical(torch_import.load(save({"net": state}), backbone), expected)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model.module._orig_mod."],
+)
+def test_what_wrappers_put_before_names(small, save, prefix):
+    expected = torch_import.load(save({"net": small}), "resnet18")
+    state = {prefix + name: value for name, value in small.items()}
+    for content in (state, {"state_dict": state}, state | {"n_averaged": np.int64(3)[None]}):
+        assert_identical(torch_import.load(save(content), "resnet18"), expected)
+
+
+def test_wrappers_of_pytorch_itself(torch, networks, tmp_path):
+    network = networks.build("resnet18", simplex.dsimplex(K), WIDTH)
+    torch.save(network.state_dict(), tmp_path / "plain.pt")
+    expected = torch_import.load(str(tmp_path / "plain.pt"), "resnet18")
+    averaged = torch.optim.swa_utils.AveragedModel(torch.nn.DataParallel(network))
+    torch.save({"model_state_dict": averaged.state_dict()}, tmp_path / "wrapped.pt")
+    assert_identical(torch_import.load(str(tmp_path / "wrapped.pt"), "resnet18"), expected)
+
+
+@pytest.mark.parametrize("key", ["model_state_dict", "model", "state_dict_ema"])
+def test_where_the_network_lies_in_a_file(small, save, key):
+    optimizer = {"state": {"0": {"momentum": small["fc1.weight"]}}, "lr": 0.1}
+    expected = torch_import.load(save({"net": small}), "resnet18")
+    content = {"epoch": 3, "optimizer": optimizer, key: small}
+    assert_identical(torch_import.load(save(content), "resnet18"), expected)
+    message = refusal(save({"epoch": 3, "weights": small, "optimizer": optimizer}))
+    assert "holds tensors under weights; looked for a state dict under net, state_dict, " in message
+
+
+def test_names_of_another_network_are_told(small, save):
+    state = {f"encoder.{name}": value for name, value in small.items()}
+    message = refusal(save(state))
+    assert "holds tensors of other names (encoder.backbone.conv1.weight, " in message
+    assert "looked for backbone.conv1.weight, fc1.weight, fc2.weight, or conv1.weight" in message
+
+
+def test_a_tensor_saved_after_expand(torch, small, tmp_path):
+    state = {name: torch.from_numpy(value) for name, value in small.items()}
+    state["backbone.bn1.weight"] = torch.ones(1).expand(WIDTH)
+    state["backbone.layer1.0.conv1.weight"] = torch.randn(1, WIDTH, 3, 3).expand(WIDTH, -1, -1, -1)
+    path = str(tmp_path / "expanded.pt")
+    torch.save(state, path)
+    read = torch_files.read_state_dict(path)
+    for name, value in state.items():
+        np.testing.assert_array_equal(read[name], value.numpy())
+    torch_import.load(path, "resnet18")
 
 
 def test_forms_of_files(torch, small, save, tmp_path):
@@ -411,6 +462,45 @@ def test_nothing_in_a_file_is_run(tmp_path, case):
     assert canary.exists()
 
 
+@pytest.fixture
+def events():
+    """What this process imports, opens, executes or unpickles meanwhile."""
+    seen, armed = [], True
+    kinds = ("import", "open", "exec", "compile", "pickle.", "os.", "subprocess.", "shutil.")
+
+    def audit(event, args):
+        if armed and event.startswith(kinds):
+            seen.append((event, *map(str, args)))
+
+    sys.addaudithook(audit)  # for good; hence `armed`
+    yield seen
+    armed = False
+
+
+@pytest.mark.parametrize("case", hostile_pickles(""))
+def test_reading_a_pickle_does_nothing_else(tmp_path, events, case):
+    pickled = hostile_pickles(tmp_path / "canary")[case]
+    events.clear()
+    pickles.read_pickle(pickled)
+    assert not events
+    with contextlib.suppress(Exception):
+        pickle.loads(pickled)  # the control: the hook does hear it
+    assert any(event[0] == "pickle.find_class" for event in events)
+
+
+def test_registered_extensions_are_not_used(events):
+    """A pickle may name classes by numbers that the process has registered, or used before."""
+    copyreg.add_extension("posix", "system", 250)
+    try:
+        pickled = b"\x82\xfa(S'touch /nowhere/canary'\ntR."
+        assert pickle.loads(pickled) != 0  # now in the cache; it ran, and could not make the file
+        events.clear()
+        assert pickles.read_pickle(pickled).name == "extension.250"
+        assert not events
+    finally:
+        copyreg.remove_extension("posix", "system", 250)
+
+
 @pytest.mark.parametrize("place", ["args", "tensor", "storage"])
 def test_nothing_beside_the_network_is_run(torch, small, tmp_path, place):
     canary = tmp_path / "canary"
@@ -469,8 +559,10 @@ def test_tensor_written_by_hand(tmp_path):
         ({"stride": (3, 1)}, "w does not lie inside"),
         ({"stride": (-1, 1)}, "w does not lie inside"),
         ({"stride": (1,)}, "w does not lie inside"),
-        ({"shape": (10**12, 10**12), "stride": (0, 0)}, "w does not lie inside"),
-        ({"shape": (4, 4), "stride": (0, 1)}, "w does not lie inside"),
+        ({"shape": (10**12, 10**12), "stride": (0, 0)}, "w is [1000000000000, 1000000000000], of"),
+        ({"shape": (10**5, 10**5), "stride": (0, 0)}, "w is [100000, 100000], of a storage of 4"),
+        ({"shape": (1, 4), "stride": (10**30, 1)}, "w does not lie inside"),
+        ({"shape": (0, 10**30)}, "w does not lie inside"),
         ({"shape": "no"}, "w does not lie inside"),
         ({"key": b"1"}, "data/1 is missing"),
         ({"key": b"../data.pkl"}, "data/../data.pkl is missing"),
@@ -489,14 +581,25 @@ def test_tensors_that_do_not_fit_their_storages(tmp_path, tensor, message):
         (b"hello", "its pickle is broken"),
         (b"0.", "its pickle is broken"),
         (b"h\x07.", "its pickle is broken"),
-        (b"]K\x01a}b\x97.", "the opcode NEXT_BUFFER, which torch.save does not write"),
-        (b"K\x01K\x02a.", "appends to something that is no list"),
+        (b"]K\x01a}b\x97.", "its pickle is broken"),  # a buffer outside of the file
+        (b"K\x01K\x02a.", "its pickle is broken"),  # appends to a number
+        (b"\x96" + b"\xff" * 7 + b"\x00.", "its pickle is broken"),  # 64 PiB of bytearray
+        # As a key, whose hash would be taken.
+        (b"}" + b"(" * 10**5 + b"t" * 10**5 + b"K\x01s.", "holds no state dict but a dict"),
         (b"\x8e" + b"\xff" * 8 + b".", "its pickle is broken"),  # bytes longer than the file
         (b"K\x01r\xff\xff\xff\xff.", "holds no state dict but a int"),  # a memo of 4 G entries
         (b"(" * 100_000 + b"t" * 100_000 + b".", "holds no state dict but a tuple"),
-        (b"K\x01" + b")R" * 100_000 + b".", "holds no state dict but an object of ?"),
-        (pickle.dumps({"a\n" * 99: 1}, 2), r"\na\na"),  # messages stay on one line
+        (b"K\x01" + b")R" * 100_000 + b".", "its pickle is broken"),  # calls a number
+        (pickle.dumps({"net": {"a\n" * 99: 1}}, 2), r"\na\na"),  # messages stay on one line
         (pickle.dumps({"net": {"a": 1.5}}, 2), "a is not a plain tensor but a float"),
+        (
+            pickle.dumps({"net": {"a": complex}}, 2),
+            "a is not a plain tensor but the class __builtin",
+        ),
+        (
+            pickle.dumps({"epoch": 3}, 2),
+            "holds no tensors; looked for a state dict under net, state",
+        ),
         (pickle.dumps({}, 2), "holds no state dict but a dict"),
         (pickle.dumps(Reduced(complex, 1, 2), 2), "but an object of __builtin__.complex"),
     ],
@@ -585,6 +688,13 @@ def test_export_and_import_are_bit_identical(networks, torch, save, backbone):
     assert_identical(torch_import.load(save({"net": state}), backbone), variables)
     network = networks.build(backbone, simplex.dsimplex(K), WIDTH)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
+
+
+@pytest.mark.parametrize("backbone", ["resnet20", "resnet32", "vit_tiny"])
+def test_backbones_that_the_official_code_lacks(tmp_path, backbone):
+    variables = random_variables(backbone)
+    with pytest.raises(InputError, match=f"'{backbone}' cannot be exported: the official code has"):
+        torch_import.to_torch_state_dict(variables, backbone)
 
 
 @pytest.mark.parametrize("suffix", ["pt", "pth", "safetensors"])

@@ -1,26 +1,26 @@
 """Reads the tensors of a PyTorch checkpoint without PyTorch, and runs nothing that is in the file.
 
 A `torch.save` file is a zip of raw storages and a pickle that says which tensor is which part of
-which storage. A pickle is a program, which may name any function and have it called. Here it is
-followed as data: no name in it is looked up, no class is made and nothing is called, so there is
-nothing that a hostile file could run, and classes that are not installed do no harm. What the
-network's tensors do not need (optimiser, arguments, data sets) is followed and left alone.
+which storage; `pickles` reads it as data. What the network's tensors do not need (optimiser,
+arguments, data sets) is left alone.
 """
 
-import dataclasses
-import io
-import pickletools
+import math
 import zipfile
-from collections.abc import Iterable
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.torch_import.names import shown
+from iamcl2r_jax.torch_import.pickles import Persistent, Stub, read_pickle
 
-# The entries of a checkpoint that may hold the network; the first is the official code's.
-_NETWORK_KEYS = ("net", "state_dict", "model")
+# The entries of a checkpoint that may hold the network, the first that is there counts: the
+# official code's, those that others use, and averages of a network that has none beside it.
+_NETWORK_KEYS = ("net", "state_dict", "model_state_dict", "model", "network")
+_NETWORK_KEYS += ("state_dict_ema", "model_ema", "ema_state_dict", "ema", "averaged_model")
+_MOST_REPEATED = 2**26  # elements of all tensors whose storage shows some of its own repeatedly
 
 _STORAGE_DTYPES = {
     "torch.FloatStorage": np.float32,
@@ -43,8 +43,8 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     """The tensors of the network in a checkpoint, by name.
 
     Args:
-      path: a zip-format `torch.save` file, of a state dict or of a dict that holds one as `net`,
-        `state_dict` or `model`; or a `.safetensors` file.
+      path: a zip-format `torch.save` file, of a state dict or of a dict that holds one under a name
+        of `_NETWORK_KEYS`; or a `.safetensors` file.
 
     Returns:
       Arrays in the file's own dtypes and in its order; they may be views and are read-only.
@@ -114,6 +114,7 @@ class _Archive:
             raise InputError(f"checkpoint {path} is a zip file, but not of torch.save")
         self._root = roots[0]
         self._storages: dict[str, np.ndarray] = {}
+        self._repeated = 0
 
     def state_dict(self) -> dict[str, np.ndarray]:
         if self._root + "byteorder" in self._entries and self._read("byteorder") != b"little":
@@ -122,17 +123,29 @@ class _Archive:
             content = read_pickle(self._read("data.pkl"))
         except ValueError as error:
             raise InputError(f"checkpoint {self._path} is damaged: {error}") from None
-        network = _as_dict(content)
-        for key in _NETWORK_KEYS:
-            if network is not None and _as_dict(network.get(key)) is not None:
-                network = _as_dict(network[key])
-                break
-        if not network:
+        network = self._network(_as_dict(content), content)
+        return {name: self._tensor(name, value) for name, value in network.items()}
+
+    def _network(self, entries: dict[str, Any] | None, content: Any) -> dict[str, Any]:
+        """The state dict in a file that holds it under some name, or is it."""
+        if not entries:
             raise InputError(
                 f"checkpoint {self._path} holds no state dict but {_describe(content)}; save it as "
                 "torch.save({'net': network.state_dict()}, ...)"
             )
-        return {name: self._tensor(name, value) for name, value in network.items()}
+        inside = {key: _as_dict(value) for key, value in entries.items()}
+        for key in _NETWORK_KEYS:
+            if inside.get(key):
+                return inside[key]
+        if _holds_tensors(entries):
+            return entries
+        held = [key for key, value in inside.items() if value and _holds_tensors(value)]
+        where = f"holds tensors under {', '.join(map(shown, held))}" if held else "holds no tensors"
+        raise InputError(
+            f"checkpoint {self._path} {where}; looked for a state dict under "
+            f"{', '.join(_NETWORK_KEYS)}; save it as torch.save({{'net': network.state_dict()}}, "
+            "...)"
+        )
 
     def _read(self, name: str) -> bytes:
         entry = self._entries.get(self._root + name)
@@ -148,15 +161,16 @@ class _Archive:
 
     def _tensor(self, name: str, value: Any) -> np.ndarray:
         name = shown(name)
-        if _is_call(value, "torch._utils._rebuild_parameter"):
-            value = value.args[0] if value.args else None
-        if not _is_call(value, "torch._utils._rebuild_tensor_v2"):
+        value = _unwrapped(value)
+        if not _is_tensor(value):
             raise InputError(
                 f"checkpoint {self._path}: {name} is not a plain tensor but {_describe(value)}"
             )
         match value.args:
-            case (Persistent(("storage", Global(kind), str(key), _, int(numel))), *place):
-                pass
+            case (Persistent(("storage", type() as stub, str(key), _, int(numel))), *place) if (
+                issubclass(stub, Stub)
+            ):
+                kind = stub.name
             case _:
                 raise InputError(f"checkpoint {self._path}: {name} names no storage")
         if kind not in _STORAGE_DTYPES:
@@ -171,6 +185,13 @@ class _Archive:
                     f"checkpoint {self._path} is damaged: {name} does not lie inside its storage "
                     f"of {numel} elements"
                 )
+        if math.prod(shape) > numel:
+            self._repeated += math.prod(shape)
+        if self._repeated > _MOST_REPEATED:  # a small file could ask for any amount of memory
+            raise InputError(
+                f"checkpoint {self._path}: {name} is {list(shape)}, of a storage of {numel} "
+                f"elements; all such tensors may have {_MOST_REPEATED:,} elements"
+            )
         storage = self._storage(key, np.dtype(_STORAGE_DTYPES[kind]), numel)
         # The bounds were checked above: this may not reach past the storage.
         return np.lib.stride_tricks.as_strided(
@@ -196,194 +217,33 @@ def _is_pickle(name: str) -> bool:
 
 
 def _is_inside(offset: int, shape: tuple, stride: tuple, numel: int) -> bool:
-    """Whether a view of a storage stays inside it and shows no element twice."""
-    numbers = (offset, *shape, *stride)
-    if not all(type(number) is int and 0 <= number <= numel for number in numbers):
+    """Whether a view of a storage stays inside it; it may show elements again, as of .expand()."""
+    if not all(type(number) is int and number >= 0 for number in (offset, *shape, *stride)):
         return False
-    if len(shape) != len(stride) or len(shape) > 8:
+    if len(shape) != len(stride) or len(shape) > 8 or max((offset, *stride)) > numel:
         return False
-    size, last = 1, offset
-    for length, step in zip(shape, stride, strict=True):
-        size *= length
-        last += (length - 1) * step
-    # Repeated elements would let a small file ask for any amount of memory.
-    return size <= numel and (size == 0 or last < numel)
+    if 0 in shape:
+        return max(shape) <= numel
+    return offset + sum((n - 1) * step for n, step in zip(shape, stride, strict=True)) < numel
 
 
-# --- The pickle as data ---
+def _unwrapped(value: Any) -> Any:
+    """The tensor of a parameter; anything else as it is."""
+    if _is_call(value, "torch._utils._rebuild_parameter") and value.args:
+        return value.args[0]
+    return value
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Global:
-    """A name that the pickle refers to, such as "collections.OrderedDict"; it is not looked up."""
-
-    name: str
+def _is_tensor(value: Any) -> bool:
+    return _is_call(_unwrapped(value), "torch._utils._rebuild_tensor_v2")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Persistent:
-    """A reference out of the pickle; `torch.save` refers to storages in this way."""
-
-    reference: Any
-
-
-@dataclasses.dataclass(eq=False)
-class Call:
-    """What the pickle would have called, with what; it is not called.
-
-    Attributes:
-      function: usually a `Global`.
-      args: its arguments, usually a tuple.
-      state: what would have been set on the result afterwards.
-      items: what would have been put into the result afterwards, under names that are strings.
-    """
-
-    function: Any
-    args: Any
-    state: Any = None
-    items: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-_CONSTANTS = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_SET": list,
-}
-
-
-def read_pickle(data: bytes) -> Any:
-    """Follows a pickle, of protocol 0 to 5, without importing, building or calling anything.
-
-    Returns:
-      Constants, tuples, lists, dicts, `Global`, `Persistent` and `Call`. Dicts keep only the keys
-      that are strings; sets are lists.
-
-    Raises:
-      ValueError: if it is no pickle; the message is one line.
-    """
-    try:
-        return _follow(data)
-    except (ValueError, TypeError, LookupError) as error:
-        raise ValueError(f"its pickle is broken: {shown(error)}") from None
-
-
-def _follow(data: bytes) -> Any:
-    stack, outer, memo = [], [], {}
-
-    def since_mark() -> list:
-        nonlocal stack
-        items, stack = stack, outer.pop()
-        return items
-
-    for opcode, arg, _ in pickletools.genops(io.BytesIO(data)):
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case name if name in _CONSTANTS:
-                stack.append(_CONSTANTS[name]())
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[arg] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[arg])
-            case "MARK":
-                outer.append(stack)
-                stack = []
-            case "POP_MARK":
-                since_mark()
-            case "POP":
-                if stack:
-                    stack.pop()
-                else:
-                    since_mark()
-            case "DUP":
-                stack.append(stack[-1])
-            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            case "TUPLE" | "LIST" | "FROZENSET" as name:
-                items = since_mark()
-                stack.append(tuple(items) if name == "TUPLE" else items)
-            case "DICT":
-                items = since_mark()
-                stack.append({})
-                _set_items(stack[-1], items)
-            case "APPEND":
-                item = stack.pop()
-                _append(stack[-1], [item])
-            case "APPENDS" | "ADDITEMS":
-                items = since_mark()
-                _append(stack[-1], items)
-            case "SETITEM":
-                pair = [stack.pop(), stack.pop()][::-1]
-                _set_items(stack[-1], pair)
-            case "SETITEMS":
-                items = since_mark()
-                _set_items(stack[-1], items)
-            case "GLOBAL":
-                stack.append(Global(arg.replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                names = stack.pop(-2), stack.pop()
-                stack.append(Global(".".join(names)))
-            case "EXT1" | "EXT2" | "EXT4":
-                stack.append(Global(f"extension {arg}"))
-            case "PERSID":
-                stack.append(Persistent(arg))
-            case "BINPERSID":
-                stack.append(Persistent(stack.pop()))
-            case "REDUCE" | "NEWOBJ":
-                args = stack.pop()
-                stack.append(Call(stack.pop(), args))
-            case "NEWOBJ_EX":
-                keywords, args = stack.pop(), stack.pop()
-                stack.append(Call(stack.pop(), (args, keywords)))
-            case "INST":
-                args = tuple(since_mark())
-                stack.append(Call(Global(arg.replace(" ", ".", 1)), args))
-            case "OBJ":
-                function, *args = since_mark()
-                stack.append(Call(function, tuple(args)))
-            case "BUILD":
-                state = stack.pop()
-                if isinstance(stack[-1], Call):
-                    stack[-1].state = state
-            case "STOP":
-                return stack.pop()
-            case _ if opcode.arg and not opcode.stack_before and len(opcode.stack_after) == 1:
-                stack.append(arg)  # a number, string or bytes
-            case name:
-                raise ValueError(f"it has the opcode {name}, which torch.save does not write")
-    raise ValueError("it does not end")
-
-
-def _append(target: Any, items: list) -> None:
-    # Into an object of an unknown class (a deque, say) nothing is put.
-    if isinstance(target, list):
-        target.extend(items)
-    elif not isinstance(target, Call):
-        raise ValueError("it appends to something that is no list")
-
-
-def _set_items(target: Any, items: Iterable) -> None:
-    into = target.items if isinstance(target, Call) else target
-    if not isinstance(into, dict) or len(items) % 2:
-        raise ValueError("it puts items into something that is no dict")
-    pairs = zip(items[::2], items[1::2], strict=True)
-    into.update((key, value) for key, value in pairs if isinstance(key, str))
+def _holds_tensors(entries: dict[str, Any]) -> bool:
+    return any(map(_is_tensor, entries.values()))
 
 
 def _is_call(value: Any, name: str) -> bool:
-    return (
-        isinstance(value, Call)
-        and isinstance(value.function, Global)
-        and value.function.name == name
-        and isinstance(value.args, tuple)
-    )
+    return isinstance(value, Stub) and value.name == name
 
 
 def _as_dict(value: Any) -> dict[str, Any] | None:
@@ -394,13 +254,8 @@ def _as_dict(value: Any) -> dict[str, Any] | None:
 
 def _describe(value: Any) -> str:
     """The kind of a value in a few words; never its content, which may be endless."""
-    if isinstance(value, Call):
-        function = value.function
-        return f"an object of {shown(function.name) if isinstance(function, Global) else '?'}"
-    return f"a {type(value).__name__}"
-
-
-def shown(text: Any) -> str:
-    """What a message shows of a text that may come from the file: short and on one line."""
-    text = str(text)[:100]
-    return text if text.isprintable() else ascii(text)
+    if isinstance(value, Stub):
+        return f"an object of {shown(value.name)}"
+    if isinstance(value, type):
+        return f"the class {shown(value.name)}"
+    return f"a {type(value).__name__.lstrip('_').lower()}"
