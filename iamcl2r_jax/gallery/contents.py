@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from iamcl2r_jax.gallery import state, transitions
-from iamcl2r_jax.gallery.database import create_vectors, record_event, vectors_table
+from iamcl2r_jax.gallery.database import create_vectors, record_event, row_crc, vectors_table
 from iamcl2r_jax.gallery.errors import OutdatedError, Refused
 from iamcl2r_jax.gallery.records import Item, Model, ModelInfo, NewItem, View
 from iamcl2r_jax.system.errors import InputError
@@ -192,9 +192,10 @@ def delete_vectors(connection: sqlite3.Connection, generation: int, items: Seque
 
 
 def _note_change(connection, generation, items) -> None:
+    numbers = np.asarray(items, np.int64).tobytes()
     connection.execute(
-        "INSERT INTO changes (generation, items) VALUES (?, ?)",
-        (generation, np.asarray(items, np.int64).tobytes()),
+        "INSERT INTO changes (generation, items, crc) VALUES (?, ?, ?)",
+        (generation, numbers, zlib.crc32(numbers)),
     )
 
 
@@ -226,4 +227,4 @@ def update_digest(connection: sqlite3.Connection, item: Item, digest: str) -> No
 
 def item_crc(key: str, digest: str, path: str | None, label: str | None) -> int:
     """CRC-32 of what is stored of an item, for `verify`."""
-    return zlib.crc32(json.dumps([key, digest, path, label]).encode())
+    return row_crc((key, digest, path, label))

@@ -1,12 +1,15 @@
 """The SQLite file of a gallery: its schema, and connections that are durable."""
 
+import json
 import os
 import pathlib
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from iamcl2r_jax.gallery.errors import explained
 from iamcl2r_jax.system.errors import DamagedError, InputError, WriteError
@@ -18,7 +21,7 @@ VERSION = 1  # of the schema
 _PAGE = 32768
 _WAIT = 30.0  # seconds for another process's transaction
 
-# Vectors are in one table a generation, see `vectors_table`; `digest` and `crc` are for `verify`.
+# Vectors are in one table a generation, see `vectors_table`; every `crc` is for `verify`.
 _SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE models (
@@ -46,12 +49,15 @@ CREATE TABLE upgrades (
 CREATE TABLE ranks (rank INTEGER PRIMARY KEY, item INTEGER NOT NULL UNIQUE) STRICT;
 CREATE TABLE unreadable (item INTEGER PRIMARY KEY, reason TEXT NOT NULL) STRICT;
 CREATE TABLE changes (
-  sequence INTEGER PRIMARY KEY AUTOINCREMENT, generation INTEGER NOT NULL, items BLOB NOT NULL
-  ) STRICT;
+  sequence INTEGER PRIMARY KEY AUTOINCREMENT, generation INTEGER NOT NULL, items BLOB NOT NULL,
+  crc INTEGER NOT NULL) STRICT;
 CREATE TABLE events (
   id INTEGER PRIMARY KEY AUTOINCREMENT, at REAL NOT NULL, action TEXT NOT NULL,
-  upgrade INTEGER, details TEXT NOT NULL) STRICT;
+  upgrade INTEGER, details TEXT NOT NULL, crc INTEGER NOT NULL) STRICT;
+CREATE TABLE seals (name TEXT PRIMARY KEY, crc INTEGER NOT NULL) STRICT;
 """
+# Small tables, whose rows change: one checksum of each whole table is kept.
+SEALED = ("settings", "models", "generations", "verdicts", "upgrades")
 
 
 def vectors_table(generation: int) -> str:
@@ -64,6 +70,10 @@ def create_vectors(connection: sqlite3.Connection, generation: int) -> None:
     connection.execute(
         f"CREATE TABLE {vectors_table(generation)} "
         "(item INTEGER PRIMARY KEY, crc INTEGER NOT NULL, vector BLOB NOT NULL) STRICT"
+    )
+    # Counting rows would otherwise read every vector.
+    connection.execute(
+        f"CREATE INDEX {vectors_table(generation)}_items ON {vectors_table(generation)} (item)"
     )
 
 
@@ -122,6 +132,7 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 yield connection
+                seal(connection)
                 connection.execute("COMMIT")
             except BaseException:
                 if connection.in_transaction:  # on a full disk SQLite has ended it already
@@ -189,6 +200,7 @@ def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> Databa
                 connection.execute(f"PRAGMA application_id = {APPLICATION}")
                 connection.execute(f"PRAGMA user_version = {VERSION}")
                 fill(connection)
+                seal(connection)
                 connection.execute("COMMIT")
             finally:
                 connection.close()
@@ -208,10 +220,31 @@ def record_event(
     connection: sqlite3.Connection, action: str, upgrade: int | None, details: str
 ) -> None:
     """Writes a line of the event log."""
+    row = (time.time(), action, upgrade, details)
     connection.execute(
-        "INSERT INTO events (at, action, upgrade, details) VALUES (?, ?, ?, ?)",
-        (time.time(), action, upgrade, details),
+        "INSERT INTO events (at, action, upgrade, details, crc) VALUES (?, ?, ?, ?, ?)",
+        (*row, row_crc(row)),
     )
+
+
+def row_crc(row: Sequence[Any]) -> int:
+    """CRC-32 of numbers and texts of a row."""
+    return zlib.crc32(json.dumps(row).encode())
+
+
+def table_crc(connection: sqlite3.Connection, table: str) -> int:
+    """CRC-32 of all rows of a small table."""
+    return row_crc(connection.execute(f"SELECT * FROM {table} ORDER BY rowid").fetchall())
+
+
+def seal(connection: sqlite3.Connection) -> None:
+    """Keeps the checksums of the small tables as they are in this transaction."""
+    for table in SEALED:
+        connection.execute(
+            "INSERT INTO seals VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET crc = excluded.crc "
+            "WHERE crc != excluded.crc",
+            (table, table_crc(connection, table)),
+        )
 
 
 def _check_version(directory: str, connection: sqlite3.Connection) -> None:

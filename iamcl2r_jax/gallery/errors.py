@@ -30,15 +30,16 @@ def explained(path: str) -> Iterator[None]:
     """
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise _explained(path, error) from error
 
 
-def _explained(path: str, error: sqlite3.Error) -> Exception:
+def _explained(path: str, error: Exception) -> Exception:
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     text = " ".join(str(error).split())
-    if primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    undecodable = isinstance(error, UnicodeDecodeError) or "decode to UTF-8" in text
+    if undecodable or primary in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return DamagedError(
             f"gallery {path} is damaged ({text}); run verify to see how far, and restore a backup"
         )

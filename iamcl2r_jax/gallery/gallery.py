@@ -1,6 +1,5 @@
 """The gallery: what programs and services call."""
 
-import dataclasses
 import json
 import os
 import threading
@@ -289,11 +288,11 @@ class Gallery:
                 changed = feed.fill(connection, self.store, view)
             else:
                 changed = feed.follow(connection, self.store, view, since)
-            renewed = state.renewed_items(connection, view.upgrade, before, changed)
+            view = state.with_renewed(connection, view, before, changed)
         if self.store.persistent and since != view.sequence:
             with self.database.writing() as connection:
                 feed.set_position(connection, view.sequence)
-        self._view = dataclasses.replace(view, renewed=renewed)
+        self._view = view
         self._fed = view.sequence
 
     # --- Upgrades -----------------------------------------------------------------------------

@@ -161,6 +161,7 @@ class View:
       upgrade: the one in progress, or the latest one; None before the first.
       renewed: bool [largest item id + 1], whether an item is served from the upgrade's target;
         None where no item is.
+      all_renewed: whether every item is.
       sequence: number of the last change of vectors that the view includes.
     """
 
@@ -171,4 +172,5 @@ class View:
     base: int
     upgrade: Upgrade | None
     renewed: np.ndarray | None
+    all_renewed: bool
     sequence: int

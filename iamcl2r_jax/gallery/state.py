@@ -1,5 +1,6 @@
 """Reads the state of a gallery from its database, and what follows from it for a query."""
 
+import dataclasses
 import hashlib
 import json
 import sqlite3
@@ -28,7 +29,7 @@ def put_setting(connection: sqlite3.Connection, name: str, value: object) -> Non
 
 
 def read_view(connection: sqlite3.Connection) -> View:
-    """The state at this commit, without `renewed`; see `renewed_items`."""
+    """The state at this commit, without what is renewed; see `with_renewed`."""
     return View(
         models={model.id: model for model in read_models(connection)},
         generations=dict(
@@ -39,6 +40,7 @@ def read_view(connection: sqlite3.Connection) -> View:
         base=int(setting(connection, BASE)),
         upgrade=latest_upgrade(connection),
         renewed=None,
+        all_renewed=False,
         sequence=last_sequence(connection),
     )
 
@@ -142,25 +144,24 @@ def read_vectors(
     return np.array(ids, np.int64), vectors
 
 
-def renewed_items(
+def with_renewed(
     connection: sqlite3.Connection,
-    upgrade: Upgrade | None,
+    view: View,
     before: View | None,
     changed: Mapping[int, set[int]],
-) -> np.ndarray | None:
-    """Which items are served from the target of an upgrade; see `View.renewed`.
+) -> View:
+    """The view with `renewed` and `all_renewed`.
 
     Args:
       connection: in a transaction.
-      upgrade: the latest one.
+      view: of this transaction.
       before: an earlier view, to start from; None to read all ranks.
       changed: {generation id: items whose vectors changed since then}.
 
-    Returns:
-      bool [largest item id + 1], or None outside the states of a mixed gallery.
     """
+    upgrade = view.upgrade
     if upgrade is None or upgrade.state not in transitions.MIXED:
-        return None
+        return view
     largest = connection.execute("SELECT coalesce(max(id), 0) FROM items").fetchone()[0]
     renewed = np.zeros(largest + 1, bool)
     first = 0
@@ -184,7 +185,9 @@ def renewed_items(
         ).fetchone()
         if item < len(renewed):
             renewed[item] = row is not None
-    return renewed
+    (count,) = connection.execute("SELECT count(*) FROM items").fetchone()
+    all_renewed = int(np.count_nonzero(renewed)) == count
+    return dataclasses.replace(view, renewed=renewed, all_renewed=all_renewed)
 
 
 def writing_models(view: View) -> list[int]:
@@ -250,6 +253,8 @@ def plan(view: View, model: int) -> list[tuple[int, np.ndarray | None]]:
     upgrade, renewed = view.upgrade, view.renewed
     if renewed is not None and upgrade.new_model == model and renewed.any():
         parts = [(upgrade.target, renewed), (view.base, ~renewed)]
+        if view.all_renewed:
+            parts = [(upgrade.target, None)]
     for generation, _ in parts:
         require_allowed(view, model, generation)
     return parts

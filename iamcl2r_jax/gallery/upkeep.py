@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from iamcl2r_jax.gallery import contents, feed, images, state
-from iamcl2r_jax.gallery.database import FILE, vectors_table
+from iamcl2r_jax.gallery.database import FILE, SEALED, row_crc, table_crc, vectors_table
 from iamcl2r_jax.gallery.gallery import Gallery
 from iamcl2r_jax.gallery.records import View
 from iamcl2r_jax.system.errors import DamagedError, InputError, WriteError
@@ -41,6 +41,7 @@ def verify(gallery: Gallery, *, files: bool = False) -> list[str]:
             ]
             view = state.read_view(connection)
             for kind in (
+                _seals(connection),
                 _items(connection),
                 _vectors(connection, view),
                 _upgrade(connection, view),
@@ -63,6 +64,26 @@ def _first(findings: Iterator[str]) -> list[str]:
             listed.append(finding)
     more = max(0, number + 1 - _LISTED) if listed else 0
     return listed + ([f"... and {more} more of this kind"] if more else [])
+
+
+def _seals(connection: sqlite3.Connection) -> Iterator[str]:
+    seals = dict(connection.execute("SELECT name, crc FROM seals"))
+    for table in SEALED:
+        if seals.get(table) != table_crc(connection, table):
+            yield f"table {table}: is not as it was written"
+    for number, *row, crc in connection.execute(
+        "SELECT id, at, action, upgrade, details, crc FROM events"
+    ):
+        if row_crc(row) != crc:
+            yield f"event {number}: is not as it was written"
+    for number, items, crc in connection.execute("SELECT sequence, items, crc FROM changes"):
+        if zlib.crc32(items) != crc:
+            yield f"change {number}: is not as it was written"
+    last = dict(connection.execute("SELECT name, seq FROM sqlite_sequence"))
+    for table, column in (("items", "id"), ("changes", "sequence"), ("generations", "id")):
+        (largest,) = connection.execute(f"SELECT max({column}) FROM {table}").fetchone()
+        if last.get(table, 0) < (largest or 0):
+            yield f"table {table}: its numbers would be given again"
 
 
 def _items(connection: sqlite3.Connection) -> Iterator[str]:
