@@ -16,12 +16,12 @@ import numpy as np
 import synthetic
 
 from iamcl2r_jax import models
-from iamcl2r_jax.evaluation.evaluation import (
+from iamcl2r_jax.evaluation.features import (
     Evaluation,
     FeatureExtractor,
-    compatibility_matrices,
     embed,
 )
+from iamcl2r_jax.evaluation.pairs import evaluate_pairs
 from iamcl2r_jax.retrieval import identification_accuracy
 from iamcl2r_jax.training import training
 
@@ -40,7 +40,8 @@ class CountingExtractor:
 def by_model(extract, all_variables: list, evaluation: Evaluation) -> np.ndarray:
     """C [T, T] as a run makes it: one pass per model."""
     embedded = (embed(extract, variables, evaluation) for variables in all_variables)
-    return compatibility_matrices(evaluation, embedded, ["identification"])["identification"]
+    labels = evaluation.query.labels, evaluation.gallery.labels
+    return evaluate_pairs(embedded, *labels, ["identification"])["identification"].matrix
 
 
 def by_pair(extract, all_variables: list, evaluation: Evaluation) -> np.ndarray:

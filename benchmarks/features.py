@@ -18,7 +18,7 @@ import torch
 import torch_baseline
 
 from iamcl2r_jax import models
-from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
+from iamcl2r_jax.evaluation.features import FeatureExtractor
 
 BATCH_SIZE = 256  # that the extractor runs
 

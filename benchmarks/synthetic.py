@@ -16,7 +16,7 @@ from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream
-from iamcl2r_jax.evaluation.evaluation import Evaluation
+from iamcl2r_jax.evaluation.features import Evaluation
 from iamcl2r_jax.models.stored import EXTERNAL, Architecture, ImageInput, Metadata, Model
 from iamcl2r_jax.training import training
 from iamcl2r_jax.training.seeds import stacked, stacked_data

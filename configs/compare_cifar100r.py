@@ -8,7 +8,7 @@ else is random; --config.vary_external_models=True makes new ones for each seed.
 
 Not yet run at full size. The paper's figures stand in configs/cifar100r.py. Retrieval of single
 images, 50,000 queries in 10,000 for each pair of models, is left out by
---config.base.measures="('identification',)".
+--config.base.metrics="('identification',)".
 """
 
 from iamcl2r_jax import config, methods
@@ -18,6 +18,6 @@ from iamcl2r_jax.config import args, recipes
 
 def get_config(arg=None):
     base = recipes.cifar100r(*args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS})["tasks"])
-    base.measures = config.default().measures
+    base.metrics = config.default().metrics
     variants = {name: {"method": name} for name in methods.METHODS}
     return cells.comparison(f"compare_{base.name}", base, variants)

@@ -29,5 +29,5 @@ def get_config(arg=None):
     c.replacements.tasks = tasks
     c.replacements.classes = classes
     c.train.epochs = 8
-    c.measures = ("identification",)
+    c.metrics = ("identification",)
     return c

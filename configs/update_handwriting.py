@@ -43,5 +43,5 @@ def get_config(arg=None):
     c.evaluations = ConfigDict(
         {"held_out": config.evaluation(dataset, query_split="test", gallery_split=gallery)}
     )
-    c.measures = ("identification",)
+    c.metrics = ("identification",)
     return c

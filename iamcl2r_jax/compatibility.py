@@ -1,4 +1,4 @@
-"""Measures of a compatibility matrix.
+"""Figures of a compatibility matrix.
 
 C[t, k], t >= k, is the retrieval accuracy in [0, 1] of queries by model t against a gallery by
 model k, T models in all. What stands above the diagonal (NaN, or null in JSON) is never looked at.
@@ -25,9 +25,9 @@ def _validated(matrix) -> np.ndarray:
     return matrix
 
 
-def _per_task(measure, matrix) -> np.ndarray:
+def _per_task(figure, matrix) -> np.ndarray:
     matrix = _validated(matrix)
-    return np.array([measure(matrix[:tau, :tau]) for tau in range(1, len(matrix) + 1)])
+    return np.array([figure(matrix[:tau, :tau]) for tau in range(1, len(matrix) + 1)])
 
 
 def is_compatible(matrix) -> np.ndarray:
@@ -39,6 +39,18 @@ def is_compatible(matrix) -> np.ndarray:
     matrix = _validated(matrix)
     below = np.tri(len(matrix), k=-1, dtype=bool)
     return below & (matrix > np.diagonal(matrix)[np.newaxis, :])
+
+
+def near_misses(matrix, within: float = 0.01) -> np.ndarray:
+    """Which pairs are incompatible by less than `within`, a point by default.
+
+    Returns:
+      bool [T, T]: C[k, k] - within < C[t, k] <= C[k, k] where t > k; False elsewhere.
+    """
+    matrix = _validated(matrix)
+    below = np.tri(len(matrix), k=-1, dtype=bool)
+    short = np.diagonal(matrix)[np.newaxis, :] - matrix
+    return below & (short >= 0) & (short < within)
 
 
 def average_compatibility(matrix) -> float:

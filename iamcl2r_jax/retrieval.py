@@ -1,4 +1,4 @@
-"""Retrieval accuracy: queries of one model against a gallery of the same or another model.
+"""Retrieval metrics: queries of one model against a gallery of the same or another model.
 
 Features are [N, D] arrays, normalised inside; similarity is the cosine. Labels are [N] arrays of
 anything that can be sorted: integers need be neither contiguous nor start at 0. A query whose class
@@ -6,7 +6,9 @@ the gallery does not hold counts as wrong. A tie between the right class and ano
 wrong, as it does in the compatibility criterion; nothing then depends on the order of the gallery.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -43,17 +45,17 @@ def _checked_pair(gallery, gallery_labels, query, query_labels):
     return gallery, gallery_labels, query, query_labels
 
 
-def class_means(features, labels) -> tuple[np.ndarray, np.ndarray]:
+def class_means(gallery, gallery_labels) -> tuple[np.ndarray, np.ndarray]:
     """One template per class: the normalised mean of its normalised features.
 
     Args:
-      features: [N, D].
-      labels: [N].
+      gallery: features [N, D].
+      gallery_labels: [N].
 
     Returns:
       (means float32 [C, D] of unit length, or zero where the features cancel; classes [C], sorted).
     """
-    features, labels = _checked("features", features, labels)
+    features, labels = _checked("gallery", gallery, gallery_labels)
     classes, counts = np.unique(labels, return_counts=True)
     by_class = np.asarray(losses.normalize(features))[np.argsort(labels, kind="stable")]
     starts = np.cumsum(counts) - counts
@@ -78,16 +80,23 @@ def _others_ahead(query, query_classes, gallery, gallery_classes):
 _similarities = jax.jit(losses.cosine_similarities)
 
 
-def _chunks(query, num_gallery) -> Iterator[tuple[slice, np.ndarray | jax.Array]]:
-    """Slices of the queries, and the queries there padded to one shape, so that jit traces once."""
-    size = max(1, _SCORES_AT_ONCE // num_gallery)
-    if len(query) <= size:
-        yield slice(0, len(query)), query
-        return
-    query = np.asarray(query)
+@partial(jax.jit, static_argnames="size")
+def _rows(array, start, size):
+    return jax.lax.dynamic_slice_in_dim(array, start, size)
+
+
+def _chunks(query, num_gallery) -> Iterator[tuple[slice, int, jax.Array]]:
+    """The queries in chunks of one shape, so that jit traces once, cut on the device.
+
+    Yields:
+      Positions of the queries that no chunk before had, how many queries at the beginning of the
+      chunk one before had (the last chunk reaches back to be full), and the chunk.
+    """
+    size = min(len(query), max(1, _SCORES_AT_ONCE // num_gallery))
     for start in range(0, len(query), size):
-        chunk = query[start : start + size]
-        yield slice(start, start + len(chunk)), np.pad(chunk, [(0, size - len(chunk)), (0, 0)])
+        first = min(start, len(query) - size)
+        chunk = query if size == len(query) else _rows(query, first, size)
+        yield slice(start, first + size), start - first, chunk
 
 
 def _ranks(gallery, gallery_labels, query, query_labels) -> np.ndarray:
@@ -96,19 +105,17 @@ def _ranks(gallery, gallery_labels, query, query_labels) -> np.ndarray:
     _, classes = np.unique(np.concatenate([gallery_labels, query_labels]), return_inverse=True)
     gallery_classes = jnp.asarray(classes[: len(gallery)])
     query_classes = classes[len(gallery) :]
-    gallery = jnp.asarray(gallery)
+    gallery, query = jnp.asarray(gallery), jnp.asarray(query)
     ranks = []
-    for where, chunk in _chunks(query, len(gallery)):
-        chunk_classes = np.resize(query_classes[where], len(chunk))  # repeated into the padding
+    for where, known, chunk in _chunks(query, len(gallery)):
+        chunk_classes = query_classes[where.start - known : where.stop]
         chunk_ranks = _others_ahead(chunk, chunk_classes, gallery, gallery_classes)
-        ranks.append(np.asarray(chunk_ranks)[: where.stop - where.start])
+        ranks.append(np.asarray(chunk_ranks)[known:])
     return np.concatenate(ranks)
 
 
 def identification_hits(gallery, gallery_labels, query, query_labels) -> np.ndarray:
-    """Whether each query is identified: nearest to its own among the class means of the gallery.
-
-    For intervals: `scipy.stats.bootstrap` on these, paired for two models on the same queries.
+    """Whether each query is nearest to its own among the class means of the gallery.
 
     Args:
       gallery: [N, D], reduced to `class_means`.
@@ -122,11 +129,7 @@ def identification_hits(gallery, gallery_labels, query, query_labels) -> np.ndar
     Raises:
       ValueError: empty or non-finite features, shapes or widths that do not fit.
     """
-    gallery, gallery_labels, query, query_labels = _checked_pair(
-        gallery, gallery_labels, query, query_labels
-    )
-    means, classes = class_means(gallery, gallery_labels)
-    return _ranks(means, classes, query, query_labels) == 0
+    return METRICS["identification"].values(gallery, gallery_labels, query, query_labels)
 
 
 def identification_accuracy(gallery, gallery_labels, query, query_labels) -> float:
@@ -155,12 +158,9 @@ def recall_hits(
     return ranks[:, np.newaxis] < np.asarray(ks)[np.newaxis, :]
 
 
-def recall_at_k(
-    gallery, gallery_labels, query, query_labels, ks: Sequence[int] = (1, 5)
-) -> dict[int, float]:
-    """Recall@k, the mean of `recall_hits` over queries: {k: value in [0, 1]}."""
-    hits = recall_hits(gallery, gallery_labels, query, query_labels, ks)
-    return dict(zip(ks, hits.mean(axis=0).tolist(), strict=True))
+def nearest_hits(gallery, gallery_labels, query, query_labels) -> np.ndarray:
+    """Whether each query's nearest gallery entry is of its class, bool [Q]; see `recall_hits`."""
+    return recall_hits(gallery, gallery_labels, query, query_labels, ks=(1,))[:, 0]
 
 
 def average_precisions(gallery, gallery_labels, query, query_labels) -> np.ndarray:
@@ -178,10 +178,10 @@ def average_precisions(gallery, gallery_labels, query, query_labels) -> np.ndarr
         gallery, gallery_labels, query, query_labels
     )
     members = {label: np.flatnonzero(gallery_labels == label) for label in np.unique(query_labels)}
-    gallery = jnp.asarray(gallery)
+    gallery, query = jnp.asarray(gallery), jnp.asarray(query)
     precisions = np.zeros(len(query))
-    for where, chunk in _chunks(query, len(gallery)):
-        scores = np.asarray(_similarities(chunk, gallery))
+    for where, known, chunk in _chunks(query, len(gallery)):
+        scores = np.asarray(_similarities(chunk, gallery))[known:]
         # NumPy sorts an order of magnitude faster than XLA does on a CPU.
         ordered = np.sort(scores, axis=1)
         for n in range(where.start, where.stop):
@@ -193,25 +193,49 @@ def average_precisions(gallery, gallery_labels, query, query_labels) -> np.ndarr
     return precisions
 
 
-def mean_average_precision(gallery, gallery_labels, query, query_labels) -> float:
-    """mAP, the mean of `average_precisions`, in [0, 1]."""
-    return float(average_precisions(gallery, gallery_labels, query, query_labels).mean())
+def _whole(gallery, gallery_labels):
+    return gallery, gallery_labels
 
 
-def recall_at_1(gallery, gallery_labels, query, query_labels) -> float:
-    """Recall@1: the share of queries whose nearest gallery image is of their class, in [0, 1]."""
-    return recall_at_k(gallery, gallery_labels, query, query_labels, ks=(1,))[1]
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A retrieval metric: the mean over queries of a value in [0, 1], higher being better.
+
+    Attributes:
+      title: its name in tables.
+      meaning: one sentence.
+      per_query: maps (gallery, gallery_labels, query, query_labels) to the value of each query,
+        [Q]; the gallery is what `reduce` leaves of it.
+      reduce: maps a gallery (features, labels) to what the metric reads of it, where that is less.
+      verbs: what queries do with "93.5 %", and what they did.
+    """
+
+    title: str
+    meaning: str
+    per_query: Callable[..., np.ndarray]
+    reduce: Callable[..., tuple[np.ndarray, np.ndarray]] = _whole
+    verbs: tuple[str, str] = ("find", "found")
+
+    def values(self, gallery, gallery_labels, query, query_labels) -> np.ndarray:
+        """The value of each query, [Q], with the whole gallery."""
+        return self.per_query(*self.reduce(gallery, gallery_labels), query, query_labels)
 
 
-# A measure maps (gallery, gallery_labels, query, query_labels) to a value in [0, 1].
-MEASURES: dict[str, Callable[..., float]] = {
-    "identification": identification_accuracy,
-    "recall_at_1": recall_at_1,
-    "mean_average_precision": mean_average_precision,
-}
-
-# All that a measure looks at of a gallery, where that is less: maps (gallery, gallery_labels) to
-# features and labels that stand for them, up to rounding, for whoever compares them more than once.
-REDUCTIONS: dict[str, Callable[..., tuple[np.ndarray, np.ndarray]]] = {
-    "identification": class_means,
+METRICS: dict[str, Metric] = {
+    "identification": Metric(
+        "identification",
+        "Identification (1:N): share of queries that are nearest to the mean feature of their own "
+        "class in the gallery.",
+        nearest_hits,
+        class_means,
+    ),
+    "recall_at_1": Metric(
+        "recall@1", "Share of queries whose nearest gallery image is of their class.", nearest_hits
+    ),
+    "mean_average_precision": Metric(
+        "mAP",
+        "Mean over the queries of the average precision over the whole gallery.",
+        average_precisions,
+        verbs=("reach a mAP of", "reached"),
+    ),
 }

@@ -8,8 +8,11 @@ Exit status with --models: 0 if every upgrade is compatible, 3 if not; 2 for bad
 
 from absl import flags
 
-from iamcl2r_jax.evaluation import upgrade
+from iamcl2r_jax.evaluation import gate
+from iamcl2r_jax.retrieval import METRICS
 from iamcl2r_jax.system import cli
+from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.training import reevaluation
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "A run, to evaluate what it left.")
 _MODELS = flags.DEFINE_list("models", None, "Two or more checkpoints to compare, oldest first.")
@@ -17,9 +20,10 @@ _GALLERY = flags.DEFINE_string("gallery", None, "Data set searched in: folder:DI
 _QUERY = flags.DEFINE_string("query", None, "Data set searched for; by default the gallery's.")
 _GALLERY_SPLIT = flags.DEFINE_string("gallery_split", "gallery", "Split of --gallery.")
 _QUERY_SPLIT = flags.DEFINE_string("query_split", "query", "Split of --query.")
-_MEASURE = flags.DEFINE_enum(
-    "measure", "identification", list(upgrade.PER_QUERY), "What to compare --models by."
+_METRIC = flags.DEFINE_enum(
+    "metric", "identification", list(METRICS), "What to compare --models by."
 )
+flags.DEFINE_alias("measure", "metric")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps data sets.")
 _OUTPUT = flags.DEFINE_string(
     "output", None, "File to write; by default evaluation.json, in --workdir if given."
@@ -28,16 +32,18 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap intervals.", lower_bou
 
 
 def main(_):
+    if bool(_WORKDIR.value) == bool(_MODELS.value):
+        raise InputError("give either --workdir=DIR, a run, or --models=OLD,NEW, checkpoints")
+    if _QUERY.value and not _GALLERY.value:
+        raise InputError("--query: name the gallery too, the data set searched in")
     gallery, query = _GALLERY.value, _QUERY.value or _GALLERY.value
-    return upgrade.main(
-        _WORKDIR.value,
-        _MODELS.value,
-        gallery and upgrade.Split(gallery, _GALLERY_SPLIT.value),
-        query and upgrade.Split(query, _QUERY_SPLIT.value),
-        measure=_MEASURE.value,
-        data_dir=_DATA_DIR.value,
-        output=_OUTPUT.value,
-        seed=_SEED.value,
+    gallery = gallery and gate.Split(gallery, _GALLERY_SPLIT.value)
+    query = query and gate.Split(query, _QUERY_SPLIT.value)
+    options = {"data_dir": _DATA_DIR.value, "output": _OUTPUT.value}
+    if _WORKDIR.value:
+        return reevaluation.main(_WORKDIR.value, gallery, query, **options)
+    return gate.main(
+        _MODELS.value, gallery, query, metric=_METRIC.value, seed=_SEED.value, **options
     )
 
 

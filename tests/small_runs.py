@@ -68,7 +68,7 @@ def small_config(images, method="hoc", backbone="small", **options):
     with c.unlocked():
         c.model.options = ConfigDict(options)
         c.evaluations = ConfigDict({"open": config.evaluation(f"folder:{images / 'open'}")})
-    c.measures = ("identification",)
+    c.metrics = ("identification",)
     return c
 
 

@@ -44,7 +44,7 @@ def get_config():
     c.replacements.classes = (4,)
     c.evaluations.digits.query_split = "train[:10%]"
     del c.evaluations.handwriting
-    c.measures = ("identification",)
+    c.metrics = ("identification",)
     for part in (c, c.replacements.recipe):
         part.image.size = 16
         part.image.crop_padding = 2

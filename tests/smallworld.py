@@ -76,6 +76,6 @@ def get_config(root: str):
     c.replacements.recipe.dataset = f"folder:{root}/external"
     del c.evaluations.digits, c.evaluations.handwriting
     c.evaluations.open = config.evaluation(f"folder:{root}/open")
-    c.measures = ("identification",)
+    c.metrics = ("identification",)
     c.tracking.tensorboard = False
     return c

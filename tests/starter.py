@@ -27,7 +27,7 @@ import jax  # noqa: E402
 import smallworld  # noqa: E402
 
 # All that a program imports, so that its child need not.
-from iamcl2r_jax.evaluation import evaluation, upgrade  # noqa: E402, F401
+from iamcl2r_jax.evaluation import features, pairs  # noqa: E402, F401
 from iamcl2r_jax.reports import report  # noqa: E402, F401
 from iamcl2r_jax.system import cli, runtime  # noqa: E402, F401
 from iamcl2r_jax.training import lifelong, training  # noqa: E402, F401
@@ -169,7 +169,7 @@ def count_events(request, notes) -> None:
         return call
 
     training.CompiledEpoch.__call__ = counted(training.CompiledEpoch.__call__, b"s")
-    evaluation.FeatureExtractor.__call__ = counted(evaluation.FeatureExtractor.__call__, b"f")
+    features.FeatureExtractor.__call__ = counted(features.FeatureExtractor.__call__, b"f")
     sys.addaudithook(audit)
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from iamcl2r_jax import config
-from iamcl2r_jax.data.sources import ImageSet
-from iamcl2r_jax.evaluation import adapters, evaluation
+from iamcl2r_jax.evaluation import adapters, pairs
+from iamcl2r_jax.evaluation.features import Features
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
@@ -186,22 +186,16 @@ def test_more_pairs_than_the_capacity_are_refused():
         adapters.make_pairs(np.zeros((5, D)), np.zeros((5, D)), np.zeros(5, int), 4)
 
 
-@pytest.mark.parametrize("measure", ["identification", "recall_at_1"])
-def test_galleries_are_carried_from_model_to_model(rotation, measure):
+@pytest.mark.parametrize("metric", ["identification", "recall_at_1"])
+def test_galleries_are_carried_from_model_to_model(rotation, metric):
     """Three models, each the one before but rotated: carried galleries match as the first did."""
     q, old, labels = rotation
     half = len(old) // 2
 
-    def split(part):
-        images = np.zeros((len(labels[part]), 1, 1, 3), np.uint8)
-        return ImageSet(images, labels[part], tuple("abcdefg"))
-
-    sets = evaluation.Evaluation(query=split(slice(half)), gallery=split(slice(half, None)))
-
     def matrix(carry):
-        features = [old, old @ q, old @ q @ q]
-        embedded = [evaluation.Embedded(x[:half], x[half:], carry) for x in features]
-        return evaluation.compatibility_matrices(sets, embedded, (measure,))[measure]
+        models = [Features(x[:half], x[half:], carry) for x in (old, old @ q, old @ q @ q)]
+        found = pairs.evaluate_pairs(models, labels[:half], labels[half:], [metric])
+        return found[metric].matrix
 
     identity, none, carried = matrix(lambda gallery: gallery), matrix(None), matrix(lambda g: g @ q)
     np.testing.assert_array_equal(identity, none)

@@ -204,7 +204,7 @@ OUT_OF_RANGE = {
     ),
     "replacements.checkpoints": st.tuples(st.text(max_size=5)),
     "replacements.recipe.train.momentum": numbers.filter(lambda x: not 0 <= x < 1),
-    "measures": st.one_of(st.just(()), st.tuples(st.text(max_size=3))),
+    "metrics": st.one_of(st.just(()), st.tuples(st.text(max_size=3))),
     "evaluations": st.dictionaries(st.text(string.ascii_lowercase, min_size=1), ANYTHING),
 }
 # A slot has two owners, and a model two lists: the message names the other field.

@@ -71,7 +71,7 @@ def test_the_protocol_is_the_papers(name, sizes, replaced):
     assert c.evaluations.to_dict() == {
         "cifar10": {"dataset": "cifar10", "query_split": "train", "gallery_split": "test"}
     }
-    assert c.measures == ("identification",)
+    assert c.metrics == ("identification",)
 
 
 def test_the_run_takes_the_models_that_the_pretraining_config_makes():
@@ -158,7 +158,7 @@ def test_a_whole_run_from_archives(place, tmp_path):
     assert len(results["task_accuracy"]) == 7
     assert results["evaluations"].keys() == {"cifar10"}
     figures = results["evaluations"]["cifar10"]
-    assert (figures["measure"], figures["measures"]) == ("identification", {})
+    assert (figures["metric"], figures["metrics"]) == ("identification", {})
     assert 0 <= figures["ac"] <= 1
     assert 0 <= figures["aa"] <= 100
     assert len(figures["ac_per_task"]) == len(figures["aa_per_task"]) == 7

@@ -7,10 +7,9 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax import config, methods
 from iamcl2r_jax.comparisons import cells, comparison, comparison_report, tables
-from iamcl2r_jax.evaluation import upgrade
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DamagedError, InputError
-from iamcl2r_jax.training import inputs, lifelong
+from iamcl2r_jax.training import inputs, lifelong, reevaluation
 from iamcl2r_jax.training.training import DivergenceError
 
 # ml_collections loads config files by a method that Python has deprecated.
@@ -42,9 +41,9 @@ def recorded(ac, aa, *, external="external/a", untrained=20.0, final=0.5):
         "task_accuracy": [0.9, final],
         "evaluations": {
             "digits": {
-                "measure": "identification",
+                "metric": "identification",
                 **summary,
-                "measures": {"recall_at_1": summary | {"aa": aa + 1}},
+                "metrics": {"recall_at_1": summary | {"aa": aa + 1}},
             }
         },
         "references": {"digits": {"untrained": untrained, "first_external": 40.0}},
@@ -55,7 +54,7 @@ def two_methods(**changes):
     """A comparison of two methods with seeds 0 and 1, evaluated on digits."""
     base = config.default()
     base.evaluations = {"digits": config.evaluation("glyphs/digits")}
-    base.measures = ("identification", "recall_at_1")
+    base.metrics = ("identification", "recall_at_1")
     c = cells.comparison("two", base, {"hoc": {}, "er": {"method": "er"}})
     c.seeds = (0, 1)
     c.update(changes)
@@ -404,7 +403,7 @@ def test_a_comparison_that_cannot_work_is_refused(changes, message, recorder, tm
         ({"train.epochs": 0}, "variant 'x': train.epochs=0: must be an integer in"),
         ({"method": "hok"}, "variant 'x': method='hok': must be one of"),
         ({"seed": 1}, "variant 'x': seed must be the same for all variants"),
-        ({"measures": ("recall_at_1",)}, "variant 'x': measures must be the same"),
+        ({"metrics": ("recall_at_1",)}, "variant 'x': metrics must be the same"),
         ({"num_slots": 280}, "variant 'x': num_slots=280: too few simplex slots"),
     ],
 )
@@ -507,7 +506,7 @@ def test_committed_configs_are_valid(name, num_cells):
     if name.startswith("compare_cifar100r"):
         protocol = load_config(name.removeprefix("compare_"))
         assert config.differences(made[0].config.to_dict(), protocol.to_dict()) == [
-            f"measures: {c.base.measures!r} there, ('identification',) here"
+            f"metrics: {c.base.metrics!r} there, ('identification',) here"
         ]
 
 
@@ -515,7 +514,7 @@ def test_a_cell_is_an_ordinary_run(tmp_path, monkeypatch):
     base = load_config("tiny.py")
     base.num_slots = 64
     base.evaluations = {"digits": config.evaluation("glyphs/digits")}
-    base.measures = ("identification",)
+    base.metrics = ("identification",)
     base.stream.initial_classes = base.stream.increment = 26
     base.stream.limit_per_class = 4
     base.replacements.tasks = base.replacements.classes = ()
@@ -534,7 +533,7 @@ def test_a_cell_is_an_ordinary_run(tmp_path, monkeypatch):
     assert results["method"] == "simplex"
     for row in found["evaluations"]["digits"]["rows"].values():
         assert row["figures"]["aa"]["mean"] == results["evaluations"]["digits"]["aa"]
-    again = upgrade.reevaluate(str(workdir / "cells" / "simplex-seed0"), None, None)
+    again = reevaluation.reevaluate(str(workdir / "cells" / "simplex-seed0"))
     assert again["evaluations"] == results["evaluations"]
 
 

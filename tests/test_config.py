@@ -187,11 +187,11 @@ def test_an_option_of_a_method_may_be_what_its_default_or_annotation_says(
         ("replacements.recipe.train.epochs", 0, "replacements.recipe.train.epochs=0"),
         ("image.size", 28, "replacements.recipe.image.size=32: must equal image.size=28"),
         (
-            "measures",
+            "metrics",
             ("recall",),
-            "measures=('recall',): must be a tuple, each item one of identification",
+            "metrics=('recall',): must be a tuple, each item one of identification",
         ),
-        ("measures", (), "measures=()"),
+        ("metrics", (), "metrics=()"),
         ("evaluations", {}, "evaluations={}: must hold"),
     ],
 )
@@ -319,8 +319,8 @@ def test_a_run_is_readable_whatever_other_methods_there_are():
         ({"image": None}, r"^image=None: must be a ConfigDict with the fields size, mean"),
         ({"image": 0}, r"^image=0: must be a ConfigDict with the fields size, mean"),
         (
-            {"measures": "recall_at_1"},
-            r"^measures='recall_at_1': must be a tuple, each item one of",
+            {"metrics": "recall_at_1"},
+            r"^metrics='recall_at_1': must be a tuple, each item one of",
         ),
         ({"replacements": 3}, r"^replacements=3: must be a ConfigDict"),
         ({"evaluations": {}}, r"^evaluations=.*: must hold at least one"),

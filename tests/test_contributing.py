@@ -24,7 +24,7 @@ def examples():
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) == 3
     names = {}
-    registries = (methods.METHODS, models.BACKBONES, retrieval.MEASURES)
+    registries = (methods.METHODS, models.BACKBONES, retrieval.METRICS)
     with contextlib.ExitStack() as restored:
         for registry in registries:
             restored.enter_context(mock.patch.dict(registry))
@@ -57,7 +57,7 @@ def test_the_methods_loss_is_what_its_docstring_says():
 
 
 def test_the_examples_run_together(tmp_path):
-    """One registry line each, and a run of the method on the backbone under the measure."""
+    """One registry line each, and a run of the method on the backbone under the metric."""
     rng = np.random.default_rng(0)
     for label in range(CLASSES):
         pattern = rng.uniform(0, 255, (SIZE, SIZE, 3))
@@ -82,15 +82,16 @@ def test_the_examples_run_together(tmp_path):
     c.replacements.tasks = ()
     c.train.epochs, c.train.batch_size = 2, 4
     c.saving.every_epochs = 1
-    c.measures = ("recall_at_2", "identification")
+    c.metrics = ("recall_at_2", "identification")
     results = lifelong.run(c, str(tmp_path / "run"))
 
     assert results["method"] == "simplex_l2"
     assert results["train_traces"] == 1
     figures = results["evaluations"]["images"]
-    assert figures["measure"] == "recall_at_2"
+    assert figures["metric"] == "recall_at_2"
     assert 0.5 < figures["matrix"][1][1] <= 1
     first, second = runs.task_records(str(tmp_path / "run"))
     assert all(epoch["l2"] == 0 for epoch in first["history"])  # there is nothing old yet
     assert any(epoch["l2"] > 0 for epoch in second["history"])
-    assert second["model"]["options"] == {"width": 16}
+    trained = runs.load_task(c, str(tmp_path / "run"), 1)
+    assert dict(trained.architecture.options) == {"width": 16}

@@ -284,7 +284,7 @@ def test_divergence_names_its_place_and_can_be_gone_through_again(start, tmp_pat
         "model.options.width=wide",
         "model.options=3",
         "image.mean=(None,0,0)",
-        "measures=('x',)",
+        "metrics=('x',)",
         "evaluations=3",
         "name=a/b",
         "saving.steps_per_call=0",

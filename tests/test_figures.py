@@ -18,7 +18,8 @@ from iamcl2r_jax.config import check_stream, validate
 from iamcl2r_jax.config.args import ConfigArgError
 from iamcl2r_jax.data.stream import split_tasks
 from iamcl2r_jax.evaluation import theorem
-from iamcl2r_jax.evaluation.evaluation import FeatureExtractor, summarize
+from iamcl2r_jax.evaluation.features import FeatureExtractor
+from iamcl2r_jax.evaluation.pairs import summarize
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import expected_variables, stored
 from iamcl2r_jax.reports import figures, plots, updates

@@ -10,9 +10,9 @@ from PIL import Image
 
 from iamcl2r_jax.config import args, check_stream, validate
 from iamcl2r_jax.config.args import ConfigArgError, Free
-from iamcl2r_jax.evaluation import upgrade
+from iamcl2r_jax.evaluation import gate
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.training import inputs, lifelong
+from iamcl2r_jax.training import inputs, lifelong, reevaluation
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "folder.py"
 
@@ -31,10 +31,11 @@ def write_images(directory, count, colour=(0, 0, 0)):
 
 
 def make_folder(root, splits):
-    """Writes images: {split: {class: how many}}."""
-    for split, classes in splits.items():
+    """Writes images: {split: {class: how many}}, no two splits with the same ones."""
+    for number, (split, classes) in enumerate(splits.items()):
         for label, (name, count) in enumerate(classes.items()):
-            write_images(root / split / name, count, [60 * (label & 1), 40 * label, 90])
+            colour = [60 * (label & 1), 40 * label, 90 + 5 * number]
+            write_images(root / split / name, count, colour)
     return root
 
 
@@ -205,7 +206,7 @@ def test_a_whole_run(finished):
 def test_evaluating_a_run_again_gives_its_figures(finished, capsys):
     workdir, results = finished
     before = (workdir / "results.json").read_bytes()
-    assert upgrade.main(str(workdir), None, None, None) == 0
+    reevaluation.main(str(workdir))
     saved = json.loads((workdir / "evaluation.json").read_text())
     for key in ("num_tasks", "replacements", "evaluations", "feature_passes"):
         assert saved[key] == results[key]
@@ -219,12 +220,12 @@ def test_evaluating_a_run_on_other_images(finished, tmp_path):
     workdir, _ = finished
     name = f"folder:{make_folder(tmp_path / 'other', {'a': many(5), 'b': many(5)})}"
     output = tmp_path / "other.json"
-    gallery, query = upgrade.Split(name, "a"), upgrade.Split(name, "b")
-    upgrade.main(str(workdir), None, gallery, query, output=str(output))
+    gallery, query = gate.Split(name, "a"), gate.Split(name, "b")
+    reevaluation.main(str(workdir), gallery, query, output=str(output))
     saved = json.loads(output.read_text())
     assert saved["evaluations"].keys() == {name}
 
     # Tasks of a run are models like any other.
     tasks = [str(workdir / "tasks" / str(task)) for task in range(2)]
-    compared = upgrade.compare(tasks, gallery, query)
+    compared = gate.compare(tasks, gallery, query)
     assert compared["matrix"] == saved["evaluations"][name]["matrix"]

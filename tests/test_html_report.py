@@ -14,7 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from iamcl2r_jax import config, simplex
-from iamcl2r_jax.evaluation import evaluation
+from iamcl2r_jax.evaluation import pairs
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.reports import html_report, plots, report, report_pictures
 from iamcl2r_jax.system import files, progress, runtime
@@ -63,13 +63,23 @@ def matrix(seed, size):
     return np.where(np.tri(size, dtype=bool), values, np.nan)
 
 
+def made_up_pairs(seed, size):
+    """That matrix, with an interval of a point around each gain."""
+    values = matrix(seed, size)
+    gains = values - np.diag(values)
+    gains[np.triu_indices(size)] = np.nan
+    intervals = np.stack([gains - 0.01, gains + 0.01], axis=-1)
+    return pairs.PairValues(values, intervals, intervals)
+
+
 def made_up_results(c, num_tasks):
     figures = {}
     for number, name in enumerate(c.evaluations):
-        main, *others = c.measures
-        figures[name] = {"measure": main, **evaluation.summarize(matrix(number, num_tasks))}
-        figures[name]["measures"] = {
-            other: evaluation.summarize(matrix(10 + number, num_tasks)) for other in others
+        main, *others = c.metrics
+        figures[name] = {"metric": main, **pairs.summarize(made_up_pairs(number, num_tasks))}
+        figures[name]["queries_in_gallery"] = 3
+        figures[name]["metrics"] = {
+            other: pairs.summarize(made_up_pairs(10 + number, num_tasks)) for other in others
         }
     return {
         "name": c.name,
@@ -242,13 +252,13 @@ def test_pictures_are_embedded_described_and_on_disk(small, page):
     assert "at the end loss 1.500, ce 0.500, hoc -2.000." in loss
 
 
-@pytest.mark.parametrize("measure", ["identification", "recall_at_1", "mean_average_precision"])
+@pytest.mark.parametrize("metric", ["identification", "recall_at_1", "mean_average_precision"])
 @pytest.mark.parametrize("name", ["near", "far/off"])
-def test_matrix_has_the_values_of_the_results(small, page, name, measure):
+def test_matrix_has_the_values_of_the_results(small, page, name, metric):
     figures = small[2]["evaluations"][name]
-    figures = figures if measure == "identification" else figures["measures"][measure]
+    figures = figures if metric == "identification" else figures["metrics"][metric]
     values = figures["matrix"]
-    head, *rows = page.table("matrix", evaluation=name, measure=measure)
+    head, *rows = page.table("matrix", evaluation=name, metric=metric)
     marked = [(cell.get("class"), text) for cell, text in head[1][1:]]
     assert marked == [("replaced", "1*"), ("retrained", "2+")]
     assert [cells[0][1] for _, cells in rows] == ["1*", "2+"]
@@ -270,8 +280,8 @@ def test_headline_has_the_figures_of_the_results(small, page):
     for attrs, cells in rows:
         figures = small[2]["evaluations"][attrs["data-evaluation"]]
         references = ["12.35", "45.60"]  # 12.345 is above, as a binary number
-        if attrs["data-measure"] != "identification":
-            figures, references = figures["measures"][attrs["data-measure"]], ["", ""]
+        if attrs["data-metric"] != "identification":
+            figures, references = figures["metrics"][attrs["data-metric"]], ["", ""]
         shown = [text for _, text in cells[1:]]
         assert shown == [f"{figures['ac']:.3f}", f"{figures['aa']:.2f}", *references]
 
@@ -290,8 +300,8 @@ def test_accuracy_across_replacements_is_told_where_there_is_such_a_pair(
     printed = console.export_text()
     for attrs, cells in Page(written.read_text("utf-8")).table("figures")[1:]:
         figures = results["evaluations"][attrs["data-evaluation"]]
-        is_main = attrs["data-measure"] == figures["measure"]
-        figures = figures if is_main else figures["measures"][attrs["data-measure"]]
+        is_main = attrs["data-metric"] == figures["metric"]
+        figures = figures if is_main else figures["metrics"][attrs["data-metric"]]
         value = f"{100 * figures['matrix'][1][0]:.2f}"  # the only pair of two models
         shown = [text for _, text in cells[1:]]
         assert len(shown) == (4 if replacements == [0] else 5)

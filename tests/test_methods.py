@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import config, losses, methods, models, retrieval, simplex
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.evaluation import adapters, upgrade
+from iamcl2r_jax.evaluation import adapters
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import stored
@@ -23,7 +23,7 @@ from iamcl2r_jax.system import files, values
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import lifelong, runs, training
+from iamcl2r_jax.training import lifelong, reevaluation, runs, training
 from iamcl2r_jax.training import task as task_module
 
 K, D, BATCH, SIZE = 10, 9, 8, 8
@@ -418,7 +418,7 @@ def small_config(folders, backbone, method):
         part.train.learning_rate, part.train.final_learning_rate = 0.05, 0.01
     with c.unlocked():
         c.evaluations = ConfigDict({"open": config.evaluation(f"folder:{folders / 'open'}")})
-    c.measures = ("identification",)
+    c.metrics = ("identification",)
     return c
 
 
@@ -530,7 +530,7 @@ def test_fan_carries_every_gallery_through_all_later_adapters(run_of):
                 np.asarray(gallery), evaluation.gallery.labels, query, evaluation.query.labels
             )
             assert matrix[t][k] == expected
-    again = upgrade.reevaluate(str(workdir))
+    again = reevaluation.reevaluate(str(workdir))
     assert again["evaluations"] == results["evaluations"]
 
 
@@ -557,7 +557,7 @@ def test_fan_adapts_from_the_model_of_the_task_before(run_of):
 
 def test_tasks_with_a_learnable_head_can_be_evaluated_again(run_of):
     _, workdir, results = run_of("er")
-    assert upgrade.reevaluate(str(workdir))["evaluations"] == results["evaluations"]
+    assert reevaluation.reevaluate(str(workdir))["evaluations"] == results["evaluations"]
 
 
 def test_cores_trains_a_fresh_network_on_all_images_so_far(run_of):

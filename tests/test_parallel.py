@@ -19,7 +19,7 @@ import numpy
 
 sys.path.insert(0, sys.argv[1])
 import test_training
-from iamcl2r_jax.evaluation import evaluation
+from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.system import parallel
 from iamcl2r_jax.training import training
 from iamcl2r_jax.data import augment
@@ -55,7 +55,7 @@ chex.assert_trees_all_equal(jax.device_get(streamed[0]), jax.device_get(resident
 assert streamed[1] == resident[1]
 
 # Features: two calls, the last batch not full.
-extractor = evaluation.FeatureExtractor(program.model, program.image_options)
+extractor = FeatureExtractor(program.model, program.image_options)
 images = numpy.random.default_rng(0).integers(0, 256, (2100, 16, 16, 3), numpy.uint8)
 alone = jax.jit(program.model.apply)(
     given["variables"], augment.normalize_images(images, program.image_options)

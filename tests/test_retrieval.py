@@ -65,7 +65,9 @@ def test_recall_against_a_loop(features):
         )
         for k in (1, 2, 10, 50)
     }
-    assert retrieval.recall_at_k(*features, ks=(1, 2, 10, 50)) == expected
+    hits = retrieval.recall_hits(*features, ks=(1, 2, 10, 50))
+    assert hits.dtype == bool
+    assert hits.mean(axis=0).tolist() == list(expected.values())
     assert expected[50] < 1  # the absent class stays wrong, however long the list
 
 
@@ -79,7 +81,6 @@ def test_average_precision_equals_scikit_learn(features):
     result = retrieval.average_precisions(*features)
     np.testing.assert_allclose(result[known], expected, rtol=1e-12)
     np.testing.assert_array_equal(result[~known], 0)
-    assert retrieval.mean_average_precision(*features) == result.mean()
 
 
 def test_average_precision_with_ties_equals_scikit_learn():
@@ -99,7 +100,8 @@ def test_chunks_do_not_matter(features, scores_at_once, monkeypatch):
     identified = retrieval.identification_hits(*features)
     monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", scores_at_once)
     # One shape, hence one trace.
-    assert len({chunk.shape for _, chunk in retrieval._chunks(features[2], 10)}) == 1
+    chunks = list(retrieval._chunks(jnp.asarray(features[2]), 10))
+    assert len({chunk.shape for *_, chunk in chunks}) == 1
     np.testing.assert_array_equal(retrieval.recall_hits(*features), recall)
     np.testing.assert_array_equal(retrieval.identification_hits(*features), identified)
     np.testing.assert_allclose(retrieval.average_precisions(*features), precisions, rtol=1e-12)
@@ -149,7 +151,7 @@ def test_a_tie_is_wrong():
     for label in (0, 1):
         arguments = (gallery, labels, np.array([[2.0, 1.0]]), np.array([label]))
         assert retrieval.identification_accuracy(*arguments) == 0
-        assert retrieval.recall_at_k(*arguments) == {1: 0, 5: 1}
+        np.testing.assert_array_equal(retrieval.recall_hits(*arguments), [[False, True]])
 
 
 def test_zero_features_are_wrong_not_nan():
@@ -170,8 +172,8 @@ def test_separable_classes_are_all_found():
     gallery, query = (centres[labels] + rng.standard_normal((20, 4)) for _ in range(2))
     arguments = (gallery, labels, query, labels)
     assert retrieval.identification_accuracy(*arguments) == 1
-    assert retrieval.recall_at_k(*arguments) == {1: 1, 5: 1}
-    assert retrieval.mean_average_precision(*arguments) == 1
+    for metric in retrieval.METRICS.values():
+        assert metric.values(*arguments).mean() == 1
 
 
 @pytest.mark.parametrize(
@@ -185,48 +187,50 @@ def test_separable_classes_are_all_found():
         ({"query": np.full((2, 3), np.inf)}, "query: features must be finite"),
     ],
 )
-@pytest.mark.parametrize(
-    "measure",
-    [
-        retrieval.identification_accuracy,
-        retrieval.recall_at_k,
-        retrieval.mean_average_precision,
-    ],
-)
-def test_refuses_in_one_line(measure, change, message):
+@pytest.mark.parametrize("metric", retrieval.METRICS)
+def test_refuses_in_one_line(metric, change, message):
     arguments = {
         "gallery": np.ones((1, 3)),
         "gallery_labels": [0],
         "query": np.ones((2, 3)),
         "query_labels": [0, 1],
     }
-    measure(**arguments)
+    compute = retrieval.METRICS[metric].values
+    compute(**arguments)
     with pytest.raises(ValueError, match=message) as error:
-        measure(**arguments | change)
+        compute(**arguments | change)
     assert "\n" not in str(error.value)
 
 
 def test_refuses_k_below_one(features):
     with pytest.raises(ValueError, match=r"ks: expected positive integers, got \(0, 1\)"):
-        retrieval.recall_at_k(*features, ks=(0, 1))
+        retrieval.recall_hits(*features, ks=(0, 1))
 
 
-@pytest.mark.parametrize("measure", retrieval.REDUCTIONS)
-def test_what_a_measure_looks_at_stands_for_the_gallery(features, measure):
-    gallery, gallery_labels, query, query_labels = features
-    compute = retrieval.MEASURES[measure]
-    reduced = retrieval.REDUCTIONS[measure](gallery, gallery_labels)
-    assert len(reduced[0]) < len(gallery)
-    assert compute(*reduced, query, query_labels) == compute(*features)
+def test_registered_metrics_are_those_defined_here(features):
+    """The value of each query, over the whole gallery or what is left of it."""
+    expected = {
+        "identification": retrieval.identification_hits(*features),
+        "recall_at_1": retrieval.recall_hits(*features)[:, 0],
+        "mean_average_precision": retrieval.average_precisions(*features),
+    }
+    assert retrieval.METRICS.keys() == expected.keys()
+    gallery, gallery_labels, *query = features
+    for name, metric in retrieval.METRICS.items():
+        np.testing.assert_array_equal(metric.values(*features), expected[name])
+        reduced = metric.reduce(gallery, gallery_labels)
+        assert len(reduced[0]) == (4 if name == "identification" else len(gallery))
+        np.testing.assert_array_equal(metric.per_query(*reduced, *query), expected[name])
 
 
-@pytest.mark.parametrize("measure", retrieval.MEASURES)
+@pytest.mark.parametrize("metric", retrieval.METRICS)
 @pytest.mark.parametrize("at_once", [retrieval._SCORES_AT_ONCE, 50])
-def test_queries_may_be_on_a_device_and_come_in_parts(features, monkeypatch, measure, at_once):
-    compute = retrieval.MEASURES[measure]
+def test_queries_may_be_on_a_device_and_come_in_parts(features, monkeypatch, metric, at_once):
+    compute = retrieval.METRICS[metric].values
     expected = compute(*features)
     monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", at_once)
     gallery, gallery_labels, query, query_labels = features
-    assert compute(gallery, gallery_labels, jnp.asarray(query), query_labels) == expected
+    query = jnp.asarray(query)
+    np.testing.assert_array_equal(compute(gallery, gallery_labels, query, query_labels), expected)
     with pytest.raises(ValueError, match="query: features must be finite"):
-        compute(gallery, gallery_labels, jnp.asarray(query).at[3, 2].set(jnp.nan), query_labels)
+        compute(gallery, gallery_labels, query.at[3, 2].set(jnp.nan), query_labels)

@@ -90,7 +90,7 @@ def test_architecture_changes_twice(images, tmp_path, monkeypatch):
         model = runs.load_task(c, workdir, task)
         return programs.of(model.architecture).features(model.variables, images)
 
-    across = retrieval.MEASURES["identification"](
+    across = retrieval.identification_accuracy(
         features(0, evaluation.gallery.images),
         evaluation.gallery.labels,
         features(2, evaluation.query.images),

@@ -66,7 +66,7 @@ def make_config(folder, method="hoc", **fields):
     c.stream.dataset, c.stream.initial_classes, c.stream.increment = folder, 4, 4
     c.memory_per_class, c.replacements.tasks = 3, ()
     c.evaluations = {"images": config.evaluation(folder).to_dict()}
-    c.measures = ("identification",)
+    c.metrics = ("identification",)
     c.update(fields)
     return c
 

@@ -22,7 +22,7 @@ FIGURES = {
         "matrix": [[0.5, None], [0.4, 0.7]],
         "ac_per_task": [1.0, 0.0],
         "aa_per_task": [50.0, 53.3],
-        "measures": {"recall_at_1": {"ac_per_task": [1.0, 1.0], "aa_per_task": [40.0, 45.0]}},
+        "metrics": {"recall_at_1": {"ac_per_task": [1.0, 1.0], "aa_per_task": [40.0, 45.0]}},
     }
 }
 

@@ -17,7 +17,7 @@ Overrides = dict[str, Any]  # values by dotted field of a run's configuration
 BASE = "base"  # the variant of an ablation that changes nothing
 
 # What a table's rows have in common, or what comes with its columns.
-_COMMON = ("seed", "evaluations", "measures")
+_COMMON = ("seed", "evaluations", "metrics")
 
 
 @dataclasses.dataclass(frozen=True)

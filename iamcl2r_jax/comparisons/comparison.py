@@ -143,7 +143,7 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
     Returns:
       `name`, `seeds`, `variants` (what each changes of the base), `groups` (field, and the variant
       of each setting), `cells` (state, and the error of a failed one), `replacements` and
-      `retrained` (tasks at which every finished run replaced its model, or retrained it), `measure`
+      `retrained` (tasks at which every finished run replaced its model, or retrained it), `metric`
       (of the matrices), and `evaluations`: by name `rows` by variant and `references`, rows of
       models that never saw the stream; of rows see `tables`.
     """
@@ -159,7 +159,7 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
         "cells": {cell.name: _state(cell, results[cell.name]) for cell in all_cells},
         "replacements": _in_all(run["replacements"] for run in finished),
         "retrained": _in_all(run.get("retrained", []) for run in finished),
-        "measure": config.base.measures[0],
+        "metric": config.base.metrics[0],
         "evaluations": {
             name: {
                 "rows": _rows(name, all_cells, results),

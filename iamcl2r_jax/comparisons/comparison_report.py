@@ -16,6 +16,7 @@ from typing import Any
 from etils import epath
 from rich.console import Console
 
+from iamcl2r_jax import retrieval
 from iamcl2r_jax.comparisons import tables
 from iamcl2r_jax.comparisons.cells import BASE
 from iamcl2r_jax.reports import plots
@@ -25,7 +26,7 @@ _DRAWN = (("ac", "AC"), ("aa", "AA (%)"))
 
 _NOTE = (
     "Mean ± sample standard deviation (n - 1) over n seeds; - is not run or not defined. AC, AA, "
-    "ACA, BC and FC are of {measure}, other measures stand with their AA. AC and ACA in [0, 1]; BC "
+    "ACA, BC and FC are of {metric}, other metrics stand with their AA. AC and ACA in [0, 1]; BC "
     "and FC differences of accuracies in [0, 1]; across: mean accuracy of the pairs of models with "
     "a replacement between them; final task: accuracy of the classifier on held-out images of all "
     "classes after the last task."
@@ -78,7 +79,7 @@ def _tables(comparison, evaluation) -> Iterator[tuple[str, str, dict[str, tables
 
 
 def _notes(comparison) -> Iterator[str]:
-    yield _NOTE.format(measure=comparison["measure"].replace("_", " "))
+    yield _NOTE.format(metric=retrieval.METRICS[comparison["metric"]].title)
     cells = comparison["cells"]
     for name, cell in cells.items():
         if cell["state"] == "failed":

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from iamcl2r_jax import compatibility
-from iamcl2r_jax.evaluation.evaluation import finite
+from iamcl2r_jax.evaluation.pairs import finite
 
 Row = dict[str, Any]
 
@@ -74,8 +74,8 @@ def reference_row(accuracies: Sequence[float]) -> Row:
 def figures(results: dict, evaluation: str) -> dict[str, float | None]:
     """The figures of one run on one evaluation, in the units of results.json.
 
-    AC, AA, ACA, BC and FC are of the main measure, as is "across", the accuracy across replacements
-    in percent; every other measure is there by its AA.
+    AC, AA, ACA, BC and FC are of the main metric, as is "across", the accuracy across replacements
+    in percent; every other metric is there by its AA.
     """
     found = results["evaluations"][evaluation]
     across = compatibility.accuracy_across_replacements(found["matrix"], results["replacements"])
@@ -83,7 +83,7 @@ def figures(results: dict, evaluation: str) -> dict[str, float | None]:
         {name: found[name] for name in ("ac", "aa")}
         | {"across": finite(across)}
         | {name: found[name] for name in ("aca", "bc", "fc")}
-        | {measure: summary["aa"] for measure, summary in found["measures"].items()}
+        | {metric: summary["aa"] for metric, summary in found["metrics"].items()}
         | {"final_accuracy": results["task_accuracy"][-1]}
     )
 
@@ -144,7 +144,7 @@ def _figure_names(rows: Mapping[str, Row]) -> list[str]:
     names = dict.fromkeys(name for row in rows.values() for name in row["figures"])
     if not names:  # nothing is finished; the table says so in the usual columns
         return list(_COLUMNS)
-    # The last column stays the last, whichever measures come before it.
+    # The last column stays the last, whichever metrics come before it.
     return sorted(names, key="final_accuracy".__eq__)
 
 

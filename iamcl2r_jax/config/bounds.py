@@ -96,6 +96,6 @@ def run() -> dict:
             "watch": string(),
         },
         "evaluations": Each(EVALUATION),
-        "measures": several(one_of(retrieval.MEASURES)),
+        "metrics": several(one_of(retrieval.METRICS)),
         "tracking": {"tensorboard": values.Value(bool), "wandb": values.Value(bool)},
     }

@@ -21,7 +21,7 @@ def validate(config: ConfigDict) -> None:
     _check_tasks(config.replacements)
     if config.replacements.tasks and not config.replacements.checkpoints:
         _check_recipe(config)
-    for field in ("evaluations", "measures"):
+    for field in ("evaluations", "metrics"):
         if not config[field]:
             raise InputError(f"{field}={values.shown(config[field])}: must hold at least one")
 

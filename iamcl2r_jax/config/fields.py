@@ -91,8 +91,8 @@ def default() -> ConfigDict:
     c.evaluations = ConfigDict()  # open-set evaluations, by name
     c.evaluations.digits = evaluation("glyphs/digits")
     c.evaluations.handwriting = evaluation("handwriting")
-    # Retrieval measures, keys of retrieval.MEASURES; the first gives matrix, AC and AA.
-    c.measures = ("identification", "recall_at_1", "mean_average_precision")
+    # Retrieval metrics, keys of retrieval.METRICS; the first gives matrix, AC and AA.
+    c.metrics = ("identification", "recall_at_1", "mean_average_precision")
 
     c.tracking = _tracking()
     c.tracking.wandb = False  # Weights & Biases: log in first, or set WANDB_MODE=offline

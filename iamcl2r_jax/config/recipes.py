@@ -48,7 +48,7 @@ def cifar100r(increment: int, replaced: tuple[int, ...], *, dtype: str = "float3
 
     # Queries are the 50,000 training images, the gallery the class means of the 10,000 test images.
     c.evaluations = ConfigDict({"cifar10": config.evaluation("cifar10")})
-    c.measures = ("identification",)  # what the paper reports
+    c.metrics = ("identification",)  # what the paper reports
     return c
 
 

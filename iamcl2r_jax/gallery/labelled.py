@@ -5,11 +5,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from iamcl2r_jax.evaluation import upgrade
+from iamcl2r_jax import retrieval
+from iamcl2r_jax.evaluation import gate, intervals
 
 Values = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
-CONFIDENCE = upgrade.CONFIDENCE
-Split = upgrade.Split
+CONFIDENCE = intervals.CONFIDENCE
+Split = gate.Split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ def load(gallery: Split, query: Split, size: int, data_dir: str | None) -> Image
     Raises:
       InputError: if a set cannot be had, both are the same, or they share no class.
     """
-    loaded = upgrade.load_evaluation(gallery, query, size, data_dir)
+    loaded = gate.load_evaluation(gallery, query, size, data_dir)
     return Images(
         loaded.gallery.images, loaded.gallery.labels, loaded.query.images, loaded.query.labels
     )
@@ -41,14 +42,15 @@ def load(gallery: Split, query: Split, size: int, data_dir: str | None) -> Image
 
 def measures() -> list[str]:
     """Names of the measures that a gate may decide by."""
-    return list(upgrade.PER_QUERY)
+    return list(retrieval.METRICS)
 
 
 def values(measure: str) -> Values:
     """The function (gallery, its labels, queries, their labels) -> value of each query, [Q]."""
-    return upgrade.PER_QUERY[measure]
+    return retrieval.METRICS[measure].values
 
 
 def interval(first: np.ndarray, second: np.ndarray, seed: int) -> list[float]:
     """Bootstrap interval of mean(first) - mean(second) over the same queries."""
-    return upgrade.paired_interval(first, second, seed)
+    differences = np.subtract(first, second, dtype=np.float32)
+    return intervals.paired_intervals(differences[np.newaxis], seed)[0].tolist()

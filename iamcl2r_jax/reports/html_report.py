@@ -16,10 +16,11 @@ import jinja2
 import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import compatibility, methods
+from iamcl2r_jax import compatibility, methods, retrieval
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation.adapters import carrier
-from iamcl2r_jax.evaluation.evaluation import Evaluation, finite
+from iamcl2r_jax.evaluation.features import Evaluation
+from iamcl2r_jax.evaluation.pairs import finite
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.stored import Model, load_metadata
@@ -31,20 +32,6 @@ from iamcl2r_jax.training import inputs, runs
 from iamcl2r_jax.training.task import ProgramsByArchitecture
 
 FILE = "report.html"
-
-# Name and meaning of keys of `retrieval.MEASURES`.
-_MEASURES = {
-    "identification": (
-        "identification",
-        "Identification (1:N): share of queries that are nearest to the mean feature of their own "
-        "class in the gallery.",
-    ),
-    "recall_at_1": ("recall@1", "Share of queries whose nearest gallery image is of their class."),
-    "mean_average_precision": (
-        "mAP",
-        "Mean over the queries of the average precision over the whole gallery.",
-    ),
-}
 
 
 def write(
@@ -233,7 +220,7 @@ def _external_model(path: str | None) -> str:
 def _evaluations(
     directory: str, results: Mapping[str, Any], retrained: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Of each evaluation, its matrices by every measure, the main one first."""
+    """Of each evaluation, its matrices by every metric, the main one first."""
     return [
         {
             "name": name,
@@ -241,11 +228,11 @@ def _evaluations(
             "picture": pictures.matrix(
                 directory, name, evaluation["matrix"], results["replacements"], retrained
             ),
-            "measures": [
+            "metrics": [
                 {
-                    "key": measure,
-                    "name": _named(measure)[0],
-                    "meaning": _named(measure)[1],
+                    "key": metric,
+                    "name": retrieval.METRICS[metric].title,
+                    "meaning": retrieval.METRICS[metric].meaning,
                     "figures": figures,
                     "across": finite(
                         compatibility.accuracy_across_replacements(
@@ -254,18 +241,13 @@ def _evaluations(
                     ),
                     "rows": _cells(figures["matrix"]),
                 }
-                for measure, figures in (
-                    {evaluation["measure"]: evaluation} | evaluation["measures"]
+                for metric, figures in (
+                    {evaluation["metric"]: evaluation} | evaluation["metrics"]
                 ).items()
             ],
         }
         for name, evaluation in results["evaluations"].items()
     ]
-
-
-def _named(measure: str) -> tuple[str, str]:
-    """Name and meaning of a measure; one that somebody added is known by its key."""
-    return _MEASURES.get(measure, (measure.replace("_", " "), ""))
 
 
 def _cells(matrix: Sequence[Sequence[float | None]]) -> list[list[dict[str, Any]]]:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from iamcl2r_jax import compatibility
+from iamcl2r_jax import compatibility, retrieval
 from iamcl2r_jax.reports import html_report
 
 
@@ -82,7 +82,38 @@ def print_evaluations(
             for reference, value in (references or {}).get(name, {}).items()
         ]
         _print_line(console, "   ".join(figures))
+        _print_line(console, pairs_in_words(evaluation))
+        if evaluation["queries_in_gallery"]:
+            _print_line(console, queries_in_gallery(evaluation["queries_in_gallery"]))
     console.print()
+
+
+def pairs_in_words(figures: dict) -> str:
+    """What a matrix says of the oldest gallery, and how many pairs are compatible.
+
+    Args:
+      figures: the main metric of an evaluation, as in results.json.
+    """
+    matrix, metric = figures["matrix"], retrieval.METRICS[figures["metric"]]
+    last = len(matrix) - 1
+    if not last:
+        return "one model: no pair to compare"
+    now, then = metric.verbs
+    low, high = figures["gain_intervals"][last][0]
+    pairs = last * (last + 1) // 2
+    compatible = round(figures["ac"] * pairs)
+    return (
+        f"queries of model {last + 1} {now} {100 * matrix[last][0]:.1f} % in the gallery of model "
+        f"1, which itself {then} {100 * matrix[0][0]:.1f} %: "
+        f"{_points(matrix[last][0] - matrix[0][0], [low, high])} points\n"
+        f"{compatible} of {pairs} pairs of models are compatible; {figures['near_misses']} others "
+        "missed by less than a point"
+    )
+
+
+def queries_in_gallery(count: int) -> str:
+    """A warning about queries that find themselves."""
+    return f"{count:,} queries are images of the gallery too, where they find themselves"
 
 
 def print_upgrades(results: dict, console: Console) -> None:
@@ -99,8 +130,11 @@ def print_upgrades(results: dict, console: Console) -> None:
             f"{results['queries_without_class']:,} queries are of classes that the gallery lacks; "
             "they count as wrong",
         )
+    if results["queries_in_gallery"]:
+        _print_line(console, queries_in_gallery(results["queries_in_gallery"]))
     _print_matrix(console, "matrix", results, [], [], header="model")
     _print_line(console, f"AC {results['ac']:.3f}   AA {results['aa']:.2f} %")
+    _print_line(console, pairs_in_words(results))
     _print_line(
         console,
         "\nupgrades, in percentage points, with "
@@ -125,15 +159,15 @@ def _upgrade_table(upgrades: list[dict]) -> Table:
         table.add_row(
             f"{upgrade['old'] + 1} → {upgrade['new'] + 1}",
             Text("yes") if upgrade["compatible"] else Text("✗ no", style="red"),
-            _points(upgrade["gain"], upgrade["gain_interval"]),
-            _points(upgrade["reindexing_gain"], upgrade["reindexing_interval"]),
+            Text(_points(upgrade["gain"], upgrade["gain_interval"])),
+            Text(_points(upgrade["reindexing_gain"], upgrade["reindexing_interval"])),
         )
     return table
 
 
-def _points(value: float, interval: list[float]) -> Text:
+def _points(value: float, interval: list[float]) -> str:
     low, high = (100 * end for end in interval)
-    return Text(f"{100 * value:+.1f} [{low:+.1f}, {high:+.1f}]")
+    return f"{100 * value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def _print_line(console: Console, text: str) -> None:
@@ -162,7 +196,7 @@ def _print_matrix(
     # As a title, it would be broken to the width of a small table.
     _print_line(
         console,
-        f"\n{name}, {evaluation['measure'].replace('_', ' ')}, %: "
+        f"\n{name}, {retrieval.METRICS[evaluation['metric']].title}, %: "
         "query model (row) against gallery of an earlier model (column)",
     )
     console.print(table)

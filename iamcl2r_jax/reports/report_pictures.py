@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from iamcl2r_jax import simplex
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation.evaluation import Evaluation
+from iamcl2r_jax.evaluation.features import Evaluation
 from iamcl2r_jax.reports import image_plots, plots, projections, retrieval_strip
 
 _QUERIES, _NEAREST, _GALLERY = 8, 8, 1024  # of a retrieval strip

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from iamcl2r_jax import simplex
 from iamcl2r_jax.evaluation import theorem
-from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
+from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.models.stored import Architecture, Model
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter

@@ -91,10 +91,8 @@ class Tracker:
                 [other for other in marked if other <= task] for marked in (replacements, retrained)
             )
             for name, evaluation in figures.items():
-                measures = {"": evaluation} | {
-                    f"{m}/": e for m, e in evaluation["measures"].items()
-                }
-                for prefix, found in measures.items():
+                metrics = {"": evaluation} | {f"{m}/": e for m, e in evaluation["metrics"].items()}
+                for prefix, found in metrics.items():
                     line[f"task/{name}/{prefix}ac"] = found["ac_per_task"][task]
                     line[f"task/{name}/{prefix}aa"] = found["aa_per_task"][task]
                 block = [row[: task + 1] for row in evaluation["matrix"][: task + 1]]

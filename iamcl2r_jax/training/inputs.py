@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import methods
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
-from iamcl2r_jax.evaluation.evaluation import Evaluation
+from iamcl2r_jax.evaluation.features import Evaluation, refuse_equal_sets
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.stored import EXTERNAL, ImageInput, Model, Requirement, load_model
 from iamcl2r_jax.system.preemption import Preemption
@@ -107,15 +107,23 @@ def load_stream(config: ConfigDict) -> Stream:
 
 
 def load_evaluations(config: ConfigDict) -> dict[str, Evaluation]:
-    """The open-set evaluations by name, in memory."""
+    """The open-set evaluations by name, in memory.
+
+    Raises:
+      DataError: if a set cannot be had, or every query of an evaluation is in its gallery.
+    """
     options = {"image_size": config.image.size, "data_dir": config.data_dir or None}
-    return {
+    evaluations = {
         name: Evaluation(
             query=sources.load(e.dataset, e.query_split, **options),
             gallery=sources.load(e.dataset, e.gallery_split, **options),
         )
         for name, e in config.evaluations.items()
     }
+    for name, evaluation in evaluations.items():
+        field = f"evaluations.{name}.query_split={config.evaluations[name].query_split}"
+        refuse_equal_sets(field, evaluation)
+    return evaluations
 
 
 ImageSets = tuple[Stream, dict[str, Evaluation]]  # all that a run reads

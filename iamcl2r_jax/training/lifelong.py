@@ -30,7 +30,8 @@ from iamcl2r_jax.config import (
 )
 from iamcl2r_jax.data.stream import Stream, remember
 from iamcl2r_jax.evaluation import adapters
-from iamcl2r_jax.evaluation.evaluation import Evaluation, compatibility_matrices, embed, measured
+from iamcl2r_jax.evaluation.features import Evaluation, embed
+from iamcl2r_jax.evaluation.pairs import evaluate_models, evaluate_pairs
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models.stored import Model, save_model
 from iamcl2r_jax.reports import html_report
@@ -413,7 +414,7 @@ def evaluate(
                     passes += 1
                     stage.advance()
 
-    return measured(evaluations, embeddings(), config.measures), passes
+    return evaluate_models(evaluations, embeddings(), config.metrics), passes
 
 
 def references(
@@ -441,5 +442,5 @@ def references(
 
 def _own_accuracy(config, evaluation, model, programs) -> float:
     embedded = embed(programs.of(model.architecture).features, model.variables, evaluation)
-    measure = config.measures[0]
-    return compatibility_matrices(evaluation, [embedded], [measure])[measure][0, 0]
+    metric, labels = config.metrics[0], (evaluation.query.labels, evaluation.gallery.labels)
+    return evaluate_pairs([embedded], *labels, [metric])[metric].matrix[0, 0]

@@ -24,7 +24,7 @@ from iamcl2r_jax.data import sources, streaming
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
-from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
+from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints, init_variables
 from iamcl2r_jax.models.stored import (

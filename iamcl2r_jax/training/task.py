@@ -14,7 +14,7 @@ from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation import adapters
-from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
+from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import init_variables

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -18,12 +19,14 @@ from PIL import Image
 from iamcl2r_jax import compatibility, retrieval, simplex
 from iamcl2r_jax.config import validate
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.evaluation import upgrade
-from iamcl2r_jax.evaluation.evaluation import FeatureExtractor
-from iamcl2r_jax.evaluation.upgrade import Split
+from iamcl2r_jax.evaluation import gate
+from iamcl2r_jax.evaluation.features import FeatureExtractor
+from iamcl2r_jax.evaluation.gate import Split
+from iamcl2r_jax.evaluation.intervals import paired_intervals
 from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.training import reevaluation
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_SLOTS = 33  # as many features as the trunk has
@@ -68,7 +71,7 @@ def place(tmp_path_factory):
     )
     kernel = variables["params"]["projection"]["kernel"]
     kernel[:] = np.eye(NUM_SLOTS - 1)  # so that these are the trunk's features
-    loaded = upgrade.load_evaluation(*splits(place / "shop"), 16, None).gallery
+    loaded = gate.load_evaluation(*splits(place / "shop"), 16, None).gallery
     options = ImageOptions(IMAGE.mean, IMAGE.std, 0, False)
     trunk = FeatureExtractor(module, options)(variables, loaded.images)
     targets = simplex.dsimplex(NUM_SLOTS)[loaded.labels]
@@ -100,7 +103,7 @@ def models(place):
 
 
 def compare(place, *paths, **options):
-    return upgrade.compare(paths, *splits(place / "shop"), **options)
+    return gate.compare(paths, *splits(place / "shop"), **options)
 
 
 def identification_hits(evaluation, query_path, gallery_path):
@@ -122,9 +125,9 @@ def identification_hits(evaluation, query_path, gallery_path):
 
 
 def test_figures_of_an_upgrade(place, models):
-    """Every figure against retrieval measures of features computed here."""
+    """Every figure against retrieval metrics of features computed here."""
     results = compare(place, models["old"], models["new"])
-    evaluation = upgrade.load_evaluation(*splits(place / "shop"), 16, None)
+    evaluation = gate.load_evaluation(*splits(place / "shop"), 16, None)
 
     def hits(query, gallery):
         return identification_hits(evaluation, models[query], models[gallery])
@@ -140,68 +143,53 @@ def test_figures_of_an_upgrade(place, models):
     assert (only["old"], only["new"], only["compatible"]) == (0, 1, True)
     assert only["gain"] == pytest.approx(cross.mean() - old.mean())
     assert only["gain"] > 0.2  # as the old model was made
-    assert only["gain_interval"] == upgrade.paired_interval(cross, old, 0)
+    differences = np.stack([1.0 * cross - old, 1.0 * new - cross])
+    gain_interval, reindexing_interval = paired_intervals(differences)
+    assert only["gain_interval"] == gain_interval.tolist()
     assert 0 < only["gain_interval"][0] < only["gain"] < only["gain_interval"][1] < 1
     assert only["reindexing_gain"] == pytest.approx(new.mean() - cross.mean())
-    assert only["reindexing_interval"] == upgrade.paired_interval(new, cross, 0)
+    assert only["reindexing_interval"] == reindexing_interval.tolist()
     described = {"dataset": f"folder:{place / 'shop'}", "split": "query"}
     assert results["query"] == described | {"images": 40, "classes": 4}
 
 
-def test_each_measure_is_that_of_the_compatibility_matrix(place, models):
-    rng = np.random.default_rng(1)
-    sets = rng.normal(size=(9, 5)), np.arange(9) % 3, rng.normal(size=(7, 5)), np.arange(7) % 3
-    assert upgrade.PER_QUERY.keys() == retrieval.MEASURES.keys()
-    for name, per_query in upgrade.PER_QUERY.items():
-        values = per_query(*sets)
-        assert values.shape == (7,)
-        assert values.mean() == retrieval.MEASURES[name](*sets)
-    results = compare(place, models["old"], models["new"], measure="recall_at_1")
-    assert results["measure"] == "recall_at_1"
+@pytest.mark.parametrize("metric", retrieval.METRICS)
+def test_every_metric_is_taken(place, models, metric):
+    results = compare(place, models["old"], models["new"], metric=metric)
+    assert results["metric"] == metric
+    assert 0 < results["matrix"][0][0] <= 1
+    assert results["upgrades"][0]["gain_interval"] == results["gain_intervals"][1][0]
 
 
 def test_exit_status_and_what_is_printed_and_saved(place, models, tmp_path, capsys):
     """The gate both ways; and a tie, a model with itself, is no gain."""
 
-    def gate(*paths):
+    def main(*paths):
         output = tmp_path / "out" / "evaluation.json"
-        status = upgrade.main(None, paths, *splits(place / "shop"), output=str(output))
+        status = gate.main(paths, *splits(place / "shop"), output=str(output))
         return status, json.loads(output.read_text()), capsys.readouterr().out
 
-    status, saved, printed = gate(models["old"], models["new"])
+    status, saved, printed = main(models["old"], models["new"])
     assert (status, saved["compatible"]) == (0, True)
     assert "every upgrade is compatible" in printed
     gain = 100 * saved["upgrades"][0]["gain"]
     low, high = (100 * end for end in saved["upgrades"][0]["gain_interval"])
     assert f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]" in printed
 
-    status, saved, printed = gate(models["new"], models["old"])
+    status, saved, printed = main(models["new"], models["old"])
     assert (status, saved["compatible"]) == (3, False)
     assert saved["upgrades"][0]["gain_interval"][1] < 0
     assert "1 of 1 upgrades not compatible" in printed
 
-    status, saved, _ = gate(models["new"], models["new"])
+    status, saved, _ = main(models["new"], models["new"])
     assert status == 3
     assert saved["upgrades"][0]["gain_interval"] == [0, 0]
 
-    status, saved, printed = gate(models["old"], models["new"], models["old"])
+    status, saved, printed = main(models["old"], models["new"], models["old"])
     assert status == 3
     assert [(u["old"], u["new"]) for u in saved["upgrades"]] == [(0, 1), (0, 2), (1, 2)]
     assert [u["compatible"] for u in saved["upgrades"]] == [True, False, False]
     assert "2 of 3 upgrades not compatible" in printed
-
-
-def test_interval_against_the_exact_distribution():
-    """Of 12 queries, 7 are won, 1 is lost; the sum of 12 draws has a known distribution."""
-    first = np.array([1] * 7 + [0] + [1, 1, 0, 0], bool)
-    second = np.array([0] * 7 + [1] + [1, 1, 0, 0], bool)
-    one_draw = np.array([1, 4, 7]) / 12  # of -1, 0, 1
-    total = np.ones(1)
-    for _ in range(12):
-        total = np.convolve(total, one_draw)
-    ends = [(np.searchsorted(np.cumsum(total), p) - 12) / 12 for p in (0.025, 0.975)]
-    assert upgrade.paired_interval(first, second, seed=0) == pytest.approx(ends)
-    assert upgrade.paired_interval(first, second, 0) == upgrade.paired_interval(first, second, 0)
 
 
 def test_gallery_and_queries_from_two_data_sets_are_matched_by_class_name(place, models, tmp_path):
@@ -212,14 +200,14 @@ def test_gallery_and_queries_from_two_data_sets_are_matched_by_class_name(place,
         (tmp_path / split / split).symlink_to(place / "shop" / split)
     apart = [Split(f"folder:{tmp_path / split}", split) for split in ("gallery", "query")]
     paths = list(models.values())
-    assert upgrade.compare(paths, *apart)["matrix"] == together["matrix"]
+    assert gate.compare(paths, *apart)["matrix"] == together["matrix"]
 
     (tmp_path / "gallery" / "gallery").unlink()
     for name in ("hat", "ring", "shoe"):
         target = tmp_path / "gallery" / "gallery" / name
         target.parent.mkdir(exist_ok=True)
         target.symlink_to(place / "shop" / "gallery" / name)
-    lacking = upgrade.compare(paths, *apart)
+    lacking = gate.compare(paths, *apart)
     assert lacking["queries_without_class"] == 10
     assert 0.6 < lacking["matrix"][1][1] <= 0.75  # a quarter cannot be found
 
@@ -230,7 +218,7 @@ def test_models_may_take_images_of_different_size_and_normalisation(place, model
     other = str(tmp_path / "other")
     save(other, variables, image=stored.ImageInput(16, (1.0, 0.0, 0.5), (0.1, 0.3, 0.6)))
     matrix = compare(place, models["new"], other)["matrix"]
-    evaluation = upgrade.load_evaluation(*splits(place / "shop"), 16, None)
+    evaluation = gate.load_evaluation(*splits(place / "shop"), 16, None)
     assert matrix[1][1] == identification_hits(evaluation, other, other).mean()
     assert matrix[1][0] == identification_hits(evaluation, other, models["new"]).mean()
     assert len({matrix[0][0], matrix[1][0], matrix[1][1]}) == 3  # the mean matters here
@@ -262,7 +250,7 @@ def test_models_that_cannot_be_compared_are_refused_before_any_image(
     checkpoints.save(other, {"params": {"none": np.zeros(1)}}, record)
     nowhere = Split("folder:nowhere", "gallery")
     with pytest.raises(InputError, match=message) as error:
-        upgrade.compare([models["old"], other], nowhere, nowhere)
+        gate.compare([models["old"], other], nowhere, nowhere)
     assert "\n" not in str(error.value)
 
 
@@ -270,37 +258,65 @@ def test_bad_input_is_refused(place, models, tmp_path):
     gallery, query = splits(place / "shop")
     both = list(models.values())
     with pytest.raises(InputError, match="every query would find itself"):
-        upgrade.compare(both, gallery, gallery)
+        gate.compare(both, gallery, gallery)
     with pytest.raises(InputError, match="has no split 'quary'; its splits are gallery, query"):
-        upgrade.compare(both, gallery, Split(gallery.dataset, "quary"))
-    write_images(tmp_path / "query", np.random.default_rng(0), ["car"], 1)
+        gate.compare(both, gallery, Split(gallery.dataset, "quary"))
+    write_images(tmp_path / "query", np.random.default_rng(5), ["car"], 1)
     with pytest.raises(InputError, match=r"no class of split 'query' .* is in the gallery"):
-        upgrade.compare(both, gallery, Split(f"folder:{tmp_path}", "query"))
+        gate.compare(both, gallery, Split(f"folder:{tmp_path}", "query"))
     (tmp_path / "query" / "car").rename(tmp_path / "query" / "bag")
     with pytest.raises(InputError, match="needs two or more images"):
-        upgrade.compare(both, gallery, Split(f"folder:{tmp_path}", "query"))
+        gate.compare(both, gallery, Split(f"folder:{tmp_path}", "query"))
     with pytest.raises(InputError, match="name two or more"):
-        upgrade.compare(both[:1], gallery, query)
+        gate.compare(both[:1], gallery, query)
     with pytest.raises(InputError, match="no finished checkpoint"):
-        upgrade.compare([*both, str(tmp_path / "absent")], gallery, query)
+        gate.compare([*both, str(tmp_path / "absent")], gallery, query)
 
-    for workdir, paths, named, message in [
-        (None, None, (gallery, query), "either workdir=DIR, a run, or models=OLD,NEW"),
-        ("run", both, (gallery, query), "either workdir=DIR, a run, or models=OLD,NEW"),
-        (None, both, (None, None), "gallery: name a data set"),
-        (None, both, (None, query), "query: name the gallery too"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            upgrade.main(workdir, paths, *named)
+    with pytest.raises(InputError, match="gallery: name a data set"):
+        gate.main(both, None, None)
     with pytest.raises(InputError, match=r"results\.json is what a run writes"):
-        upgrade.main("run", None, None, None, output="elsewhere/results.json")
+        reevaluation.main("run", output="elsewhere/results.json")
     with pytest.raises(InputError, match="holds no run"):
-        upgrade.main(str(tmp_path), None, None, None)
+        reevaluation.main(str(tmp_path))
     files.write_json(str(tmp_path / "config.json"), {"method": "hoc", "image": {"size": 16}})
     with pytest.raises(InputError, match=rf"^{tmp_path}/config\.json: .*: is missing"):
-        upgrade.main(str(tmp_path), None, None, None)
-    with pytest.raises(files.WriteError, match="cannot be written"):
-        upgrade.main(None, both, gallery, query, output=str(place / "models/old/metadata.json/x"))
+        reevaluation.main(str(tmp_path))
+    nowhere = Split("folder:nowhere", "gallery")
+    with pytest.raises(files.WriteError, match="cannot be written"):  # before any image is read
+        gate.main(both, nowhere, query, output=str(place / "models/old/metadata.json/x"))
+
+
+def test_queries_that_are_also_in_the_gallery(place, models, tmp_path, capsys):
+    """However the directory is spelled: refused if all are, else counted and told."""
+    shop, both = place / "shop", list(models.values())
+    (tmp_path / "link").symlink_to(shop / "gallery")
+    with pytest.raises(InputError, match="every query would find itself"):
+        gate.compare(both, splits(shop)[0], Split(f"folder:{tmp_path}", "link"))
+    shutil.copytree(shop / "query", tmp_path / "some")
+    for n in range(3):
+        shutil.copy(shop / "gallery" / "hat" / f"{n}.png", tmp_path / "some" / "hat" / f"x{n}.png")
+    output = str(tmp_path / "evaluation.json")
+    gate.main(both, splits(shop)[0], Split(f"folder:{tmp_path}", "some"), output=output)
+    assert files.read_json(output)["queries_in_gallery"] == 3
+    assert "3 queries are images of the gallery too" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--workdir=run", "--models=a,b"],
+            "give either --workdir=DIR, a run, or --models=OLD,NEW",
+        ),
+        (["--models=a,b", "--query=folder:x"], "--query: name the gallery too"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_one_line(args, message):
+    command = [sys.executable, ROOT / "launch" / "evaluate.py", *args]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: {message}")
+    assert ended.stderr.count("\n") == 1
 
 
 def test_features_that_are_not_finite_are_refused(place, models, tmp_path):

@@ -1,0 +1,247 @@
+"""May a new model replace the old one before a gallery that stays as it is?
+
+Checkpoints, tasks of a run and external models alike, are compared on labelled images: every pair,
+with intervals.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from iamcl2r_jax import compatibility
+from iamcl2r_jax.data import sources
+from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.evaluation.adapters import carrier
+from iamcl2r_jax.evaluation.features import (
+    Evaluation,
+    FeatureExtractor,
+    Features,
+    embed,
+    refuse_equal_sets,
+)
+from iamcl2r_jax.evaluation.intervals import CONFIDENCE
+from iamcl2r_jax.evaluation.pairs import PairValues, evaluate_pairs, summarize
+from iamcl2r_jax.models.stored import Architecture, ImageInput, Metadata, load_metadata, load_model
+from iamcl2r_jax.reports import report
+from iamcl2r_jax.system import files, runtime
+from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.progress import Reporter
+
+COMPATIBLE, INCOMPATIBLE = 0, 3  # exit statuses; bad input is 2, a crash 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """A labelled set of images: a data set (TFDS name or folder:DIR) and its split."""
+
+    dataset: str
+    split: str
+
+
+def main(
+    models: Sequence[str],
+    gallery: Split | None,
+    query: Split | None,
+    *,
+    metric: str = "identification",
+    data_dir: str | None = None,
+    output: str | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> int:
+    """The gate, launch/evaluate.py --models: compares, saves and prints.
+
+    Args:
+      models, gallery, query, metric, data_dir, seed, reporter: see `compare`.
+      output: file to write; by default evaluation.json here.
+
+    Returns:
+      The exit status: `INCOMPATIBLE` if any upgrade is not compatible.
+
+    Raises:
+      InputError: for bad input; the message is one line.
+    """
+    reporter, output = reporter or Reporter(), output or "evaluation.json"
+    if gallery is None:
+        raise InputError("gallery: name a data set to compare the models on, e.g. folder:DIR")
+    files.require_writable(os.path.dirname(output) or ".")
+    results = compare(
+        models, gallery, query, metric=metric, data_dir=data_dir, seed=seed, reporter=reporter
+    )
+    files.write_json(output, results)
+    report.print_upgrades(results, reporter.console)
+    reporter.message(f"results: {output}")
+    return COMPATIBLE if results["compatible"] else INCOMPATIBLE
+
+
+def compare(
+    models: Sequence[str],
+    gallery: Split,
+    query: Split,
+    *,
+    metric: str = "identification",
+    data_dir: str | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Compares models by the compatibility criterion, C[t, k] > C[k, k] for every t > k.
+
+    Each model gets images as it was trained on: of its size, with its mean and std. Galleries stay
+    as they are: adapters that a run has trained are not used here.
+
+    Args:
+      models: directories of two or more checkpoints, oldest first.
+      gallery: images searched in, embedded by the older model of a pair.
+      query: images searched for, embedded by the newer one; classes are matched by name.
+      metric: a key of `retrieval.METRICS`.
+      data_dir: TFDS directory; None for TFDS's default.
+      seed: of the bootstrap.
+      reporter: shows the progress; by default on the terminal.
+
+    Returns:
+      What evaluation.json holds: the matrix with its figures as in results.json, `compatible`
+      (every upgrade is), and of each upgrade `compatible`, `gain` = C[t, k] - C[k, k] and
+      `reindexing_gain` = C[t, t] - C[t, k] with their intervals.
+
+    Raises:
+      InputError: for bad input; the message is one line.
+    """
+    if len(models) < 2:
+        raise InputError(f"models={','.join(models)}: name two or more, oldest first")
+    metadata = [load_metadata(path) for path in models]
+    check_comparable(models, metadata)
+    evaluations = {
+        size: load_evaluation(gallery, query, size, data_dir)
+        for size in {of.image.size for of in metadata}
+    }
+    evaluation = next(iter(evaluations.values()))  # for what does not depend on the size
+    embedded = embeddings(models, metadata, {"": evaluations}, reporter or Reporter())
+    values = evaluate_pairs(
+        (dataclasses.replace(features, carry=None) for _, features in embedded),
+        evaluation.query.labels,
+        evaluation.gallery.labels,
+        [metric],
+        seed=seed,
+    )[metric]
+    upgrades = upgrades_of(values)
+    return {
+        "models": [
+            {
+                "path": path,
+                "kind": of.kind,
+                **of.architecture.to_json(),
+                "image": of.image.to_json(),
+            }
+            for path, of in zip(models, metadata, strict=True)
+        ],
+        "num_slots": metadata[0].num_slots,
+        "gallery": _description(gallery, evaluation.gallery),
+        "query": _description(query, evaluation.query),
+        "queries_without_class": int(np.sum(~_has_class(evaluation))),
+        "queries_in_gallery": evaluation.queries_in_gallery,
+        "metric": metric,
+        **summarize(values),
+        "upgrades": upgrades,
+        "compatible": all(upgrade["compatible"] for upgrade in upgrades),
+        "confidence": CONFIDENCE,
+        "seed": seed,
+        "feature_passes": len(models),
+        "environment": runtime.environment(),
+    }
+
+
+def upgrades_of(values: PairValues) -> list[dict[str, Any]]:
+    """What is to be said of each upgrade from a model k to a model t > k, see `compare`."""
+    matrix, compatible = values.matrix, compatibility.is_compatible(values.matrix)
+    return [
+        {
+            "old": old,
+            "new": new,
+            "compatible": bool(compatible[new, old]),
+            "gain": float(matrix[new, old] - matrix[old, old]),
+            "gain_interval": values.gain_intervals[new, old].tolist(),
+            "reindexing_gain": float(matrix[new, new] - matrix[new, old]),
+            "reindexing_interval": values.reindexing_intervals[new, old].tolist(),
+        }
+        for new in range(len(matrix))
+        for old in range(new)
+    ]
+
+
+def load_evaluation(
+    gallery: Split, query: Split, image_size: int, data_dir: str | None
+) -> Evaluation:
+    """Loads gallery and queries; if they are of two data sets, classes are matched by name.
+
+    Raises:
+      InputError: if a set cannot be had, every query is in the gallery, or they share no class.
+    """
+    options = {"image_size": image_size, "data_dir": data_dir}
+    searched = sources.load(gallery.dataset, gallery.split, **options)
+    asked = sources.load(query.dataset, query.split, **options)
+    if gallery.dataset != query.dataset:
+        names = tuple(dict.fromkeys(searched.class_names + asked.class_names))
+        label = {name: i for i, name in enumerate(names)}
+        labels = np.array([label[name] for name in asked.class_names], np.int32)[asked.labels]
+        asked = ImageSet(asked.images, labels, names)
+        searched = dataclasses.replace(searched, class_names=names)
+    evaluation = Evaluation(query=asked, gallery=searched)
+    refuse_equal_sets(f"query: split {query.split!r} of {query.dataset}", evaluation)
+    if not _has_class(evaluation).any():
+        raise InputError(
+            f"query: no class of split {query.split!r} of {query.dataset} is in the gallery, split "
+            f"{gallery.split!r} of {gallery.dataset}; classes are matched by name"
+        )
+    if len(asked) < 2:
+        raise InputError(
+            f"query: split {query.split!r} of {query.dataset} needs two or more images"
+        )
+    return evaluation
+
+
+def check_comparable(paths: Sequence[str], metadata: Sequence[Metadata]) -> None:
+    """Raises `InputError` unless all models have the same simplex, and so comparable features."""
+    for path, of in zip(paths, metadata, strict=True):
+        if of.num_slots != metadata[0].num_slots:
+            raise InputError(
+                f"checkpoint {path} has K={of.num_slots}, but {paths[0]} has "
+                f"K={metadata[0].num_slots}; models that are compared must have the same simplex"
+            )
+
+
+def embeddings(
+    paths: Sequence[str],
+    metadata: Sequence[Metadata],
+    evaluations: Mapping[str, Mapping[int, Evaluation]],
+    reporter: Reporter,
+) -> Iterator[tuple[str, Features]]:
+    """One feature pass per model and evaluation, named; these have the images of each size."""
+    extractors: dict[tuple[Architecture, ImageInput], FeatureExtractor] = {}
+    with reporter.stage("evaluation", len(paths) * len(evaluations)) as stage:
+        for path, of in zip(paths, metadata, strict=True):
+            key = of.architecture, of.image
+            if key not in extractors:  # models of one architecture share a compiled program
+                options = ImageOptions(of.image.mean, of.image.std, 0, False)
+                extractors[key] = FeatureExtractor(of.architecture.module(), options)
+            loaded = load_model(path)
+            for name, of_size in evaluations.items():
+                evaluation = of_size[of.image.size]
+                embedded = embed(extractors[key], loaded.variables, evaluation, carrier(loaded))
+                if not (np.isfinite(embedded.query).all() and np.isfinite(embedded.gallery).all()):
+                    raise InputError(f"checkpoint {path}: its features are not all finite")
+                yield name, embedded
+                stage.advance()
+
+
+def _has_class(evaluation: Evaluation) -> np.ndarray:
+    """Whether the gallery holds the class of each query, [Q]."""
+    return np.isin(evaluation.query.labels, evaluation.gallery.labels)
+
+
+def _description(split: Split, images: ImageSet) -> dict[str, Any]:
+    classes = len(np.unique(images.labels))
+    return dataclasses.asdict(split) | {"images": len(images), "classes": classes}

@@ -1,0 +1,104 @@
+"""Evaluates again the models that a run left, finished or not."""
+
+import os
+from typing import Any
+
+from iamcl2r_jax.evaluation import gate
+from iamcl2r_jax.evaluation.gate import Split
+from iamcl2r_jax.evaluation.pairs import evaluate_models
+from iamcl2r_jax.models.stored import load_metadata
+from iamcl2r_jax.reports import html_report, report
+from iamcl2r_jax.system import files, runtime
+from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import inputs, runs
+
+
+def main(
+    workdir: str,
+    gallery: Split | None = None,
+    query: Split | None = None,
+    *,
+    data_dir: str | None = None,
+    output: str | None = None,
+    reporter: Reporter | None = None,
+) -> None:
+    """What launch/evaluate.py --workdir does: evaluates, saves and prints.
+
+    The report of a finished run is also written again, from its results.json.
+
+    Args:
+      workdir, gallery, query, data_dir, reporter: see `reevaluate`.
+      output: file to write; by default evaluation.json in the workdir.
+
+    Raises:
+      InputError: for bad input; the message is one line.
+    """
+    reporter = reporter or Reporter()
+    output = output or os.path.join(workdir, "evaluation.json")
+    if os.path.basename(output) == "results.json":
+        raise InputError(f"output={output}: results.json is what a run writes; choose another")
+    files.require_writable(os.path.dirname(output) or ".")
+    evaluated = reevaluate(workdir, gallery, query, data_dir=data_dir, reporter=reporter)
+    files.write_json(output, evaluated)
+    report.print_evaluations(
+        evaluated["evaluations"],
+        evaluated["replacements"],
+        reporter.console,
+        retrained=evaluated["retrained"],
+    )
+    reporter.message(f"results: {output}")
+    results = files.read_json(os.path.join(workdir, "results.json"))
+    if results is not None:
+        config = runs.read_config(workdir)
+        config.data_dir = data_dir or config.data_dir
+        html_report.write_or_tell(config, workdir, results, reporter)
+
+
+def reevaluate(
+    workdir: str,
+    gallery: Split | None = None,
+    query: Split | None = None,
+    *,
+    data_dir: str | None = None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Every pair of a run's models on its own evaluation sets, or on other images.
+
+    Args:
+      workdir: directory of the run.
+      gallery: images searched in; None for the evaluation sets of the run's configuration.
+      query: images searched for; None if and only if `gallery` is.
+      data_dir: TFDS directory; None for that of the run's configuration.
+      reporter: shows the progress; by default on the terminal.
+
+    Returns:
+      What evaluation.json holds: `evaluations` and `feature_passes` as in results.json.
+
+    Raises:
+      InputError: for bad input; the message is one line.
+    """
+    config = runs.read_config(workdir)
+    tasks = runs.task_records(workdir)
+    if config is None or not tasks:
+        raise InputError(f"workdir={workdir} holds no run (config.json) with a finished task")
+    config.data_dir = data_dir or config.data_dir
+    if gallery is None:
+        evaluations = inputs.load_evaluations(config)
+    else:
+        loaded = gate.load_evaluation(gallery, query, config.image.size, config.data_dir or None)
+        evaluations = {query.dataset: loaded}
+    paths = [runs.task_path(workdir, task) for task in range(len(tasks))]
+    metadata = [load_metadata(path) for path in paths]
+    gate.check_comparable(paths, metadata)
+    by_size = {name: {config.image.size: of} for name, of in evaluations.items()}
+    embedded = gate.embeddings(paths, metadata, by_size, reporter or Reporter())
+    return {
+        "workdir": workdir,
+        "num_tasks": len(tasks),
+        "replacements": [t for t, record in enumerate(tasks) if record["replaced_by"]],
+        "retrained": [t for t, record in enumerate(tasks) if record.get("retrained")],
+        "evaluations": evaluate_models(evaluations, embedded, config.metrics),
+        "feature_passes": len(tasks) * len(evaluations),
+        "environment": runtime.environment(),
+    }
