@@ -7,16 +7,14 @@ import time
 from typing import Any
 
 from iamcl2r_jax.gallery import Gallery, images, upkeep
-from iamcl2r_jax.programs import exits
+from iamcl2r_jax.programs import exits, start
 from iamcl2r_jax.programs.gallery import print_json
 from iamcl2r_jax.system.errors import InputError
-
-_CACHE = "~/.cache/iamcl2r_jax"  # of compiled programs, as of the other programs
 
 
 def init(options: argparse.Namespace) -> None:
     """See `gallery --help`, as of all functions here."""
-    _prepare_jax()
+    start.prepare_jax()
     from iamcl2r_jax.gallery.embedder import describe
 
     with Gallery.create(
@@ -244,19 +242,10 @@ def backup(options: argparse.Namespace) -> None:
 
 
 def _embedders():
-    _prepare_jax()
+    start.prepare_jax()
     from iamcl2r_jax.gallery.embedder import Embedders
 
     return Embedders()
-
-
-def _prepare_jax() -> None:
-    from absl import logging
-
-    from iamcl2r_jax.system import runtime
-
-    logging.set_verbosity(logging.FATAL)  # what goes wrong is one line of ours
-    runtime.enable_compilation_cache(_CACHE)
 
 
 def _line(text: str) -> None:

@@ -1,0 +1,94 @@
+"""Work that takes long: one piece at a time, which a request starts and another may look at."""
+
+import asyncio
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from iamcl2r_jax.gallery import Refused
+from iamcl2r_jax.gallery.service.work import WorkError
+
+Work = Callable[[str, Mapping[str, Any], threading.Event], dict[str, Any]]
+
+
+@dataclasses.dataclass
+class Job:
+    """A piece of work.
+
+    Attributes:
+      verb: "gate" or "backfill".
+      started, ended: in seconds since 1970; `ended` is None while it runs.
+      result: what it gave.
+      error, status: one line and the status of the answer, if it failed.
+    """
+
+    verb: str
+    started: float
+    ended: float | None = None
+    result: dict[str, Any] | None = None
+    error: str | None = None
+    status: int | None = None
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values, without the result, which the gallery's status has."""
+        return {
+            "verb": self.verb,
+            "running": self.ended is None,
+            "started": self.started,
+            "ended": self.ended,
+            "error": self.error,
+        }
+
+
+class Jobs:
+    """Starts work in a thread, whatever it does there."""
+
+    def __init__(self, work: Work):
+        """Args:
+        work: does a verb with its options until its event is set; `work.do` or `work.in_process`.
+        """
+        self._work, self._lock = work, threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.latest: Job | None = None
+
+    def start(self, verb: str, options: Mapping[str, Any]) -> Job:
+        """Begins a piece of work.
+
+        Raises:
+          Refused: while another one runs.
+        """
+        with self._lock:
+            if self.latest is not None and self.latest.ended is None:
+                raise Refused(f"{verb}: a {self.latest.verb} runs already; wait until it ends")
+            job = self.latest = Job(verb, time.time())
+            self._thread = threading.Thread(
+                target=self._run, args=(job, dict(options)), name=verb, daemon=True
+            )
+            self._thread.start()
+            return job
+
+    def _run(self, job: Job, options: dict[str, Any]) -> None:
+        try:
+            job.result = self._work(job.verb, options, self._stop)
+        except WorkError as error:
+            job.error, job.status = str(error), error.status
+        except Exception as error:
+            job.error, job.status = f"{job.verb} failed ({type(error).__name__})", 500
+            raise  # the traceback goes to the log
+        finally:
+            job.ended = time.time()
+
+    async def wait(self, job: Job) -> Job:
+        """Waits until a job has ended."""
+        while job.ended is None:
+            await asyncio.sleep(0.05)
+        return job
+
+    def close(self) -> None:
+        """Stops what runs, and waits for its end."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()

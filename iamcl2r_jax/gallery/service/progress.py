@@ -1,0 +1,96 @@
+"""How a backfill goes on, seen from outside: samples of its watermark, rate and time left."""
+
+import collections
+import dataclasses
+import threading
+from typing import Any
+
+from iamcl2r_jax.gallery import Gallery, state, transitions
+
+_SAMPLES = 256  # kept; then every second one goes
+_RECENT = 30.0  # seconds that the rate is of
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What is cheap to read of a gallery.
+
+    Attributes:
+      items: how many it holds.
+      upgrade: number of the latest upgrade; None before the first.
+      state: of that upgrade; "" before the first.
+      position: watermark of its backfill.
+      end: where the watermark will be at the end; 0 before a backfill.
+    """
+
+    items: int
+    upgrade: int | None
+    state: str
+    position: int
+    end: int
+
+
+def snapshot(gallery: Gallery) -> Snapshot:
+    """Reads the gallery as it is now."""
+    with gallery.database.reading() as connection:
+        upgrade = state.latest_upgrade(connection)
+        (items,) = connection.execute("SELECT count(*) FROM items").fetchone()
+        (end,) = connection.execute("SELECT coalesce(max(rank) + 1, 0) FROM ranks").fetchone()
+    if upgrade is None:
+        return Snapshot(items, None, "", 0, 0)
+    return Snapshot(items, upgrade.id, upgrade.state, upgrade.watermark, end)
+
+
+class History:
+    """Samples of the backfill of the latest upgrade, since this process began to look."""
+
+    def __init__(self):
+        self._samples: list[tuple[float, int]] = []
+        self._recent: collections.deque[tuple[float, int]] = collections.deque()
+        self._upgrade: int | None = None
+        self._end = 0
+        self._lock = threading.Lock()
+
+    def note(self, seen: Snapshot, at: float) -> None:
+        """Takes a sample.
+
+        Args:
+          seen: of the gallery.
+          at: when, in seconds since 1970.
+        """
+        with self._lock:
+            if seen.upgrade != self._upgrade:
+                self._upgrade, self._samples = seen.upgrade, []
+                self._recent.clear()
+            self._end = seen.end
+            if seen.state not in transitions.MIXED:
+                self._recent.clear()
+                return
+            last = self._samples[-1][1] if self._samples else None
+            if seen.state == transitions.BACKFILLING or seen.position != last:
+                self._samples.append((at, seen.position))
+                self._recent.append((at, seen.position))
+            while self._recent and self._recent[0][0] < at - _RECENT:
+                self._recent.popleft()
+            if len(self._samples) > _SAMPLES:
+                self._samples = self._samples[::2]
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values.
+
+        Returns:
+          samples [[seconds since 1970, watermark], ...], end, rate (items a second over the last
+          half minute; None if it is not known) and seconds_left (None if it is not known).
+        """
+        with self._lock:
+            rate = None
+            if len(self._recent) > 1:
+                (first, before), (last, now) = self._recent[0], self._recent[-1]
+                rate = (now - before) / (last - first) if last > first else None
+            left = self._end - (self._samples[-1][1] if self._samples else 0)
+            return {
+                "samples": [list(sample) for sample in self._samples],
+                "end": self._end,
+                "rate": rate,
+                "seconds_left": left / rate if rate else None,
+            }

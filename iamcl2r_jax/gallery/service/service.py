@@ -1,0 +1,103 @@
+"""The parts of a running service, and what it does beside answering requests."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+from starlette.concurrency import run_in_threadpool
+
+from iamcl2r_jax.gallery import Gallery, Model, transitions
+from iamcl2r_jax.gallery.embedder import Embedders
+from iamcl2r_jax.gallery.service import progress, queries, uploads
+from iamcl2r_jax.gallery.service.answers import STATUS, Unavailable
+from iamcl2r_jax.gallery.service.batching import Batcher
+from iamcl2r_jax.gallery.service.jobs import Jobs, Work
+from iamcl2r_jax.gallery.service.metrics import Metrics
+from iamcl2r_jax.gallery.service.queries import Found, Query, Searcher
+from iamcl2r_jax.gallery.service.settings import Settings
+
+_LOOK = 1.0  # seconds between looks at the gallery
+_DECODERS = 4  # pictures decoded at once; each may take the memory of `max_pixels`
+# In these the new model may be asked soon.
+_WARM = transitions.BOTH | {transitions.GATED}
+
+
+class Service:
+    """One gallery, its embedders, and what the endpoints share.
+
+    Attributes:
+      gallery, embedders, settings: as given.
+      images: the files of uploaded images.
+      jobs: the gate and the backfill.
+      history: of the backfill.
+      metrics: see `Metrics`.
+      batcher: answers queries.
+      decoders: limits how many pictures are decoded at once.
+      trouble: why the service is not ready, one line; None once it is.
+    """
+
+    def __init__(self, gallery: Gallery, embedders: Embedders, settings: Settings, work: Work):
+        """Args: see `app.create`."""
+        self.gallery, self.embedders, self.settings = gallery, embedders, settings
+        self.images = uploads.Files(gallery)
+        self.jobs = Jobs(work)
+        self.history = progress.History()
+        self.metrics = Metrics(lambda: progress.snapshot(gallery))
+        self.trouble: str | None = "the model is being loaded"
+        self.decoders = anyio.CapacityLimiter(_DECODERS)
+        self.batcher: Batcher[Query, Found] = Batcher(
+            Searcher(gallery, embedders).answer,
+            size=settings.batch,
+            wait=settings.wait,
+            waiting=settings.waiting,
+            observe=self.metrics.batch,
+        )
+        self._warm: set[str] = set()  # digests
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Answers queries and looks after the gallery inside the block."""
+        self.batcher.start()
+        watch = asyncio.create_task(self._watch())
+        try:
+            yield
+        finally:
+            watch.cancel()
+            await asyncio.wait([watch])
+            await self.batcher.close()
+            await run_in_threadpool(self.jobs.close)
+
+    def prepare(self, model: Model) -> None:
+        """Loads and compiles a model unless that is done.
+
+        Raises:
+          Unavailable: if it cannot be loaded.
+        """
+        if model.info.digest not in self._warm:
+            queries.warm(self.embedders, model, self.settings.batch)
+            self._warm.add(model.info.digest)
+
+    def look(self) -> None:
+        """Takes a sample of the backfill, loads the models that serve, and feeds the engine."""
+        view = self.gallery.feed()
+        self.history.note(progress.snapshot(self.gallery), time.time())
+        self.prepare(view.models[view.serving])
+        if view.upgrade is not None and view.upgrade.state in _WARM:
+            self.prepare(view.models[view.upgrade.old_model])
+            self.prepare(view.models[view.upgrade.new_model])
+
+    async def _watch(self) -> None:
+        while True:
+            try:
+                await run_in_threadpool(self.look)
+                self.trouble = None
+            except (*STATUS, OSError) as error:  # told by /readyz, and tried again
+                self.trouble = " ".join(str(error).split())
+            await asyncio.sleep(_LOOK)
+
+    def require_ready(self) -> None:
+        """Raises `Unavailable` with what is the trouble, if there is any."""
+        if self.trouble is not None:
+            raise Unavailable(f"not ready: {self.trouble}")

@@ -1,0 +1,13 @@
+"""What the programs without absl's flags do before they use JAX."""
+
+_CACHE = "~/.cache/iamcl2r_jax"  # of compiled programs, as of the other programs
+
+
+def prepare_jax() -> None:
+    """Keeps compiled programs between starts, and libraries from logging what we say ourselves."""
+    from absl import logging
+
+    from iamcl2r_jax.system import runtime
+
+    logging.set_verbosity(logging.FATAL)  # what goes wrong is one line of ours
+    runtime.enable_compilation_cache(_CACHE)
