@@ -33,6 +33,7 @@ OF_THIS_START = {"seconds", "environment", "train_traces"}  # what a results fil
 def images(tmp_path_factory):
     root = tmp_path_factory.mktemp("world") / "images[2024]"  # which glob takes for a pattern
     smallworld.write_images(root)
+    smallworld.register()  # what checkpoints say of their network is checked when they are read
     return root
 
 
