@@ -12,7 +12,7 @@ from iamcl2r_jax.gallery.labelled import Split
 from iamcl2r_jax.gallery.records import Model, View
 from iamcl2r_jax.system.errors import InputError
 
-DEFAULT_MEASURE = "recall_at_1"
+DEFAULT_METRIC = "recall_at_1"
 _SAMPLE = 64  # items whose embedding is timed
 
 
@@ -23,7 +23,7 @@ def run(
     searched: Split,
     asked: Split,
     *,
-    measure: str = DEFAULT_MEASURE,
+    metric: str = DEFAULT_METRIC,
     data_dir: str | None = None,
     seed: int = 0,
     accept: bool = False,
@@ -40,7 +40,7 @@ def run(
       model: name of the new model.
       searched: labelled images to search in.
       asked: labelled images to search for.
-      measure: of `labelled.measures`; decides. The curve is of it, too, but for `identification`,
+      metric: of `labelled.metrics`; decides. The curve is of it, too, but for `identification`,
         which looks at means of classes instead of images: there it is of `recall_at_1`.
       data_dir: TFDS directory; None for TFDS's default.
       seed: of the intervals, of the order and of the halves of the queries.
@@ -56,8 +56,8 @@ def run(
       InputError: for bad input.
       Refused: another upgrade is in progress.
     """
-    if measure not in labelled.measures():
-        raise InputError(f"measure={measure!r}: must be one of {', '.join(labelled.measures())}")
+    if metric not in labelled.metrics():
+        raise InputError(f"metric={metric!r}: must be one of {', '.join(labelled.metrics())}")
     view = gallery.view()
     new = gallery.model(model)
     if new.id == view.serving:
@@ -70,7 +70,7 @@ def run(
     features = {
         m.id: _features(embedders[m], sets[m.info.image["size"]]) for m in (old, serving, new)
     }
-    details = _compared(view, features, sets[new.info.image["size"]], new, measure, seed)
+    details = _compared(view, features, sets[new.info.image["size"]], new, metric, seed)
     curve = details.pop("simulated")
     details |= {
         "gallery": f"{searched.dataset}, {searched.split}",
@@ -97,11 +97,11 @@ def _compared(
     features: dict[int, tuple[np.ndarray, np.ndarray]],
     sets: labelled.Images,
     new: Model,
-    measure: str,
+    metric: str,
     seed: int,
 ) -> dict[str, Any]:
     old, serving = view.generations[view.base], view.serving
-    values = labelled.values(measure)
+    values = labelled.values(metric)
 
     def measured(asking: int, searched: int) -> np.ndarray:
         searched_features, asked_features = features[searched][0], features[asking][1]
@@ -119,9 +119,9 @@ def _compared(
     }
     if serving != old:
         found["serving/old"] = float(measured(serving, old).mean())
-    curve_measure = DEFAULT_MEASURE if measure == "identification" else measure
+    curve_metric = DEFAULT_METRIC if metric == "identification" else metric
     curve = simulation.simulate(
-        labelled.values(curve_measure),
+        labelled.values(curve_metric),
         features[old][0],
         features[new.id][0],
         sets.gallery_labels,
@@ -131,7 +131,7 @@ def _compared(
     )
     return {
         "compatible": found["new/old"] > found["old/old"],
-        "measure": measure,
+        "metric": metric,
         "values": found,
         "gain": found["new/old"] - found["old/old"],
         "gain_interval": labelled.interval(cross, before, seed),
@@ -141,7 +141,7 @@ def _compared(
         "queries": len(sets.query_labels),
         "images": len(sets.gallery_labels),
         "seed": seed,
-        "curve": {"measure": curve_measure, **curve.described()},
+        "curve": {"metric": curve_metric, **curve.described()},
         "simulated": curve,
     }
 

@@ -40,14 +40,14 @@ def load(gallery: Split, query: Split, size: int, data_dir: str | None) -> Image
     )
 
 
-def measures() -> list[str]:
-    """Names of the measures that a gate may decide by."""
+def metrics() -> list[str]:
+    """Names of the metrics that a gate may decide by."""
     return list(retrieval.METRICS)
 
 
-def values(measure: str) -> Values:
+def values(metric: str) -> Values:
     """The function (gallery, its labels, queries, their labels) -> value of each query, [Q]."""
-    return retrieval.METRICS[measure].values
+    return retrieval.METRICS[metric].values
 
 
 def interval(first: np.ndarray, second: np.ndarray, seed: int) -> list[float]:

@@ -15,7 +15,7 @@ Scaling = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A measure at each of `FRACTIONS` re-embedded, by how scores are merged.
+    """A metric at each of `FRACTIONS` re-embedded, by how scores are merged.
 
     Attributes:
       raw: with scores as they are.
@@ -55,7 +55,7 @@ def simulate(
 ) -> Curve:
     """Re-embeds a labelled gallery bit by bit, in the order that a backfill takes.
 
-    Scalings are fitted on a random half of the queries, the measure is taken on the other half.
+    Scalings are fitted on a random half of the queries, the metric is taken on the other half.
 
     Args:
       values: (gallery, labels, queries, query labels) -> value of each query; it must look at the

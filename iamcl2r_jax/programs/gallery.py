@@ -138,7 +138,7 @@ def _upgrades(options: dict[str, argparse.ArgumentParser]) -> None:
     gate.add_argument("--query", help="labelled images searched for (default: as --gallery)")
     gate.add_argument("--gallery-split", default="gallery", help="(default: %(default)s)")
     gate.add_argument("--query-split", default="query", help="(default: %(default)s)")
-    gate.add_argument("--measure", default="recall_at_1", help="decides (default: %(default)s)")
+    gate.add_argument("--metric", default="recall_at_1", help="decides (default: %(default)s)")
     gate.add_argument("--data-dir", help="where TFDS keeps data sets")
     gate.add_argument("--seed", type=int, default=0, help="of the intervals and of the order")
     gate.add_argument("--cost-per-hour", type=float, help="of the machine that embeds")

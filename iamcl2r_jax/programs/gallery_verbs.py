@@ -137,7 +137,7 @@ def gate(options: argparse.Namespace) -> int:
             name,
             Split(options.gallery, options.gallery_split),
             Split(options.query or options.gallery, options.query_split),
-            measure=options.measure,
+            metric=options.metric,
             data_dir=options.data_dir,
             seed=options.seed,
             accept=options.accept_incompatible,
@@ -154,7 +154,7 @@ def _print_gate(name: str, found: dict[str, Any]) -> None:
     verdict = "compatible" if found["compatible"] else "not compatible"
     print(f"{name}: {verdict}{', accepted all the same' if found['accepted'] else ''}")
     for pair, value in found["values"].items():
-        print(f"  {found['measure']}, queries/gallery {pair}: {value:.4f}")
+        print(f"  {found['metric']}, queries/gallery {pair}: {value:.4f}")
     for title, gain, interval in (
         ("new queries on old vectors", "gain", "gain_interval"),
         ("a full backfill besides", "reindexing_gain", "reindexing_interval"),
@@ -162,7 +162,7 @@ def _print_gate(name: str, found: dict[str, Any]) -> None:
         low, high = found[interval]
         print(f"  gained by {title}: {found[gain]:+.4f} [{low:+.4f}, {high:+.4f}]")
     curve = found["curve"]
-    print(f"  backfill, {curve['measure']} at 0 %, 10 %, ... 100 % re-embedded:")
+    print(f"  backfill, {curve['metric']} at 0 %, 10 %, ... 100 % re-embedded:")
     for merge in ("raw", "zscore"):
         values = " ".join(f"{value:.3f}" for value in curve[merge])
         best = "  <- recommended" if merge == curve["recommended"] else ""
