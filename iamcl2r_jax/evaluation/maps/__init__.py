@@ -6,6 +6,7 @@ old, target new), without its images. Conventions are those of `linear`.
 """
 
 import dataclasses
+import time
 from collections.abc import Callable, Mapping
 
 import jax
@@ -76,10 +77,12 @@ class Fitted:
     Attributes:
       name: key of `MAPS`.
       params: arrays.
+      fit_seconds: what the fit took, its compilation aside.
     """
 
     name: str
     params: Params
+    fit_seconds: float
 
     def __call__(self, features: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """Features [N, S] as the target model's, float32 [N, D]; `own` as in `Map.uses_target`."""
@@ -95,6 +98,17 @@ class Fitted:
             rows = [np.pad(part, [(0, _ROWS_AT_ONCE - count), (0, 0)]) for part in rows]
             parts.append(np.asarray(chosen.apply(self.params, *rows))[:count])
         return np.concatenate(parts)
+
+    def seconds_per_query(self, query: np.ndarray, own: np.ndarray, repeats: int = 20) -> float:
+        """Median time to map a single feature, of queries [Q, S] and the target model's [Q, D]."""
+        own = own[:1] if MAPS[self.name].uses_target else None
+        self(query[:1], own)
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            self(query[:1], own)
+            times.append(time.perf_counter() - start)
+        return float(np.median(times))
 
     @property
     def nbytes(self) -> int:
@@ -153,8 +167,11 @@ def fit(
     if not (np.isfinite(source).all() and np.isfinite(target).all()):
         raise InputError("pairs: features must be finite, got NaN or infinity")
     check_widths(name, source.shape[1], target.shape[1])
-    params = MAPS[name].fit(source, target, jax.random.key(seed), **(options or {}))
-    fitted = Fitted(name, jax.device_get(params))
+    pairs = jnp.asarray(source), jnp.asarray(target), jax.random.key(seed)
+    program = MAPS[name].fit.lower(*pairs, **(options or {})).compile()
+    start = time.perf_counter()
+    params = jax.block_until_ready(program(*pairs))
+    fitted = Fitted(name, jax.device_get(params), time.perf_counter() - start)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params)):
         raise InputError(f"map {name}: its fit on {len(source)} pairs is not finite")
     return fitted

@@ -94,8 +94,8 @@ def lambda_orthogonal_fit(
     *,
     threshold: float = 0.5,
     sharpness: float = 10.0,
-    steps: int = 200,
-    learning_rate: float = 1e-3,
+    steps: int = 100,
+    learning_rate: float = 3e-3,
 ) -> Params:
     """A linear map held near the orthogonal ones, by mean ‖x W - y‖² + σ(α (n - λ)) n.
 

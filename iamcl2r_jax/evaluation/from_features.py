@@ -1,0 +1,167 @@
+"""May a new model replace the old one, judged from features alone? What --features=OLD,NEW does."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from iamcl2r_jax import compatibility
+from iamcl2r_jax.evaluation import advice, feature_files, maps, ways
+from iamcl2r_jax.evaluation.feature_tables import FeatureTable
+from iamcl2r_jax.evaluation.gate import COMPATIBLE, INCOMPATIBLE
+from iamcl2r_jax.evaluation.intervals import CONFIDENCE
+from iamcl2r_jax.evaluation.ways import Models
+from iamcl2r_jax.reports import ways_report
+from iamcl2r_jax.system import files, runtime
+from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.progress import Reporter
+
+
+def main(
+    features: Sequence[str],
+    names: Sequence[str] = (),
+    pairs: Sequence[str] | None = None,
+    *,
+    metric: str = "identification",
+    output: str | None = None,
+    seed: int = 0,
+    reporter: Reporter | None = None,
+) -> int:
+    """Compares models by files of their features; saves and prints.
+
+    Args:
+      features: files of two or more models, oldest first.
+      names, metric, seed: see `compare`.
+      pairs: files of further images by the same models; None to fit maps on half of the gallery.
+      output: file to write; by default evaluation.json here.
+      reporter: where to print; by default the terminal.
+
+    Returns:
+      The exit status: `INCOMPATIBLE` if any upgrade is not compatible.
+
+    Raises:
+      InputError: for bad input; the message is one line.
+    """
+    reporter, output = reporter or Reporter(), output or "evaluation.json"
+    files.require_writable(os.path.dirname(output) or ".")
+    if pairs is not None and len(pairs) != len(features):
+        raise InputError(
+            f"pairs={','.join(pairs)}: name as many files as features={','.join(features)}"
+        )
+    tables, of_pairs = (
+        None if paths is None else [feature_files.open_table(path) for path in paths]
+        for paths in (features, pairs)
+    )
+    results = compare(tables, names, of_pairs, metric=metric, seed=seed)
+    files.write_json(output, results)
+    ways_report.show(results, reporter.console)
+    reporter.message(f"results: {output}")
+    return COMPATIBLE if results["compatible"] else INCOMPATIBLE
+
+
+def compare(
+    tables: Sequence[FeatureTable],
+    names: Sequence[str] = (),
+    pairs: Sequence[FeatureTable] | None = None,
+    *,
+    metric: str = "identification",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Compares models by their features, with and without maps.
+
+    Args:
+      tables: of two or more models, oldest first; rows are matched by id.
+      names: maps to try, keys of `maps.MAPS`, or "all".
+      pairs: tables of further images by the same models, on which the maps are fitted; None to fit
+        them on half of the gallery, chosen by a hash of the ids. The other half is then searched.
+      metric: a key of `retrieval.METRICS`.
+      seed: of the fits and the bootstrap.
+
+    Returns:
+      What evaluation.json holds: `features` (of each model), what was searched in and for, the
+      `matrix` (null where widths differ), AC and AA if it is whole, and of each of `upgrades` what
+      `ways.described` and `advice.advise` say; `compatible` if every advice says so.
+
+    Raises:
+      InputError: for bad input; the message is one line.
+    """
+    if len(tables) < 2:
+        raise InputError(f"features={tables[0].name}: name two or more, oldest first")
+    names = maps.check_names(names) if names else []
+    if pairs is not None and not names:
+        raise InputError("pairs: nothing to fit on them; name maps too, or all")
+    for table in tables:
+        if table.width != tables[0].width and not names:
+            raise InputError(
+                f"{table.name}: features of width {table.width}, but {tables[0].width} in "
+                f"{tables[0].name}; widths may differ where maps are asked for, such as all"
+            )
+    _check_pairs(tables, pairs)
+    models = Models(tables, metric, pairs, holds_out=bool(names))
+    upgrades = compare_models(models, names, seed)
+    labels = models.gallery_labels
+    return {
+        "features": [{"name": table.name, "width": table.width} for table in tables],
+        "gallery": {"rows": models.num_gallery, "classes": len(np.unique(labels))},
+        "query": {
+            "rows": len(models.query_labels),
+            "classes": len(np.unique(models.query_labels)),
+        },
+        "queries_without_class": int(np.sum(~np.isin(models.query_labels, labels))),
+        "pairs": models.num_pairs,
+        "metric": metric,
+        **_matrix(models),
+        "upgrades": upgrades,
+        "compatible": all(upgrade["advice"]["compatible"] for upgrade in upgrades),
+        "confidence": CONFIDENCE,
+        "seed": seed,
+        "environment": runtime.environment(),
+    }
+
+
+def compare_models(models: Models, names: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
+    """Of each upgrade `old`, `new`, the accuracy `before` it, its `ways` and the `advice`."""
+    titles, found = [table.name for table in models.tables], []
+    for new in range(len(titles)):
+        for old in range(new):
+            upgrade = models.upgrade(old, new, names, seed)
+            found.append(
+                {
+                    "old": old,
+                    "new": new,
+                    "before": float(upgrade.before.mean()),
+                    "ways": ways.described(upgrade, seed),
+                    "advice": advice.advise(upgrade, models.query_ids, titles, seed),
+                }
+            )
+    return found
+
+
+def _matrix(models: Models) -> dict[str, Any]:
+    """The compatibility matrix, null where widths differ, and the figures of a whole one."""
+    widths = [table.width for table in models.tables]
+    matrix = np.full((len(widths), len(widths)), np.nan)
+    for new in range(len(widths)):
+        for old in range(new + 1):
+            if widths[new] == widths[old]:
+                matrix[new, old] = models.values(new, old).mean()
+    cells = [[None if np.isnan(c) else float(c) for c in row] for row in matrix]
+    if len(set(widths)) > 1:
+        return {"matrix": cells}
+    ac, aa = compatibility.average_compatibility(matrix), compatibility.average_accuracy(matrix)
+    return {"matrix": cells, "ac": ac, "aa": aa}
+
+
+def _check_pairs(tables, pairs) -> None:
+    """Raises `InputError` if pairs are not of as many models, of the same widths."""
+    if pairs is None:
+        return
+    if len(pairs) != len(tables):
+        raise InputError(f"pairs: {len(pairs)} tables for {len(tables)} models")
+    for table, of_pairs in zip(tables, pairs, strict=True):
+        if table.width != of_pairs.width:
+            raise InputError(
+                f"{of_pairs.name}: features of width {of_pairs.width}, but {table.width} in "
+                f"{table.name}; both must be by one model"
+            )
