@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.config import recipes
-from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.data.augment import ImageOptions, crop_flip
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream
@@ -42,7 +43,9 @@ class Case:
 
 def image_options() -> ImageOptions:
     """Input and augmentation of the paper's protocol."""
-    return ImageOptions(recipes.CIFAR_MEAN, recipes.CIFAR_STD, crop_padding=4, flip=True)
+    return ImageOptions(
+        recipes.CIFAR_MEAN, recipes.CIFAR_STD, partial(crop_flip, padding=4, flip=True)
+    )
 
 
 def images(num: int, num_classes: int, *, size: int = 32, seed: int = 0) -> ImageSet:

@@ -187,7 +187,7 @@ class Trainer:
             return hoc_objective(student(images), old_features, rows, labels)
 
         images = torch.tensor(np.asarray(data.dataset.images), device=device)
-        margin = options.crop_padding
+        margin = options.augment.keywords["padding"]
         return cls(
             student=student,
             teacher=teacher,
@@ -206,7 +206,7 @@ class Trainer:
         self, indices: torch.Tensor, shifts: torch.Tensor, mirrored: torch.Tensor
     ) -> torch.Tensor:
         """Crops at `shifts` [2, B, 1] into the padded images, some mirrored (bool [B, 1])."""
-        size = self.padded.shape[1] - 2 * self.options.crop_padding
+        size = self.padded.shape[1] - 2 * self.options.augment.keywords["padding"]
         span = torch.arange(size, device=indices.device)[None]
         rows = shifts[0] + span
         columns = shifts[1] + torch.where(mirrored, size - 1 - span, span)
@@ -222,7 +222,7 @@ class Trainer:
 
         indices = torch.cat([draw(self.memory, half), draw(self.new, self.batch_size - half)])
         shifts = torch.randint(
-            2 * self.options.crop_padding + 1, (2, len(indices), 1), device=device
+            2 * self.options.augment.keywords["padding"] + 1, (2, len(indices), 1), device=device
         )
         mirrored = torch.rand(len(indices), 1, device=device) < 0.5
         return self.augmented(indices, shifts, mirrored), self.labels[indices]
@@ -264,7 +264,7 @@ class _Samples(torch.utils.data.Dataset):
         return len(self._labels)
 
     def __getitem__(self, index):
-        margin = self._options.crop_padding
+        margin = self._options.augment.keywords["padding"]
         image = torch.from_numpy(self._images[index]).permute(2, 0, 1)
         size = image.shape[-1]
         top, left = torch.randint(2 * margin + 1, (2,)).tolist()

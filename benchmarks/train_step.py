@@ -60,7 +60,7 @@ def assert_same_losses(
 
 def assert_same_images(case: synthetic.Case, trainer: torch_baseline.Trainer) -> None:
     """Both sides' augmentation of the same crops, mirrored and not."""
-    margin = case.program.image_options.crop_padding
+    margin = case.program.image_options.augment.keywords["padding"]
     raw = np.asarray(case.data.dataset.images[:2])
     shifts = torch.tensor([0, 2 * margin])[None, :, None].expand(2, 2, 1)
     mirrored = torch.tensor([[False], [True]])

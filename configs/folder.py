@@ -43,8 +43,8 @@ def get_config(arg=None):
     c.name = f"folder-{pathlib.Path(root).expanduser().resolve().name}"
     c.num_slots = max(16, _power_of_two(4 * num_classes - 1))
     c.image.size = size
-    c.image.crop_padding = size // 8
-    c.image.flip = True  # not for characters
+    c.image.augmentation_options.crop_flip.padding = size // 8
+    c.image.augmentation_options.crop_flip.flip = True  # not for characters
     c.model.options.width = 64  # the full ResNet-18; a smaller one is much faster
 
     c.stream.dataset = dataset

@@ -57,7 +57,7 @@ def small_config(images, method="hoc", backbone="small", **options):
     """Three tasks of two classes without replacements."""
     c = config.default()
     c.name, c.method, c.num_slots = "small", method, K
-    c.image.size, c.image.crop_padding = SIZE, 1
+    c.image.size, c.image.augmentation_options.crop_flip.padding = SIZE, 1
     c.model.backbone = backbone
     c.train.epochs, c.train.batch_size = 2, 4
     c.train.learning_rate, c.train.final_learning_rate = 0.05, 0.01

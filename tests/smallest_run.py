@@ -47,7 +47,7 @@ def get_config():
     c.metrics = ("identification",)
     for part in (c, c.replacements.recipe):
         part.image.size = 16
-        part.image.crop_padding = 2
+        part.image.augmentation_options.crop_flip.padding = 2
         part.model.backbone = "smallest"
         part.model.options.width = 8
         part.train.epochs = 2

@@ -55,7 +55,7 @@ def get_config(root: str):
     c.num_slots = NUM_SLOTS
     for part, epochs in ((c, 3), (c.replacements.recipe, 4)):
         part.image.size = SIZE
-        part.image.crop_padding = 1
+        part.image.augmentation_options.crop_flip.padding = 1
         part.model.backbone = "one_layer"
         part.model.options = {"width": 1}
         part.train.epochs = epochs

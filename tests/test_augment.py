@@ -1,6 +1,6 @@
 """Random crops, flips and normalisation, against pad, cut and mirror image by image."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import numpy as np
@@ -9,18 +9,21 @@ import pytest
 from iamcl2r_jax.data.augment import (
     ImageOptions,
     augmented_batch,
+    crop_flip,
     gathered,
     normalize_images,
     selected,
+    unchanged,
 )
 
 MEAN, STD = (0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)
 SIZE = 6
 
 
-def _raw(crop_padding, flip):
+@cache
+def _raw(padding, flip):
     """Options under which the result is the pixels themselves."""
-    return ImageOptions((0.0,) * 3, (1 / 255,) * 3, crop_padding, flip)
+    return ImageOptions((0.0,) * 3, (1 / 255,) * 3, partial(crop_flip, padding=padding, flip=flip))
 
 
 @partial(jax.jit, static_argnames="options")
@@ -73,7 +76,7 @@ def test_is_pad_crop_and_flip(padding, flip, height, width):
     np.testing.assert_array_equal(pixels, expected)
     # Real images get the same offsets, and then the normalisation.
     real = np.random.default_rng(1).integers(0, 256, images.shape, np.uint8)
-    options = ImageOptions(MEAN, STD, padding, flip)
+    options = ImageOptions(MEAN, STD, partial(crop_flip, padding=padding, flip=flip))
     batch = _augmented(jax.random.key(0), real, indices, options)
     expected = _naive(real, indices, offsets, padding, height, width)
     np.testing.assert_allclose(batch, (expected / 255 - MEAN) / STD, rtol=1e-5, atol=1e-6)
@@ -129,16 +132,17 @@ def test_every_offset_and_both_directions_are_equally_likely():
 
 def test_without_crop_and_flip_only_the_normalisation_is_left():
     images = np.random.default_rng(0).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
-    options = ImageOptions(MEAN, STD, crop_padding=0, flip=False)
-    batch = _augmented(jax.random.key(0), images, np.array([2, 0, 2]), options)
-    expected = normalize_images(images[[2, 0, 2]], options)
-    # Compiled, the product and the sum are rounded once together.
-    np.testing.assert_allclose(batch, expected, rtol=0, atol=3e-7)
+    for augment in (unchanged, partial(crop_flip, padding=0, flip=False)):
+        options = ImageOptions(MEAN, STD, augment)
+        batch = _augmented(jax.random.key(0), images, np.array([2, 0, 2]), options)
+        expected = normalize_images(images[[2, 0, 2]], options)
+        # Compiled, the product and the sum are rounded once together.
+        np.testing.assert_allclose(batch, expected, rtol=0, atol=3e-7)
 
 
 def test_padding_is_black():
     white = np.full((1, SIZE, SIZE, 3), 255, np.uint8)
-    options = ImageOptions(MEAN, STD, crop_padding=SIZE, flip=False)
+    options = ImageOptions(MEAN, STD, partial(crop_flip, padding=SIZE))
     batch = _augmented(jax.random.key(0), white, np.zeros(50, int), options)
     black, bright = (np.float32((value - np.array(MEAN)) / STD) for value in (0, 1))
     is_black = np.isclose(batch, black, atol=1e-5).all(axis=-1)
@@ -150,13 +154,13 @@ def test_padding_is_black():
 def test_normalisation():
     images = np.random.default_rng(0).integers(0, 256, (50, 4, 4, 3), np.uint8)
     pixels = images / 255
-    options = ImageOptions(MEAN, STD, 4, flip=True)
+    options = ImageOptions(MEAN, STD)
     expected = (pixels - MEAN) / STD
     got = normalize_images(images, options)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
     mean, std = (f(pixels, axis=(0, 1, 2)) for f in (np.mean, np.std))
-    own = ImageOptions(tuple(mean.tolist()), tuple(std.tolist()), 4, flip=True)
+    own = ImageOptions(tuple(mean.tolist()), tuple(std.tolist()))
     got = np.asarray(normalize_images(images, own), np.float64)
     np.testing.assert_allclose(got.mean(axis=(0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(got.std(axis=(0, 1, 2)), 1, atol=1e-5)

@@ -164,14 +164,16 @@ OUT_OF_RANGE = {
     "train.batch_size": st.one_of(st.integers(max_value=0), st.integers(2**16 + 1)),
     "train.learning_rate": numbers.filter(lambda x: not 0 < x <= 1e6),
     "train.final_learning_rate": numbers.filter(lambda x: not 0 < x <= 1e6),
-    "train.momentum": numbers.filter(lambda x: not 0 <= x < 1),
-    "train.weight_decay": numbers.filter(lambda x: not 0 <= x <= 1e6),
+    "train.optimizer_options.sgd.momentum": numbers.filter(lambda x: not 0 <= x < 1),
+    "train.optimizer_options.sgd.weight_decay": numbers.filter(lambda x: not 0 <= x <= 1e6),
     "saving.every_epochs": st.integers(max_value=-1),
     "saving.every_seconds": numbers.filter(lambda x: not 0 <= x <= 2**53),
     "saving.steps_per_call": st.one_of(st.integers(max_value=0), st.integers(2**53 + 1)),
     "resident_gib": numbers.filter(lambda x: not 0 <= x <= 2**53),
     "image.size": st.one_of(st.integers(max_value=7), st.integers(2**12 + 1)),
-    "image.crop_padding": st.one_of(st.integers(max_value=-1), st.integers(9)),
+    "image.augmentation_options.crop_flip.padding": st.one_of(
+        st.integers(max_value=-1), st.integers(9)
+    ),
     "image.std": st.one_of(
         st.tuples(*[st.floats(0.1, 1)] * 2),
         st.tuples(*[st.floats(max_value=0)] * 3),
@@ -203,7 +205,9 @@ OUT_OF_RANGE = {
         st.tuples(st.integers(max_value=1), st.just(2)),
     ),
     "replacements.checkpoints": st.tuples(st.text(max_size=5)),
-    "replacements.recipe.train.momentum": numbers.filter(lambda x: not 0 <= x < 1),
+    "replacements.recipe.train.optimizer_options.sgd.momentum": numbers.filter(
+        lambda x: not 0 <= x < 1
+    ),
     "metrics": st.one_of(st.just(()), st.tuples(st.text(max_size=3))),
     "evaluations": st.dictionaries(st.text(string.ascii_lowercase, min_size=1), ANYTHING),
 }
@@ -244,7 +248,7 @@ FINE = {
     "train.epochs": st.integers(1, 10**6),
     "train.batch_size": st.integers(1, 2**16),  # a batch may be larger than the set
     "train.learning_rate": st.floats(1e-30, 1e6),
-    "train.momentum": st.floats(0, 1, exclude_max=True),
+    "train.optimizer_options.sgd.momentum": st.floats(0, 1, exclude_max=True),
     "saving.every_epochs": st.integers(0, 2**53),
     "saving.every_seconds": st.one_of(st.integers(0, 10**9), st.floats(0, 1e9)),
     "resident_gib": st.one_of(st.integers(0, 10**9), st.floats(0, 1e9)),

@@ -464,7 +464,7 @@ def test_groups_share_the_base(recorder, tmp_path):
         ("num_clases", (1,), "groups.g: base has no field 'num_clases'"),
         ("num_slots", (), "groups.g.settings=(): must be a tuple of values"),
         ("num_slots", (320, 1.5), "groups.g: num_slots=1.5: must be of type int"),
-        ("train.momentum", (0, 0.0), "groups.g.settings=(0, 0.0): 0.0 is there twice"),
+        ("train.learning_rate", (0, 0.0), "groups.g.settings=(0, 0.0): 0.0 is there twice"),
     ],
 )
 def test_a_group_that_cannot_work_is_refused(field, settings, message):

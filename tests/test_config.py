@@ -55,7 +55,7 @@ def lines_of(c, prefix=""):
 
 
 def test_every_field_has_bounds_and_every_default_is_within_them():
-    values.check(config.default(), bounds.run())
+    values.check(config.default(), bounds.RUN)
     values.check(config.default_pretrain(), bounds.PRETRAIN)
 
 
@@ -156,10 +156,15 @@ def test_an_option_of_a_method_may_be_what_its_default_or_annotation_says(
             "train.learning_rate=nan: must be a number in (0, 1e6]",
         ),
         ("train.final_learning_rate", float("inf"), "train.final_learning_rate=inf"),
-        ("train.momentum", 1.0, "train.momentum=1.0: must be a number in [0, 1)"),
-        ("train.weight_decay", -0.1, "train.weight_decay=-0.1"),
+        ("train.optimizer_options.sgd.momentum", 1.0, "momentum=1.0: must be a number in [0, 1)"),
+        ("train.optimizer", "adam", "train.optimizer='adam': must be one of sgd, adamw"),
+        ("image.augmentation", "no", "image.augmentation='no': must be one of crop_flip, none"),
         ("image.size", 4, "image.size=4"),
-        ("image.crop_padding", 33, "image.crop_padding=33: must be at most image.size=32"),
+        (
+            "image.augmentation_options.crop_flip.padding",
+            33,
+            "padding=33: must be at most image",
+        ),
         ("image.std", (0.2, 0.0, 0.2), "image.std=(0.2, 0.0, 0.2)"),
         ("model.backbone", "resnet19", "resnet19"),
         ("model.options.stem", "big", "stem"),
@@ -303,14 +308,24 @@ def test_a_configuration_comes_back_from_json_as_it_was():
         assert config.recorded(files.as_json(c.to_dict())).to_dict() == c.to_dict()
 
 
-def test_a_run_is_readable_whatever_other_methods_there_are():
-    written = files.as_json(config.default().to_dict())
-    written["method_options"]["hoc"]["mu"] = 3.0
+def test_a_run_is_readable_whatever_other_methods_and_optimisers_there_are():
+    c = config.default()
+    written = files.as_json(c.to_dict())
+    written["method_options"]["hoc"]["mu"] = c.method_options.hoc.mu = 3.0
     del written["method_options"]["fan"]
     written["method_options"]["of_another_program"] = {"weight": 1.0}
-    read = config.recorded(written)
-    assert read.method_options.hoc.mu == 3.0
-    assert read.method_options.keys() == config.default().method_options.keys()
+    del written["replacements"]["recipe"]["train"]["optimizer_options"]["adamw"]
+    written["image"]["augmentation_options"]["of_another_program"] = {}
+    assert config.recorded(written).to_dict() == c.to_dict()
+
+
+def test_options_that_are_not_in_use_do_not_tell_configurations_apart():
+    first, second = config.default(), config.default()
+    second.method_options.er = ConfigDict({"weight": 1.0})
+    second.replacements.recipe.train.optimizer_options.adamw.eps = 1e-3
+    first, second = (config.without_unused_options(c.to_dict()) for c in (first, second))
+    assert first == second
+    assert first["train"]["optimizer_options"] == {"momentum": 0.9, "weight_decay": 5e-4}
 
 
 @pytest.mark.parametrize(

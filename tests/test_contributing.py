@@ -72,7 +72,7 @@ def test_the_examples_run_together(tmp_path):
     c = config.default()
     c.method, c.num_slots, c.memory_per_class = "simplex_l2", 8, 2
     assert c.method_options.simplex_l2.to_dict() == {"l2_weight": 1.0}
-    c.image.size, c.image.crop_padding = SIZE, 1
+    c.image.size, c.image.augmentation_options.crop_flip.padding = SIZE, 1
     c.model.backbone = "mlp"
     with c.unlocked():
         c.model.options = ConfigDict({"width": 16})

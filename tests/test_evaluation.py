@@ -218,7 +218,7 @@ def test_features_do_not_depend_on_the_shape_of_the_call(monkeypatch):
             return images.sum(axis=(1, 2))
 
     images = np.random.default_rng(0).integers(0, 256, (40, 2, 2, 3), np.uint8)
-    extract = FeatureExtractor(Sum(), ImageOptions((0, 0, 0), (1 / 255,) * 3, 0, False))
+    extract = FeatureExtractor(Sum(), ImageOptions((0, 0, 0), (1 / 255,) * 3))
     expected = images.sum(axis=(1, 2))
     np.testing.assert_allclose(extract({}, images), expected, rtol=1e-6)
     monkeypatch.setattr(features_module, "_LARGE", 0)

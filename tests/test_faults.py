@@ -246,7 +246,10 @@ def test_a_workdir_that_cannot_be_written_is_told_before_anything_is_done(start,
 
 def test_divergence_names_its_place_and_can_be_gone_through_again(start, tmp_path):
     """A rate and a decay that no step forgives; pre-training is as ever."""
-    extreme = ("--config.train.learning_rate=1e2", "--config.train.weight_decay=1e3")
+    extreme = (
+        "--config.train.learning_rate=1e2",
+        "--config.train.optimizer_options.sgd.weight_decay=1e3",
+    )
     first = start(tmp_path, *extreme)
     again = start(tmp_path, *extreme)
     assert first["status"] == again["status"] == 1

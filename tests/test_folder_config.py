@@ -73,14 +73,14 @@ def test_what_else_is_derived(tmp_path):
     c = load_config(f"root={root}")
     assert c.name == "folder-shop"
     assert (c.stream.dataset, c.stream.test_split) == (f"folder:{root}", "val")
-    assert (c.image.size, c.image.crop_padding) == (32, 4)
+    assert (c.image.size, c.image.augmentation_options.crop_flip.padding) == (32, 4)
     assert c.train.batch_size == 8  # two tasks of 40 images; a quarter is 10
     assert c.train.learning_rate == pytest.approx(0.1 / 16)
     assert c.replacements.tasks == ()
     assert c.evaluations.to_dict() == {
         "held_out": {"dataset": f"folder:{root}", "query_split": "val", "gallery_split": "train"}
     }
-    assert load_config(f"root={root},size=48").image.to_dict()["crop_padding"] == 6
+    assert load_config(f"root={root},size=48").image.augmentation_options.crop_flip.padding == 6
 
 
 def test_gallery_and_query_may_have_classes_of_their_own(tmp_path):

@@ -72,7 +72,7 @@ def place(tmp_path_factory):
     kernel = variables["params"]["projection"]["kernel"]
     kernel[:] = np.eye(NUM_SLOTS - 1)  # so that these are the trunk's features
     loaded = gate.load_evaluation(*splits(place / "shop"), 16, None).gallery
-    options = ImageOptions(IMAGE.mean, IMAGE.std, 0, False)
+    options = ImageOptions(IMAGE.mean, IMAGE.std)
     trunk = FeatureExtractor(module, options)(variables, loaded.images)
     targets = simplex.dsimplex(NUM_SLOTS)[loaded.labels]
     kernel[:] = np.linalg.lstsq(trunk, targets, rcond=1e-3)[0]

@@ -291,7 +291,7 @@ def one_step(name):
         model=model,
         old_model=model if method.uses_old_model else None,
         loss=method.loss,
-        image_options=ImageOptions((0.5,) * 3, (0.25,) * 3, 0, False),
+        image_options=ImageOptions((0.5,) * 3, (0.25,) * 3),
         batch_size=BATCH,
         head=method.head,
     )
@@ -410,7 +410,7 @@ def small_config(folders, backbone, method):
     c.replacements.directory = str(folders / "models")
     c.replacements.recipe.dataset = f"folder:{folders / 'external'}"
     for part in (c, c.replacements.recipe):
-        part.image.size, part.image.crop_padding = SIZE, 1
+        part.image.size, part.image.augmentation_options.crop_flip.padding = SIZE, 1
         part.model.backbone = backbone
         with c.unlocked():
             part.model.options = ConfigDict()

@@ -54,7 +54,7 @@ def make_program(method, student, teacher):
         old_model=cut(teacher) if method.uses_old_model else None,
         loss=method.loss,
         head=method.head,
-        image_options=ImageOptions((0.5,) * 3, (0.25,) * 3, 0, False),
+        image_options=ImageOptions((0.5,) * 3, (0.25,) * 3),
         batch_size=BATCH,
     )
 

@@ -244,7 +244,7 @@ def test_imagenet32_is_pre_trained_both_ways(small, images, tmp_path, said):
 
     c = c.copy_and_resolve_references().unlock()
     c.dataset, c.test_split, c.classes = f"folder:{images / 'external'}", "test", 4
-    c.image.size, c.image.crop_padding = small_runs.SIZE, 1
+    c.image.size, c.image.augmentation_options.crop_flip.padding = small_runs.SIZE, 1
     c.model.backbone, c.model.options = "small", ConfigDict()
     c.train.epochs, c.train.batch_size, c.train.learning_rate = 2, 4, 0.01
     c.saving.steps_per_call = 2

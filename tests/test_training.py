@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from iamcl2r_jax import losses, methods, models, simplex
-from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.data.augment import ImageOptions, crop_flip
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled
 from iamcl2r_jax.training import training
 
 K, SIZE, BATCH = 12, 16, 8
-IMAGE = ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3, crop_padding=2, flip=True)
+IMAGE = ImageOptions((0.5,) * 3, (0.25,) * 3, partial(crop_flip, padding=2, flip=True))
 
 
 class Tiny(nn.Module):

@@ -162,7 +162,7 @@ def test_trained_saved_and_restored_without_statistics(small, tmp_path):
         model=model,
         old_model=model,
         loss=methods.get("hoc").loss,
-        image_options=ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3, crop_padding=0, flip=False),
+        image_options=ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3),
         batch_size=BATCH,
     )
     state, metrics = run(
@@ -186,7 +186,7 @@ def test_trained_saved_and_restored_without_statistics(small, tmp_path):
 
 def test_training_under_way_is_saved_and_restored(small, tmp_path):
     model, variables, _ = small
-    image = ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3, crop_padding=0, flip=False)
+    image = ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3)
     program = training.Program(model, None, methods.get("simplex").loss, image, BATCH)
     state = program.init_state(variables)
     reporter = Reporter(Console(quiet=True))

@@ -13,7 +13,7 @@ from iamcl2r_jax.config.fields import (
     default_pretrain,
     evaluation,
 )
-from iamcl2r_jax.config.stored import differences, load, recorded
+from iamcl2r_jax.config.stored import differences, load, recorded, without_unused_options
 
 __all__ = [
     "WITHOUT_EFFECT",
@@ -27,4 +27,5 @@ __all__ = [
     "recorded",
     "validate",
     "validate_pretrain",
+    "without_unused_options",
 ]

@@ -1,10 +1,22 @@
 """What each field of `fields` may hold: one line a field, in the same order."""
 
 from iamcl2r_jax import methods, models, retrieval
+from iamcl2r_jax.data.augment import AUGMENTATIONS
 from iamcl2r_jax.methods import heads
+from iamcl2r_jax.methods.optimizers import OPTIMIZERS
 from iamcl2r_jax.system import values
-from iamcl2r_jax.system.values import ANYTHING, Each, integer, number, one_of, several, string
+from iamcl2r_jax.system.values import (
+    ANYTHING,
+    Each,
+    Options,
+    integer,
+    number,
+    one_of,
+    several,
+    string,
+)
 
+BOOL = values.Value(bool)
 SEED = integer(0, 2**32 - 1)  # JAX's keys would drop the higher bits
 FILE_NAME = values.Value(str, pattern=("[^./][^/]*", "a plain file name, it names directories"))
 RATE = number("(0, 1e6]")
@@ -14,8 +26,8 @@ IMAGE = {
     "size": integer(8, 2**12),
     "mean": several(number("[-1e6, 1e6]"), 3),
     "std": several(RATE, 3),
-    "crop_padding": integer(0, 2**12),
-    "flip": values.Value(bool),
+    "augmentation": one_of(AUGMENTATIONS),
+    "augmentation_options": Options(AUGMENTATIONS),
 }
 MODEL = {
     "backbone": one_of(models.BACKBONES),
@@ -26,8 +38,8 @@ TRAIN = {
     "batch_size": integer(1, 2**16),
     "learning_rate": RATE,
     "final_learning_rate": RATE,
-    "momentum": number("[0, 1)"),
-    "weight_decay": WEIGHT,
+    "optimizer": one_of(OPTIMIZERS),
+    "optimizer_options": Options(OPTIMIZERS),
 }
 SAVING = {
     "every_epochs": integer(0),
@@ -49,53 +61,49 @@ PRETRAIN = {
     "train": TRAIN,
     "saving": SAVING,
     "resident_gib": number("[0, 1e15]"),
-    "tracking": {"tensorboard": values.Value(bool)},
+    "tracking": {"tensorboard": BOOL},
 }
 EVALUATION = {"dataset": string(), "query_split": string(), "gallery_split": string()}
-
-
-def run() -> dict:
-    """Of a lifelong run, with the options of the methods there are."""
-    return {
-        "name": FILE_NAME,
-        "method": one_of(methods.METHODS),
-        "method_options": {name: values.options(m.loss) for name, m in methods.METHODS.items()},
-        "seed": SEED,
-        "num_seeds": integer(1, 2**32),
-        "data_dir": string(),
-        "num_slots": PRETRAIN["num_slots"],
-        "image": IMAGE,
-        "model": MODEL,
-        "train": TRAIN,
-        "saving": SAVING,
-        "resident_gib": PRETRAIN["resident_gib"],
-        "adapter": {
-            "hidden": integer(1, 2**20),
-            "steps": integer(1, 2**20),
-            "batch_size": integer(1, 2**20),
-            "learning_rate": RATE,
-            "similarity_weight": WEIGHT,
-        },
-        "stream": {
-            "dataset": string(),
-            "train_split": string(),
-            "test_split": string(),
-            "initial_classes": integer(1),
-            "increment": integer(1),
-            "limit_per_class": integer(0),
-            "class_order_seed": integer(-1),
-        },
-        "memory_per_class": integer(0),
-        "replacements": {
-            "tasks": several(integer(0)),
-            "checkpoints": several(string()),
-            "classes": several(integer(2)),
-            "recipe": PRETRAIN,
-            "directory": string(),
-            "retrain": several(integer(1)),
-            "watch": string(),
-        },
-        "evaluations": Each(EVALUATION),
-        "metrics": several(one_of(retrieval.METRICS)),
-        "tracking": {"tensorboard": values.Value(bool), "wandb": values.Value(bool)},
-    }
+RUN = {
+    "name": FILE_NAME,
+    "method": one_of(methods.METHODS),
+    "method_options": Options(methods.METHODS, lambda method: method.loss),
+    "seed": SEED,
+    "num_seeds": integer(1, 2**32),
+    "data_dir": string(),
+    "num_slots": PRETRAIN["num_slots"],
+    "image": IMAGE,
+    "model": MODEL,
+    "train": TRAIN,
+    "saving": SAVING,
+    "resident_gib": PRETRAIN["resident_gib"],
+    "adapter": {
+        "hidden": integer(1, 2**20),
+        "steps": integer(1, 2**20),
+        "batch_size": integer(1, 2**20),
+        "learning_rate": RATE,
+        "similarity_weight": WEIGHT,
+    },
+    "stream": {
+        "dataset": string(),
+        "train_split": string(),
+        "test_split": string(),
+        "initial_classes": integer(1),
+        "increment": integer(1),
+        "limit_per_class": integer(0),
+        "class_order_seed": integer(-1),
+    },
+    "memory_per_class": integer(0),
+    "replacements": {
+        "tasks": several(integer(0)),
+        "checkpoints": several(string()),
+        "classes": several(integer(2)),
+        "recipe": PRETRAIN,
+        "directory": string(),
+        "retrain": several(integer(1)),
+        "watch": string(),
+    },
+    "evaluations": Each(EVALUATION),
+    "metrics": several(one_of(retrieval.METRICS)),
+    "tracking": {"tensorboard": BOOL, "wandb": BOOL},
+}

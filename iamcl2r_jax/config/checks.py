@@ -15,7 +15,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       InputError: naming the field, its value and what would be right.
     """
-    values.check(config, bounds.run())
+    values.check(config, bounds.RUN)
     _check_network(config)
     _check_seeds(config)
     _check_tasks(config.replacements)
@@ -59,8 +59,12 @@ def _check_network(config: ConfigDict, prefix: str = "") -> None:
         models.create(config.model.backbone, config.num_slots - 1, **config.model.options)
     except InputError as error:
         raise InputError(f"{prefix}model.options: {error}") from None
-    if (padding := config.image.crop_padding) > (size := config.image.size):
-        raise InputError(f"{prefix}image.crop_padding={padding}: must be at most image.size={size}")
+    image, name = config.image, config.image.augmentation
+    if (padding := image.augmentation_options[name].get("padding", 0)) > image.size:
+        raise InputError(
+            f"{prefix}image.augmentation_options.{name}.padding={padding}: must be at most "
+            f"image.size={image.size}"
+        )
 
 
 def _check_classes(config: ConfigDict, classes: int, prefix: str = "") -> None:

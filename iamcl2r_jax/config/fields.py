@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from ml_collections import ConfigDict, config_dict
 
 from iamcl2r_jax import methods, models
+from iamcl2r_jax.data.augment import AUGMENTATIONS
 from iamcl2r_jax.methods import heads
+from iamcl2r_jax.methods.optimizers import OPTIMIZERS
 from iamcl2r_jax.system import values
 
 # Fields of a run and of a pre-training on which no result depends.
@@ -143,8 +145,8 @@ def _image() -> ConfigDict:
     c.size = 32  # height and width in pixels
     c.mean = (0.5, 0.5, 0.5)  # per channel, of pixels in [0, 1]
     c.std = (0.25, 0.25, 0.25)  # per channel, of pixels in [0, 1]
-    c.crop_padding = 4  # random crops come from the image with this many black pixels around it
-    c.flip = False  # mirror every other image; not for characters
+    c.augmentation = "crop_flip"  # of training images: a key of augment.AUGMENTATIONS
+    c.augmentation_options = _options(AUGMENTATIONS)  # only those of `augmentation` are used
     return c
 
 
@@ -162,10 +164,10 @@ def _train(*, epochs: int, learning_rate: float) -> ConfigDict:
     c = ConfigDict()
     c.epochs = epochs  # of each task, or of pre-training
     c.batch_size = 128  # over all devices; half of it from memory once there is one
-    c.learning_rate = learning_rate  # of SGD in the first epoch of a task
+    c.learning_rate = learning_rate  # in the first epoch of a task
     c.final_learning_rate = learning_rate / 100  # that the cosine falls to, once an epoch
-    c.momentum = 0.9  # of SGD
-    c.weight_decay = 5e-4  # of SGD, on parameters of two or more dimensions
+    c.optimizer = "sgd"  # a key of optimizers.OPTIMIZERS
+    c.optimizer_options = _options(OPTIMIZERS)  # only those of `optimizer` are used
     return c
 
 

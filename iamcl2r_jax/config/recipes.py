@@ -25,7 +25,7 @@ def cifar100r(increment: int, replaced: tuple[int, ...], *, dtype: str = "float3
     c.name = f"cifar100r-{len(range(10, 100, increment)) + 1}"
     c.num_slots = 1024  # K of the paper: CIFAR-100's 100 at one end, ImageNet's 600 at the other
     c.image.mean, c.image.std = CIFAR_MEAN, CIFAR_STD
-    c.image.flip = True
+    c.image.augmentation_options.crop_flip.flip = True
     c.model.options.width = 64  # the full ResNet-18
     c.train.epochs = 70
     c.train.learning_rate = 1e-3
@@ -67,7 +67,7 @@ def pretrain_imagenet32() -> ConfigDict:
     c.num_slots = 1024  # K of the paper; 100 slots at the far end are CIFAR-100's
     # A model is handed the images of the run that takes it, so it must know their normalisation.
     c.image.mean, c.image.std = CIFAR_MEAN, CIFAR_STD
-    c.image.flip = True
+    c.image.augmentation_options.crop_flip.flip = True
     c.model.options.width = 64  # the full ResNet-18
     c.train.epochs = 90  # customary on ImageNet
     c.train.learning_rate = 0.1  # from scratch; the tasks' 1e-3 only adapts what is trained

@@ -27,8 +27,8 @@ def load(file: str) -> ConfigDict:
 def recorded(written: dict[str, Any]) -> ConfigDict:
     """The configuration that a run has written as JSON, checked.
 
-    Options of other methods are those of today: a method added or removed leaves runs of all
-    others readable.
+    Options of methods, optimisers and augmentations that are not in use are those of today: one
+    that is added or removed leaves all other runs readable.
 
     Raises:
       InputError: naming the field, its value and what would be right.
@@ -37,12 +37,34 @@ def recorded(written: dict[str, Any]) -> ConfigDict:
         config = ConfigDict(_with_tuples(written))
     except (KeyError, TypeError, ValueError) as error:  # of names that no field can have
         raise InputError(" ".join(str(error).split())) from None
-    method, options = config.get("method"), config.get("method_options")
-    if isinstance(options, ConfigDict) and isinstance(method, str) and method in options:
-        config.method_options = default().method_options
-        config.method_options[method] = options[method]
+    _take_unused_options(config, default())
     validate(config)
     return config
+
+
+# Each names an entry of a registry, whose options lie beside it in, say, method_options.
+_CHOICES = ("method", "optimizer", "augmentation")
+
+
+def without_unused_options(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the options of methods, optimisers and the like not in use."""
+    kept = {n: without_unused_options(v) if isinstance(v, dict) else v for n, v in config.items()}
+    for choice in _CHOICES:
+        if (field := f"{choice}_options") in kept:
+            kept[field] = kept[field].get(kept[choice])
+    return kept
+
+
+def _take_unused_options(config: ConfigDict, today: ConfigDict) -> None:
+    for name in config:
+        if isinstance(config[name], ConfigDict) and isinstance(today.get(name), ConfigDict):
+            _take_unused_options(config[name], today[name])
+    for choice in _CHOICES:
+        field, name = f"{choice}_options", config.get(choice)
+        options = config.get(field)
+        if field in today and isinstance(options, ConfigDict) and isinstance(name, str):
+            used = {name: options[name]} if name in options else {}
+            config[field] = ConfigDict(today[field].to_dict() | used)
 
 
 def _with_tuples(value: Any) -> Any:

@@ -225,7 +225,7 @@ def embeddings(
         for path, of in zip(paths, metadata, strict=True):
             key = of.architecture, of.image
             if key not in extractors:  # models of one architecture share a compiled program
-                options = ImageOptions(of.image.mean, of.image.std, 0, False)
+                options = ImageOptions(of.image.mean, of.image.std)
                 extractors[key] = FeatureExtractor(of.architecture.module(), options)
             loaded = load_model(path)
             for name, of_size in evaluations.items():

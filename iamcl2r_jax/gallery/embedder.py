@@ -77,7 +77,7 @@ class CheckpointEmbedder:
         model = load_model(path)
         self.info = _info(path, model.metadata)
         image = model.metadata.image
-        options = ImageOptions(image.mean, image.std, 0, False)
+        options = ImageOptions(image.mean, image.std)
         module = model.architecture.module()
         self._variables = jax.device_put(model.variables)
         self._features = jax.jit(

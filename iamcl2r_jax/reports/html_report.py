@@ -177,11 +177,11 @@ def _facts(
         "network": f"{network.backbone}{_options(dict(network.options))}, "
         f"{parameters:,} parameters, {network.num_features} features",
         "classifier": classifier,
-        "schedule": f"{train.epochs} epochs per task in batches of {train.batch_size}; SGD, "
-        f"learning rate {train.learning_rate:g} to {train.final_learning_rate:g} (cosine), "
-        f"momentum {train.momentum:g}, weight decay {train.weight_decay:g}",
-        "images": f"{image.size} × {image.size} pixels; random crops with padding "
-        f"{image.crop_padding}{', mirrored at random' if image.flip else ''}",
+        "schedule": f"{train.epochs} epochs per task in batches of {train.batch_size}; "
+        f"{train.optimizer}{_options(train.optimizer_options[train.optimizer])}, "
+        f"learning rate {train.learning_rate:g} to {train.final_learning_rate:g} (cosine)",
+        "images": f"{image.size} × {image.size} pixels; augmentation {image.augmentation}"
+        f"{_options(image.augmentation_options[image.augmentation])}",
     }
 
 

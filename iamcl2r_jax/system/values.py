@@ -1,6 +1,6 @@
 """What a field of a configuration may hold, as data, and the check of a whole tree of fields.
 
-A tree is a dictionary of fields; each is a `Value`, a tree, `Each` or `ANYTHING`.
+A tree is a dictionary of fields; each is a `Value`, a tree, `Each`, `Options` or `ANYTHING`.
 """
 
 import dataclasses
@@ -8,7 +8,7 @@ import difflib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -145,6 +145,23 @@ class Each:
     value: Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """A section for each function of a registry, which holds the function's options.
+
+    Attributes:
+      registry: may get further entries later.
+      function: of an entry.
+    """
+
+    registry: Mapping[str, Any]
+    function: Callable[[Any], Callable] = lambda entry: entry
+
+    def fields(self) -> dict[str, dict[str, Value]]:
+        """What the options may hold, by the name of the entry."""
+        return {name: options(self.function(entry)) for name, entry in self.registry.items()}
+
+
 ANYTHING = None  # checked elsewhere, where its meaning is known
 
 
@@ -166,6 +183,8 @@ def check(value: Any, expected: Any, field: str = "") -> None:
         if not expected.accepts(value):
             raise InputError(f"{field}={shown(value)}: must be {expected.describe()}")
         return
+    if isinstance(expected, Options):
+        expected = expected.fields()
     if not isinstance(value, ConfigDict):
         names = f" {', '.join(expected)}" if isinstance(expected, dict) else ""
         raise InputError(f"{field}={shown(value)}: must be a ConfigDict with the fields{names}")

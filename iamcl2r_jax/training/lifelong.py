@@ -27,6 +27,7 @@ from iamcl2r_jax.config import (
     check_stream,
     differences,
     validate,
+    without_unused_options,
 )
 from iamcl2r_jax.data.stream import Stream, remember
 from iamcl2r_jax.evaluation import adapters
@@ -216,13 +217,12 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     Options of other methods are such, and those of adapters for a method that trains none: a new
     method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
+    config = without_unused_options(config)
     without = {"num_seeds", *WITHOUT_EFFECT}
     without |= {name for name in ("retrain", "watch") if not config.get(name)}
     kept = {name: value for name, value in config.items() if name not in without}
-    if "method_options" in kept:
-        kept["method_options"] = {kept["method"]: kept["method_options"].get(kept["method"])}
-        if not methods.get(kept["method"]).adapts:
-            kept.pop("adapter", None)
+    if "method" in kept and not methods.get(kept["method"]).adapts:
+        kept.pop("adapter", None)
     return {n: _identity(v) if isinstance(v, dict) else v for n, v in kept.items()}
 
 

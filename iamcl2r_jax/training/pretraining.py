@@ -15,17 +15,19 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, simplex
-from iamcl2r_jax.config import WITHOUT_EFFECT, validate_pretrain
+from iamcl2r_jax.config import WITHOUT_EFFECT, validate_pretrain, without_unused_options
 from iamcl2r_jax.data import sources, streaming
-from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.data.augment import AUGMENTATIONS, ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.methods import heads
+from iamcl2r_jax.methods.optimizers import OPTIMIZERS
 from iamcl2r_jax.models import checkpoints, init_variables
 from iamcl2r_jax.models.stored import (
     EXTERNAL,
@@ -52,7 +54,14 @@ from iamcl2r_jax.training.training import (
 
 def image_options(image: ConfigDict) -> ImageOptions:
     """The configuration's `image` as the compiled program takes it."""
-    return ImageOptions(tuple(image.mean), tuple(image.std), image.crop_padding, image.flip)
+    options = image.augmentation_options[image.augmentation]
+    augment = partial(AUGMENTATIONS[image.augmentation], **options)
+    return ImageOptions(tuple(image.mean), tuple(image.std), augment)
+
+
+def optimizer(train: ConfigDict) -> optax.GradientTransformation:
+    """The configuration's `train.optimizer` with its options."""
+    return OPTIMIZERS[train.optimizer](**train.optimizer_options[train.optimizer])
 
 
 def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
@@ -60,7 +69,7 @@ def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
 
     The name ends in a digest of the recipe, so that another recipe never finds this model.
     """
-    identity = recipe.to_dict() | {"classes": classes}
+    identity = without_unused_options(recipe.to_dict()) | {"classes": classes}
     for field in ("data_dir", "name", *WITHOUT_EFFECT):
         del identity[field]
     text = json.dumps(identity, sort_keys=True)
@@ -231,8 +240,7 @@ class _Trainer:
                 head=config.head,
                 image_options=options,
                 batch_size=config.train.batch_size,
-                momentum=config.train.momentum,
-                weight_decay=config.train.weight_decay,
+                optimizer=optimizer(config.train),
                 batch_sharding=batch_sharding(config.train.batch_size),
             )
         )

@@ -31,7 +31,7 @@ from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.system.tracking import Tracker
 from iamcl2r_jax.training import training
-from iamcl2r_jax.training.pretraining import image_options
+from iamcl2r_jax.training.pretraining import image_options, optimizer
 from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
 
 
@@ -88,8 +88,7 @@ class ProgramsByArchitecture:
             head=method.head,
             image_options=options,
             batch_size=config.train.batch_size,
-            momentum=config.train.momentum,
-            weight_decay=config.train.weight_decay,
+            optimizer=optimizer(config.train),
             batch_sharding=self.batch_sharding,
         )
         return Programs(training.CompiledEpoch(program), FeatureExtractor(model, options))

@@ -23,7 +23,7 @@ from iamcl2r_jax.data.sampling import (
     steps_per_epoch,
 )
 from iamcl2r_jax.data.streaming import Block, Dataset, HostDataset, blocks
-from iamcl2r_jax.methods import Classes, Loss, LossInputs, heads
+from iamcl2r_jax.methods import Classes, Loss, LossInputs, heads, optimizers
 from iamcl2r_jax.system import parallel
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, the latter where there are any
@@ -37,7 +37,7 @@ class TrainState:
     Attributes:
       params: parameters of the model, a learnable head among them.
       batch_stats: running statistics of its normalisation layers; {} for a model without any.
-      opt_state: momentum.
+      opt_state: of the optimiser, such as SGD's momentum.
     """
 
     params: Any
@@ -89,6 +89,9 @@ class TaskData:
     block: Block | None = None
 
 
+_SGD = optimizers.sgd()
+
+
 @dataclasses.dataclass(frozen=True)
 class Program:
     """All that is fixed when the train program is compiled.
@@ -99,8 +102,7 @@ class Program:
       loss: of a method, its options bound.
       image_options: augmentation and normalisation.
       batch_size: B, over all devices.
-      momentum: of SGD.
-      weight_decay: of SGD, on parameters of two or more dimensions.
+      optimizer: of gradients, the direction of a step.
       head: classifier, see `heads`.
       batch_sharding: how a batch lies on the devices; None leaves it where the data are.
     """
@@ -110,27 +112,17 @@ class Program:
     loss: Loss
     image_options: ImageOptions
     batch_size: int
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    optimizer: optax.GradientTransformation = _SGD
     head: str = heads.SIMPLEX
     batch_sharding: jax.sharding.NamedSharding | None = None
 
-    def optimizer(self) -> optax.GradientTransformation:
-        """PyTorch's SGD but for the learning rate: v <- momentum v + (g + weight_decay p)."""
-        return optax.chain(
-            optax.add_decayed_weights(
-                self.weight_decay, mask=partial(jax.tree.map, lambda p: p.ndim > 1)
-            ),
-            optax.trace(decay=self.momentum),
-        )
-
     @partial(jax.jit, static_argnums=0)  # one program to compile instead of dozens
     def init_state(self, variables: Variables) -> TrainState:
-        """Fresh momentum around a copy of `variables`, since the state is donated."""
+        """A fresh optimiser around a copy of `variables`, since the state is donated."""
         params, batch_stats = jax.tree.map(
             jnp.copy, (variables["params"], variables.get("batch_stats", {}))
         )
-        return TrainState(params, batch_stats, self.optimizer().init(params))
+        return TrainState(params, batch_stats, self.optimizer.init(params))
 
 
 def train_step(
@@ -144,7 +136,7 @@ def train_step(
     learning_rate: jax.Array,
     classes: Classes | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update by SGD.
+    """One update of the parameters: p <- p - learning_rate * direction.
 
     Args:
       program: what is fixed at compile time.
@@ -196,7 +188,7 @@ def train_step(
         return loss, (updates.get("batch_stats", {}), {"accuracy": accuracy} | terms)
 
     (loss, (batch_stats, metrics)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-    direction, opt_state = program.optimizer().update(grads, state.opt_state, state.params)
+    direction, opt_state = program.optimizer.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, d: p - learning_rate * d, state.params, direction)
     if learnable:
         params = heads.keep_unseen(params, state.params, classes.active)
