@@ -50,6 +50,7 @@ def write_images(root: pathlib.Path) -> None:
 
 def get_config(root: str):
     """The configuration of the run on `root`; external models are kept beside the images."""
+    register()
     c = config.default()
     c.name = "small"
     c.num_slots = NUM_SLOTS

@@ -8,10 +8,12 @@ Requests come as JSON lines and are answered by JSON lines, see `serve`. `Starte
 """
 
 import contextlib
+import io
 import itertools
 import json
 import os
 import pathlib
+import pty
 import resource
 import runpy
 import signal
@@ -62,7 +64,10 @@ class Starter:
         Args:
           program: name of the program.
           *args: its arguments.
-          **request: `below`, a directory; `signal`, to be sent `at` the so-manieth event (a step
+          **request: `environment`, variables to set, or to unset where None; `directory`, to start
+            in; `output`, "full", "closed" or "terminal", where standard output goes if not into the
+            answer; `encoding`, of standard output; `limit`, seconds until it is killed; `below`, a
+            directory; `signal`, to be sent `at` the so-manieth event (a step
             of training, a pass of a model, a change of a file below the directory), or `after` so
             many seconds; `meanwhile`, another request to be answered while the signal, SIGSTOP,
             holds this one; `largest_file`, beyond which many bytes no file can grow.
@@ -71,7 +76,7 @@ class Starter:
           {"pid", "status": exit status, or the signal's number negated, "events": how many there
           were, "seconds", "until_step": seconds from a start, importing included, to the first step
           of training, "after_signal": seconds from the signal to the end, "errors": what stood
-          on standard error, "meanwhile": the other answer}.
+          on standard error, "output": on standard output, "meanwhile": the other answer}.
         """
         request = {"program": program, "args": args} | request
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -88,13 +93,20 @@ def serve(requests, answers) -> None:
 
 def answer(request) -> dict:
     """Forks a child for the request and waits for its end."""
-    errors, notes = os.memfd_create("errors"), os.memfd_create("notes")
+    errors, output, notes = map(os.memfd_create, ("errors", "output", "notes"))
+    screen, terminal = pty.openpty() if request.get("output") == "terminal" else (None, None)
     started = time.monotonic()
     pid = os.fork()
     if not pid:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(errors, 2)
+        os.dup2(output if terminal is None else terminal, 1)
         os._exit(be_program(request, notes))
+    timer = threading.Timer(request.get("limit", 3600), os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    if screen is not None:
+        os.close(terminal)
+        copying = threading.Thread(target=_copy, args=(screen, output))
+        copying.start()
     meanwhile = None
     if "after" in request:
         time.sleep(request["after"])
@@ -105,12 +117,16 @@ def answer(request) -> dict:
         meanwhile = answer(request["meanwhile"])
         os.kill(pid, signal.SIGCONT)
     _, status = os.waitpid(pid, 0)
+    timer.cancel()
+    if screen is not None:
+        copying.join()
+        os.close(screen)
     ended, at = time.monotonic(), request.get("at", 0)
     noted = _content(notes).split()
     steps = [note for note in noted if note[-1] == "s"]
-    told = _content(errors)
-    os.close(errors)
-    os.close(notes)
+    told, said = _content(errors), _content(output)
+    for file in (errors, output, notes):
+        os.close(file)
     return {
         "pid": pid,
         "status": os.waitstatus_to_exitcode(status),
@@ -119,6 +135,7 @@ def answer(request) -> dict:
         "until_step": _IMPORTING + float(steps[0][:-1]) - started if steps else None,
         "after_signal": ended - float(noted[at - 1][:-1]) if 0 < at <= len(noted) else None,
         "errors": told,
+        "output": said,
         "meanwhile": meanwhile,
     }
 
@@ -126,19 +143,37 @@ def answer(request) -> dict:
 def be_program(request, notes) -> int:
     """What the child does; returns its exit status."""
     count_events(request, notes)
+    for name, value in request.get("environment", {}).items():
+        os.environ.pop(name, None)
+        os.environ |= {} if value is None else {name: value}
+    os.chdir(request.get("directory", "."))
+    match request.get("output"):
+        case "full":
+            os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        case "closed":
+            os.close(1)
+            sys.stdout = None
+    if "encoding" in request:
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", False), encoding=request["encoding"])
     if "largest_file" in request:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["largest_file"],) * 2)
     sys.argv = [f"launch/{request['program']}.py", *request["args"]]
+    status = 0
     try:
         runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")
     except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(bool(end.code))
+        status = end.code if isinstance(end.code, int) else int(bool(end.code))
     except BaseException:
         traceback.print_exc()
-        return 1
-    finally:
-        sys.stderr.flush()
-    return 0
+        status = 1
+    sys.stderr.flush()
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:  # as at the end of Python
+        print(f"Exception ignored: {error}", file=sys.stderr, flush=True)
+        status = 120
+    return status
 
 
 def count_events(request, notes) -> None:
@@ -174,7 +209,14 @@ def count_events(request, notes) -> None:
 
 
 def _content(file) -> str:
-    return os.pread(file, 2**20, 0).decode()
+    return os.pread(file, 2**20, 0).decode(errors="replace")
+
+
+def _copy(screen, output) -> None:
+    """What a terminal shows, until its last process has ended."""
+    with contextlib.suppress(OSError):
+        while data := os.read(screen, 2**16):
+            os.write(output, data)
 
 
 def cache_everything(enable=runtime.enable_compilation_cache):
