@@ -150,6 +150,13 @@ def test_no_search_without_a_verdict_that_allows_it(gallery):
     assert gallery.status()["upgrade"]["verdict"]["details"] == {"gain": -0.1}
 
 
+def test_a_verdict_is_of_the_vectors_that_were_compared(gallery):
+    gallery.register(info("b"), "b")
+    with pytest.raises(Refused, match="were replaced while the gate ran"):
+        gallery.record_gate("b", compatible=True, details={}, base=2)
+    assert gallery.status()["upgrade"] is None
+
+
 def test_the_old_model_may_not_search_new_vectors(gallery):
     promoted(gallery)
     gallery.add(entries(0, 60), {"a": units(60, 0), "b": units(60, 9)})

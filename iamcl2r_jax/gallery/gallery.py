@@ -11,6 +11,7 @@ import numpy as np
 
 from iamcl2r_jax.gallery import contents, database, feed, state, status, upgrades
 from iamcl2r_jax.gallery.database import Database, record_event
+from iamcl2r_jax.gallery.errors import Refused
 from iamcl2r_jax.gallery.records import Hit, Item, Model, ModelInfo, NewItem, Verdict, View
 from iamcl2r_jax.gallery.store import EXACT, MEMORY, VectorStore, best_of, open_store
 from iamcl2r_jax.system.errors import InputError
@@ -315,6 +316,7 @@ class Gallery:
         *,
         compatible: bool,
         details: Mapping[str, Any],
+        base: int | None = None,
         accept: bool = False,
         merge: str = "raw",
         scaling: Mapping[int, tuple[float, float]] | None = None,
@@ -325,6 +327,7 @@ class Gallery:
           model: name of the new model.
           compatible: whether it may search the gallery's base generation.
           details: the gate's figures, JSON values.
+          base: id of the generation that the gate looked at; None for the base as it is now.
           accept: allow it although it is not compatible; recorded in the event log.
           merge: how scores of both generations are best merged, "raw" or "zscore".
           scaling: {generation id: (mean, std)} of scores, for "zscore"; the key of the target may
@@ -332,10 +335,12 @@ class Gallery:
 
         Raises:
           InputError: the model serves already or is not registered.
-          Refused: another upgrade is in progress.
+          Refused: another upgrade is in progress, or the base is another generation by now.
         """
         with self.database.writing() as connection:
             view = state.read_view(connection)
+            if base not in (None, view.base):
+                raise Refused("the stored vectors were replaced while the gate ran; run it again")
             number = state.find_model(view.models.values(), model).id
             upgrade = upgrades.begin(connection, view, number)
             scaling = {(key or upgrade.target): of for key, of in (scaling or {}).items()}

@@ -81,6 +81,7 @@ def run(
         new.name,
         compatible=details["compatible"],
         details=details,
+        base=view.base,
         accept=accept,
         merge=curve.recommended,
         scaling={view.base: curve.old_scaling, 0: curve.new_scaling},
@@ -101,24 +102,12 @@ def _compared(
     seed: int,
 ) -> dict[str, Any]:
     old, serving = view.generations[view.base], view.serving
-    values = labelled.values(metric)
-
-    def measured(asking: int, searched: int) -> np.ndarray:
-        searched_features, asked_features = features[searched][0], features[asking][1]
-        return values(searched_features, sets.gallery_labels, asked_features, sets.query_labels)
-
-    cross, before, after = (
-        measured(new.id, old),
-        measured(old, old),
-        measured(new.id, new.id),
-    )
-    found = {
-        "new/old": float(cross.mean()),
-        "old/old": float(before.mean()),
-        "new/new": float(after.mean()),
-    }
+    found = labelled.compare(features[old], features[new.id], sets, metric, seed)
     if serving != old:
-        found["serving/old"] = float(measured(serving, old).mean())
+        values = labelled.values(metric)(
+            features[old][0], sets.gallery_labels, features[serving][1], sets.query_labels
+        )
+        found["values"]["serving/old"] = float(values.mean())
     curve_metric = DEFAULT_METRIC if metric == "identification" else metric
     curve = simulation.simulate(
         labelled.values(curve_metric),
@@ -130,13 +119,8 @@ def _compared(
         seed,
     )
     return {
-        "compatible": found["new/old"] > found["old/old"],
+        **found,
         "metric": metric,
-        "values": found,
-        "gain": found["new/old"] - found["old/old"],
-        "gain_interval": labelled.interval(cross, before, seed),
-        "reindexing_gain": found["new/new"] - found["new/old"],
-        "reindexing_interval": labelled.interval(after, cross, seed),
         "confidence": labelled.CONFIDENCE,
         "queries": len(sets.query_labels),
         "images": len(sets.gallery_labels),

@@ -2,11 +2,13 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from iamcl2r_jax import retrieval
-from iamcl2r_jax.evaluation import gate, intervals
+from iamcl2r_jax.evaluation import gate, intervals, pairs
+from iamcl2r_jax.evaluation.features import Features
 
 Values = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 CONFIDENCE = intervals.CONFIDENCE
@@ -50,7 +52,32 @@ def values(metric: str) -> Values:
     return retrieval.METRICS[metric].values
 
 
-def interval(first: np.ndarray, second: np.ndarray, seed: int) -> list[float]:
-    """Bootstrap interval of mean(first) - mean(second) over the same queries."""
-    differences = np.subtract(first, second, dtype=np.float32)
-    return intervals.paired_intervals(differences[np.newaxis], seed)[0].tolist()
+def compare(
+    old: tuple[np.ndarray, np.ndarray],
+    new: tuple[np.ndarray, np.ndarray],
+    images: Images,
+    metric: str,
+    seed: int,
+) -> dict[str, Any]:
+    """What launch/evaluate.py says of an upgrade.
+
+    Args:
+      old, new: features of the gallery [N, D] and of the queries [Q, D] by each model.
+      images: gives the labels.
+      metric: of `metrics`.
+      seed: of the intervals.
+
+    Returns:
+      `values` {"old/old", "new/old", "new/new"} of queries/gallery, `compatible`, `gain` and
+      `reindexing_gain` with `gain_interval` and `reindexing_interval`.
+    """
+    models = [Features(query=query, gallery=gallery) for gallery, query in (old, new)]
+    labels = images.query_labels, images.gallery_labels
+    found = pairs.evaluate_pairs(models, *labels, [metric], seed=seed)[metric]
+    (upgrade,) = gate.upgrades_of(found)
+    del upgrade["old"], upgrade["new"]
+    names = ("old", "new")
+    values = {
+        f"{names[t]}/{names[k]}": float(found.matrix[t, k]) for t, k in ((1, 0), (0, 0), (1, 1))
+    }
+    return {"values": values, **upgrade}

@@ -5,9 +5,11 @@ _CACHE = "~/.cache/iamcl2r_jax"  # of compiled programs, as of the other program
 
 def prepare_jax() -> None:
     """Keeps compiled programs between starts, and libraries from logging what we say ourselves."""
+    import jax
     from absl import logging
 
     from iamcl2r_jax.system import runtime
 
     logging.set_verbosity(logging.FATAL)  # what goes wrong is one line of ours
-    runtime.enable_compilation_cache(_CACHE)
+    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names another
+        runtime.enable_compilation_cache(_CACHE)
