@@ -10,13 +10,16 @@ EXTRAS ?= dev
 # pdoc cannot read these annotations, which are those of TFDS and chex.
 FOREIGN := utils.VersionOrStr list[utils.VersionOrStr] typing.Union[jax
 
-.PHONY: run test lint docs notebooks setup clean
+.PHONY: run test demo lint docs notebooks setup clean
 
 run: setup
 	$(BIN)/python launch/main.py --config=$(CONFIG) $(ARGS)
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+demo: setup  # a gallery is indexed, served, upgraded while queries run, and rolled back
+	$(BIN)/python -m iamcl2r_jax.programs.demo $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,6 +8,7 @@ import json
 import pathlib
 import shutil
 
+import browser
 import numpy as np
 import pytest
 from PIL import Image
@@ -399,82 +400,36 @@ def test_failure_is_told_and_nothing_else(small, tmp_path, capsys):
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver")
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    driver = shutil.which("chromedriver")
-    if not chromium or not driver:
-        pytest.skip("needs chromium and chromedriver (apt-get install chromium chromium-driver)")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for flag in (
-        "headless",
-        "no-sandbox",
-        "disable-gpu",
-        "disable-background-networking",
-        "disable-component-update",
-        "disable-sync",
-        "no-first-run",
-        "disable-quic",
-        f"user-data-dir={tmp_path_factory.mktemp('browser')}",
-    ):
-        options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    service = webdriver.chrome.service.Service(driver)
-    chrome = webdriver.Chrome(options=options, service=service)
-    yield chrome
-    chrome.quit()
-
-
-def open_page(browser, path, width, scheme):
-    """Opens a page anew; returns what the console said and what was requested."""
-    metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    browser.get_log("performance")
-    browser.get(path.as_uri())
-    events = (json.loads(entry["message"])["message"] for entry in browser.get_log("performance"))
-    requested = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    return browser.get_log("browser"), requested
+def chrome(tmp_path_factory):
+    with browser.started(tmp_path_factory.mktemp("browser")) as chrome:
+        yield chrome
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("which", ["small", "long"])
-def test_opens_without_errors_requests_or_overflow(browser, request, which, width, scheme):
+def test_opens_without_errors_requests_or_overflow(chrome, request, which, width, scheme):
     fixture = request.getfixturevalue(which)
     path = fixture if which == "long" else fixture[3]
-    console, requested = open_page(browser, path, width, scheme)
-    assert console == []
-    assert path.as_uri() in requested
-    assert [url for url in requested if not url.startswith("data:")] == [path.as_uri()]
+    browser.open_page(chrome, path.as_uri(), width, scheme)
+    assert chrome.get_log("browser") == []
+    assert browser.requested(chrome) == [path.as_uri()]
 
-    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
-    images = browser.execute_script(
+    chrome.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    images = chrome.execute_script(
         "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight,"
         " i.getBoundingClientRect().width])"
     )
     assert len(images) == (7 if which == "small" else 6)
     assert all(complete and min(sizes) > 0 for complete, *sizes in images)
-    content, window = browser.execute_script(
-        "return [document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    )
-    assert content <= window <= width
-    background, ink = browser.execute_script(
-        "const s = getComputedStyle(document.body);"
-        "return [s.backgroundColor, s.color].map(c => Math.max(...c.match(/\\d+/g)))"
-    )
+    assert browser.overflow(chrome) <= 0
+    background, ink = browser.colours(chrome)
     assert (background < 60 and ink > 200) if scheme == "dark" else (background > 200 and ink < 60)
 
 
-def test_a_wide_matrix_scrolls_within_itself(browser, long):
-    open_page(browser, long, 390, "light")
-    inner, outer = browser.execute_script(
+def test_a_wide_matrix_scrolls_within_itself(chrome, long):
+    browser.open_page(chrome, long.as_uri(), 390, "light")
+    inner, outer = chrome.execute_script(
         "const m = document.querySelector('table.matrix').parentElement;"
         "return [m.scrollWidth, m.clientWidth]"
     )

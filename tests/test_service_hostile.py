@@ -89,10 +89,17 @@ def damaged(draw):
     return bytes(content[: draw(st.integers(0, len(content)))])
 
 
-CONTENTS = st.one_of(damaged(), st.binary(max_size=64), st.sampled_from(sorted(BOMBS.values())))
+CONTENTS = st.one_of(
+    st.sampled_from(sorted(KINDS.values())),
+    damaged(),
+    st.binary(max_size=64),
+    st.sampled_from(sorted(BOMBS.values())),
+)
 TRICKS = st.one_of(
     st.sampled_from(
         [
+            "a plain name",
+            "über/東京.png",
             "../secret.png",
             "../../../../etc/passwd",
             "/etc/passwd",

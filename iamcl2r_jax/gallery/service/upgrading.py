@@ -24,7 +24,7 @@ _GATE = (
     "query",
     "gallery_split",
     "query_split",
-    "measure",
+    "metric",
     "data_dir",
 )
 
