@@ -121,30 +121,46 @@ def write_items(
     missing = [view.models[model].name for model in targets.values() if model not in vectors]
     if missing:
         raise OutdatedError(f"new items must now be embedded by {', '.join(missing)}, too")
-    ids, known = [], []
-    for item in items:
-        crc = item_crc(item.key, item.digest, item.path, item.label)
-        row = connection.execute("SELECT id FROM items WHERE key = ?", (item.key,)).fetchone()
-        if row is None:
-            cursor = connection.execute(
-                "INSERT INTO items (key, digest, path, label, crc) VALUES (?, ?, ?, ?, ?)",
-                (item.key, item.digest, item.path, item.label, crc),
+    number_of = _numbers(connection, [item.key for item in items])
+    known = sorted(number_of.values())
+    new = [item.key for item in items if item.key not in number_of]
+    number_of |= {key: number for number, key in enumerate(new, start=_next_number(connection))}
+    ids = [number_of[item.key] for item in items]
+    connection.executemany(
+        "INSERT INTO items (id, key, digest, path, label, crc) VALUES (?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT (id) DO UPDATE SET digest = excluded.digest, path = excluded.path, "
+        "label = excluded.label, crc = excluded.crc",
+        (
+            (number, *row, row_crc(row))
+            for number, row in zip(
+                ids, ((i.key, i.digest, i.path, i.label) for i in items), strict=True
             )
-            ids.append(cursor.lastrowid)
-        else:
-            connection.execute(
-                "UPDATE items SET digest = ?, path = ?, label = ?, crc = ? WHERE id = ?",
-                (item.digest, item.path, item.label, crc, row[0]),
-            )
-            ids.append(row[0])
-            known.append(row[0])
+        ),
+    )
     for generation, model in targets.items():
         write_vectors(connection, generation, ids, vectors[model])
     for generation in view.generations.keys() - targets.keys():  # of a model that was rolled back
         delete_vectors(connection, generation, known)
     connection.executemany("DELETE FROM unreadable WHERE item = ?", [(item,) for item in known])
-    _rank(connection, view, sorted(set(ids) - set(known)))
+    _rank(connection, view, [number_of[key] for key in new])
     return ids
+
+
+def _numbers(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
+    """Numbers of those of some keys that are known."""
+    found = {}
+    for start in range(0, len(keys), 500):
+        some = keys[start : start + 500]
+        marks = ",".join("?" * len(some))
+        rows = connection.execute(f"SELECT key, id FROM items WHERE key IN ({marks})", some)
+        found |= dict(rows.fetchall())
+    return found
+
+
+def _next_number(connection: sqlite3.Connection) -> int:
+    """The number of the next new item: none is given twice, even after its item was removed."""
+    row = connection.execute("SELECT seq FROM sqlite_sequence WHERE name = 'items'").fetchone()
+    return row[0] + 1 if row else 1
 
 
 def _rank(connection: sqlite3.Connection, view: View, new: Sequence[int]) -> None:
@@ -205,26 +221,20 @@ def remove_items(connection: sqlite3.Connection, view: View, keys: Sequence[str]
     Raises:
       InputError: if a key is unknown; then none is removed.
     """
-    ids = []
+    number_of = _numbers(connection, keys)
     for key in keys:
-        row = connection.execute("SELECT id FROM items WHERE key = ?", (key,)).fetchone()
-        if row is None:
+        if key not in number_of:
             raise InputError(f"key={key!r}: there is no such item; nothing was removed")
-        ids.append(row[0])
+    ids = sorted(number_of.values())
     for generation in view.generations:
         delete_vectors(connection, generation, ids)
     gone = [(item,) for item in ids]
     for table, column in (("ranks", "item"), ("unreadable", "item"), ("items", "id")):
         connection.executemany(f"DELETE FROM {table} WHERE {column} = ?", gone)
-    return len(set(ids))
+    return len(ids)
 
 
 def update_digest(connection: sqlite3.Connection, item: Item, digest: str) -> None:
     """Notes that an item's image is another one now."""
-    crc = item_crc(item.key, digest, item.path, item.label)
+    crc = row_crc((item.key, digest, item.path, item.label))
     connection.execute("UPDATE items SET digest = ?, crc = ? WHERE id = ?", (digest, crc, item.id))
-
-
-def item_crc(key: str, digest: str, path: str | None, label: str | None) -> int:
-    """CRC-32 of what is stored of an item, for `verify`."""
-    return row_crc((key, digest, path, label))

@@ -11,7 +11,7 @@ from iamcl2r_jax.gallery.database import vectors_table
 from iamcl2r_jax.gallery.records import View
 from iamcl2r_jax.gallery.store import VectorStore
 
-_ROWS = 4096  # at a time
+_ROWS = 512  # at a time; more than the cache holds is slower
 _WAIT = 600.0  # seconds; a gallery of a million is fed in less
 _FED = "fed"
 

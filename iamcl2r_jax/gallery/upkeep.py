@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from iamcl2r_jax.gallery import contents, feed, images, state
+from iamcl2r_jax.gallery import feed, images, state
 from iamcl2r_jax.gallery.database import FILE, SEALED, row_crc, table_crc, vectors_table
 from iamcl2r_jax.gallery.gallery import Gallery
 from iamcl2r_jax.gallery.records import View
@@ -90,7 +90,7 @@ def _items(connection: sqlite3.Connection) -> Iterator[str]:
     for number, key, digest, path, label, crc in connection.execute(
         "SELECT id, key, digest, path, label, crc FROM items"
     ):
-        if contents.item_crc(key, digest, path, label) != crc:
+        if row_crc((key, digest, path, label)) != crc:
             yield f"item {number} ({key!r}): its row is not as it was written"
 
 
