@@ -7,6 +7,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax import config, methods
 from iamcl2r_jax.comparisons import cells, comparison, comparison_report, tables
+from iamcl2r_jax.reports.tables import comma_separated, markdown
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.training import inputs, lifelong, reevaluation
@@ -37,6 +38,7 @@ def recorded(ac, aa, *, external="external/a", untrained=20.0, final=0.5):
     }
     return {
         "replacements": [0, 1],
+        "retrained": [],
         "external_models": {"0": external},
         "task_accuracy": [0.9, final],
         "evaluations": {
@@ -69,17 +71,17 @@ def leave(workdir, cell, results):
     files.write_json(str(path / "results.json"), results)
 
 
-def test_a_row_is_mean_and_sample_deviation_over_the_seeds_that_are_there():
+def test_a_row_is_mean_and_sample_std_over_the_seeds_that_are_there():
     runs = [recorded(0.0, 60.0, final=0.1), None, recorded(1.0, 64.0, final=0.2)]
     row = tables.make_row("digits", runs)
     assert (row["n"], row["failed"]) == (2, 0)
     assert row["figures"]["ac"] == {
         "values": [0.0, None, 1.0],
         "mean": 0.5,
-        "deviation": pytest.approx(0.5**0.5),  # ((1/2)² + (1/2)²) / (2 - 1)
+        "std": pytest.approx(0.5**0.5),  # ((1/2)² + (1/2)²) / (2 - 1)
     }
     assert row["figures"]["aa"]["mean"] == 62.0
-    assert row["figures"]["aa"]["deviation"] == pytest.approx(8**0.5)
+    assert row["figures"]["aa"]["std"] == pytest.approx(8**0.5)
     assert row["figures"]["across"]["mean"] == pytest.approx(60.0)  # the matrix's only pair
     assert row["figures"]["recall_at_1"]["mean"] == 63.0
     assert row["figures"]["final_accuracy"]["mean"] == pytest.approx(0.15)
@@ -87,9 +89,9 @@ def test_a_row_is_mean_and_sample_deviation_over_the_seeds_that_are_there():
     assert row["ac_per_task"] == [1.0, 0.5]
 
 
-def test_one_seed_has_no_deviation_and_none_has_nothing():
+def test_one_seed_has_no_std_and_none_has_nothing():
     one = tables.make_row("digits", [recorded(1.0, 60.0)])["figures"]["aa"]
-    assert one == {"values": [60.0], "mean": 60.0, "deviation": None}
+    assert one == {"values": [60.0], "mean": 60.0, "std": None}
     assert tables.make_row("digits", [None, None]) == {"n": 0, "failed": 0, "figures": {}}
 
 
@@ -98,7 +100,7 @@ def test_a_figure_that_is_not_defined_is_left_out_of_the_mean():
     alone["evaluations"]["digits"]["bc"] = None
     assert tables.make_row("digits", [alone])["figures"]["bc"]["mean"] is None
     both = tables.make_row("digits", [alone, recorded(1.0, 60.0)])["figures"]["bc"]
-    assert both == {"values": [None, 0.1], "mean": 0.1, "deviation": None}
+    assert both == {"values": [None, 0.1], "mean": 0.1, "std": None}
 
 
 ROWS = {
@@ -126,7 +128,7 @@ def test_markdown():
     er = ("0.100", "45.38", "60.00", "0.050", "+0.100", "-0.100", "46.38", "50.0")
     untrained = ("-", "19.00 ± 1.41", *6 * ["-"])
     widths = (11, 13, 12, 12, 13, 14, 14, 12, 12)
-    assert tables.markdown("method", ROWS) == "".join(
+    assert markdown(tables.text_cells("method", ROWS)) == "".join(
         [
             line.format(*titles),
             f"| :-------- | {' | '.join('-' * (width - 1) + ':' for width in widths)} |\n",
@@ -141,11 +143,11 @@ def test_markdown():
 
 def test_csv_is_unrounded():
     rows = {name: ROWS[name] for name in ("er", "cvs")}
-    assert tables.comma_separated("method", rows) == (
-        "method,n,failed,ac_mean,ac_deviation,aa_mean,aa_deviation,"
-        "across_mean,across_deviation,aca_mean,aca_deviation,"
-        "bc_mean,bc_deviation,fc_mean,fc_deviation,recall_at_1_mean,recall_at_1_deviation,"
-        "final_accuracy_mean,final_accuracy_deviation\n"
+    assert comma_separated(tables.csv_cells("method", rows)) == (
+        "method,n,failed,ac_mean,ac_std,aa_mean,aa_std,"
+        "across_mean,across_std,aca_mean,aca_std,"
+        "bc_mean,bc_std,fc_mean,fc_std,recall_at_1_mean,recall_at_1_std,"
+        "final_accuracy_mean,final_accuracy_std\n"
         "er,1,1,0.1,,45.375,,60.0,,0.05,,0.1,,-0.1,,46.375,,0.5,\n"
         "cvs,0,2,,,,,,,,,,,,,,,,\n"
     )
@@ -226,7 +228,7 @@ def test_what_is_there_is_tabulated_and_nothing_is_run(tmp_path, monkeypatch, ca
     }
 
     table = (tmp_path / "digits" / "table.md").read_text()
-    assert tables.markdown("variant", digits["rows"] | digits["references"]) in table
+    assert markdown(tables.text_cells("variant", digits["rows"] | digits["references"])) in table
     assert "er-seed1 failed: loss is nan" in table
     assert found["command"] == typed
     assert table.endswith(f"\nTabulated by `{typed}`.\n")
@@ -379,7 +381,7 @@ def test_a_new_method_leaves_finished_cells_of_others_alone(recorder, unpictured
         ({"name": "a/b"}, "name: 'a/b' must be a plain file name"),
         ({"seeds": ()}, "seeds=(): must be a tuple of different seeds"),
         ({"seeds": (0, 0)}, "seeds=(0, 0): must be a tuple of different seeds"),
-        ({"seeds": (0, -1)}, "variant 'hoc': seed=-1: must be in"),
+        ({"seeds": (0, -1)}, "variant 'hoc': seed=-1: must be an integer in"),
         ({"seeds": (0, "a")}, "variant 'hoc': seed='a': must be of type int"),
     ],
 )

@@ -19,10 +19,11 @@ from iamcl2r_jax.config.args import ConfigArgError
 from iamcl2r_jax.data.stream import split_tasks
 from iamcl2r_jax.evaluation import theorem
 from iamcl2r_jax.evaluation.features import FeatureExtractor
-from iamcl2r_jax.evaluation.pairs import summarize
+from iamcl2r_jax.evaluation.pairs import PairValues, summarize
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import expected_variables, stored
 from iamcl2r_jax.reports import figures, plots, updates
+from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
@@ -107,10 +108,18 @@ def write_run(tmp_path, variables):
             )
             stored.save_model(runs.task_path(workdir, task), stored.Model(metadata, arrays))
         matrix = np.array([[0.5, np.nan], [0.4, c22]])
-        files.write_json(f"{workdir}/results.json", {"evaluations": {"digits": summarize(matrix)}})
+        files.write_json(
+            f"{workdir}/results.json",
+            {"evaluations": {"digits": figures_of(matrix)}},
+        )
         return workdir
 
     return write
+
+
+def figures_of(matrix):
+    """What results.json holds of a matrix of two models."""
+    return summarize(PairValues(matrix, *2 * [np.zeros((2, 2, 2))]))
 
 
 def draw(figure, workdirs, output, **options):
@@ -133,9 +142,10 @@ def test_losses_are_those_of_the_last_task(write_run, tmp_path):
         write_run("c", seed=1, ce=(4.0, 5.0)),
     ]
     losses = draw("losses", runs, tmp_path / "out")["losses"]["losses"]
-    assert losses["ce"]["simplex"] == {"mean": [2.0, 1.0], "deviation": None, "runs": runs[:1]}
+    alone = losses["ce"]["simplex"]
+    assert (alone["mean"], alone["std"], alone["runs"]) == ([2.0, 1.0], None, runs[:1])
     assert losses["ce"]["hoc"]["mean"] == [4.0, 4.0]
-    np.testing.assert_allclose(losses["ce"]["hoc"]["deviation"], [0, 2**0.5])
+    np.testing.assert_allclose(losses["ce"]["hoc"]["std"], [0, 2**0.5])
     np.testing.assert_allclose(losses["loss"]["hoc"]["mean"], [-0.6, -0.6])
 
 
@@ -209,9 +219,8 @@ def test_the_program_starts(tmp_path):
 
 
 def test_matrices_of_one_figure_share_their_colours():
-    figure = plots.heat_maps(
-        {"a": [[0.5, None], [0.4, 0.6]], "b": [[0.1, None], [0.2, 0.9]]}, {"a": [0], "b": [1]}
-    )
+    first, second = [[0.5, None], [0.4, 0.6]], [[0.1, None], [0.2, 0.9]]
+    figure = plots.heat_maps({"a": (first, Schedule([0])), "b": (second, Schedule([1]))})
     images = [axes.images[0] for axes in figure.axes if axes.images]
     assert [image.get_clim() for image in images[:2]] == [(10, 90), (10, 90)]
     hatched = [len(axes.collections[0].get_paths()) for axes in figure.axes[:2]]

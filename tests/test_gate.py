@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 import pathlib
 import shlex
 import shutil
@@ -279,7 +280,7 @@ def test_bad_input_is_refused(place, models, tmp_path):
     with pytest.raises(InputError, match="holds no run"):
         reevaluation.main(str(tmp_path))
     files.write_json(str(tmp_path / "config.json"), {"method": "hoc", "image": {"size": 16}})
-    with pytest.raises(InputError, match=rf"^{tmp_path}/config\.json: .*: is missing"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}/config\.json: adapter: missing field"):
         reevaluation.main(str(tmp_path))
     nowhere = Split("folder:nowhere", "gallery")
     with pytest.raises(files.WriteError, match="cannot be written"):  # before any image is read
@@ -299,6 +300,19 @@ def test_queries_that_are_also_in_the_gallery(place, models, tmp_path, capsys):
     gate.main(both, splits(shop)[0], Split(f"folder:{tmp_path}", "some"), output=output)
     assert files.read_json(output)["queries_in_gallery"] == 3
     assert "3 queries are images of the gallery too" in capsys.readouterr().out
+
+
+def test_an_output_in_another_encoding_changes_no_status(place, models, tmp_path):
+    """What is decided is written, whatever the terminal can show."""
+    command = [sys.executable, ROOT / "launch" / "evaluate.py"]
+    command += [f"--models={models['new']},{models['old']}", f"--gallery=folder:{place / 'shop'}"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (3, "")
+    assert "1 of 1 upgrades not compatible" in ended.stdout
+    assert files.read_json(str(tmp_path / "evaluation.json"))["compatible"] is False
 
 
 @pytest.mark.parametrize(

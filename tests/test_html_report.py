@@ -5,6 +5,7 @@ import dataclasses
 import html.parser
 import io
 import json
+import os
 import pathlib
 import shutil
 
@@ -18,10 +19,13 @@ from iamcl2r_jax import config, simplex
 from iamcl2r_jax.evaluation import pairs
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.reports import html_report, plots, report, report_pictures
+from iamcl2r_jax.reports import page as page_module
+from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files, progress, runtime
 from iamcl2r_jax.training import inputs, runs, task
 
-CLASSES = ("a", "b<i>&amp;", "$c_d$", "e")  # a folder's name may hold what HTML and TeX read
+# A folder's name may hold what HTML and TeX read, and be in another encoding than UTF-8.
+CLASSES = ("a", "b<i>&amp;", "$c_d$", os.fsdecode(b"caf\xe9"))
 REPLACEMENTS, RETRAINED = (0, 2), (1,)
 
 
@@ -140,7 +144,7 @@ def small(folder, tmp_path_factory):
     """Config, workdir, results and the report of a run of two tasks."""
     c, workdir = small_config(folder), tmp_path_factory.mktemp("runs") / "small"
     results = make_run(c, workdir, 2)
-    return c, workdir, results, pathlib.Path(html_report.write(c, str(workdir), results))
+    return c, workdir, results, pathlib.Path(page_module.write(c, str(workdir), results))
 
 
 @pytest.fixture(scope="module")
@@ -155,7 +159,7 @@ def long(small, tmp_path_factory):
         records = [record(c, number, results) for number in range(31)]
         patch.setattr(runs, "task_records", lambda workdir: records)
         patch.setattr(runs, "load_task", lambda *_: model)
-        return pathlib.Path(html_report.write(c, str(tmp_path_factory.mktemp("long")), results))
+        return pathlib.Path(page_module.write(c, str(tmp_path_factory.mktemp("long")), results))
 
 
 class Page(html.parser.HTMLParser):
@@ -295,9 +299,9 @@ def test_accuracy_across_replacements_is_told_where_there_is_such_a_pair(
     results = results | {"replacements": replacements, "retrained": []}
     place = tmp_path / "run"
     shutil.copytree(workdir, place)
-    written = pathlib.Path(html_report.write(c, str(place), results))
+    written = pathlib.Path(page_module.write(c, str(place), results))
     console = Console(record=True, file=io.StringIO(), width=200)
-    report.print_evaluations(results["evaluations"], replacements, console)
+    report.print_evaluations(results["evaluations"], Schedule(replacements), console)
     printed = console.export_text()
     for attrs, cells in Page(written.read_text("utf-8")).table("figures")[1:]:
         figures = results["evaluations"][attrs["data-evaluation"]]
@@ -341,6 +345,21 @@ def test_names_of_classes_are_text(small, page):
     assert "b&lt;i&gt;&amp;amp;" in text
     (caption,) = (c for c in page.captions if "held-out" in c)
     assert "three classes ($c_d$, a, b<i>&amp;; drawn" in caption  # in the folder's order
+    assert any("query caf\\udce9: " in image["alt"] for image in page.images)
+
+
+def test_matrix_says_in_words_what_it_means(small, page):
+    text = html.unescape(small[3].read_text(encoding="utf-8"))
+    figures = small[2]["evaluations"]["near"]
+    (old, _), (new, _) = figures["matrix"]
+    assert (
+        f"Queries of model 2 find {100 * new:.1f} % in the gallery of model 1, which itself found "
+        f"{100 * old:.1f} %: +0.0 [-1.0, +1.0] points." in text
+    )
+    assert "0 of 1 pairs of models are compatible; 1 missed it, 1 of them by less" in text
+    assert "3 queries are images of the gallery too" in text
+    (_, cells) = page.table("matrix", evaluation="near", metric="identification")[2]
+    assert [cell.get("title") for cell, _ in cells] == [None, "+0.0 [-1.0, +1.0] points", None]
 
 
 def test_the_same_plot_gives_the_same_svg(tmp_path):
@@ -378,7 +397,7 @@ def test_one_task_of_two_classes(folder, tmp_path):
     c.stream.initial_classes = 2
     results = make_run(c, tmp_path / "run", 1)
     page = Page(
-        pathlib.Path(html_report.write(c, str(tmp_path / "run"), results)).read_text("utf-8")
+        pathlib.Path(page_module.write(c, str(tmp_path / "run"), results)).read_text("utf-8")
     )
     assert page.table("figures")[1][1][1][1] == "1.000"
     assert len(page.table("tasks")) == 2

@@ -145,7 +145,7 @@ def test_the_summary_is_over_the_seeds(together, separate):
     values = [separate[seed][1]["evaluations"]["images"]["aa"] for seed in (3, 4)]
     np.testing.assert_allclose(aa["values"], values)
     expected = np.mean(values), np.std(values, ddof=1)
-    np.testing.assert_allclose([aa["mean"], aa["deviation"]], expected)
+    np.testing.assert_allclose([aa["mean"], aa["std"]], expected)
 
 
 def test_a_seed_of_them_is_an_ordinary_finished_run(folder, together):

@@ -7,6 +7,7 @@ import pathlib
 import sys
 
 from iamcl2r_jax.reports import plots
+from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 
 EVALUATION = "digits"
@@ -18,7 +19,7 @@ def main(paths: list[str]) -> None:
     shown = next(iter(runs.values()))
     evaluation = shown["evaluations"][EVALUATION]
     title = f"{shown['method']}: AC {evaluation['ac']:.2f}, AA {evaluation['aa']:.1f} %"
-    write(plots.heat_map(evaluation["matrix"], shown["replacements"], title), "matrix")
+    write(plots.heat_map(evaluation["matrix"], Schedule.of_results(shown), title), "matrix")
     first_columns = {
         method: [100 * row[0] for row in run["evaluations"][EVALUATION]["matrix"]]
         for method, run in runs.items()
@@ -27,7 +28,7 @@ def main(paths: list[str]) -> None:
         first_columns,
         xlabel="queries of the model after task",
         ylabel="found in the gallery of model 1, %",
-        replacements=shown["replacements"],
+        schedule=Schedule.of_results(shown),
     )
     curves.axes[0].xaxis.get_major_locator().set_params(integer=True)
     write(curves, "first_gallery")

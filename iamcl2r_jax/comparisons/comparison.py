@@ -98,7 +98,7 @@ def run(
     command = command or f"comparison.run(config, {workdir!r}, {only!r})"
     comparison = {"command": command} | summarize(config, all_cells, results)
     files.write_json(os.path.join(workdir, "comparison.json"), comparison)
-    comparison_report.write(comparison, _first_results(all_cells, results), workdir)
+    comparison_report.write(comparison, _first_results(all_cells, results), workdir, reporter)
     return comparison
 
 
@@ -158,7 +158,7 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
         },
         "cells": {cell.name: _state(cell, results[cell.name]) for cell in all_cells},
         "replacements": _in_all(run["replacements"] for run in finished),
-        "retrained": _in_all(run.get("retrained", []) for run in finished),
+        "retrained": _in_all(run["retrained"] for run in finished),
         "metric": config.base.metrics[0],
         "evaluations": {
             name: {

@@ -3,7 +3,7 @@
 By evaluation a directory with
   table.md, table.csv                       all variants
   matrix-<variant>                          compatibility matrix of its first seed
-  ac, aa                                    bars of the mean over seeds, ± sample deviation
+  ac, aa                                    bars of the mean over seeds, ± std
   ac_per_task, aa_per_task                  AC_τ and AA_τ, mean over seeds
 and for each group of an ablation <group>.md, <group>.csv, and <group>-ac and -aa over its settings.
 Pictures are PNG and SVG.
@@ -19,22 +19,29 @@ from rich.console import Console
 from iamcl2r_jax import retrieval
 from iamcl2r_jax.comparisons import tables
 from iamcl2r_jax.comparisons.cells import BASE
-from iamcl2r_jax.reports import plots
+from iamcl2r_jax.reports.html_report import or_message
+from iamcl2r_jax.reports.schedule import Schedule
+from iamcl2r_jax.reports.tables import comma_separated, markdown
+from iamcl2r_jax.system import files
+from iamcl2r_jax.system.progress import Reporter, print_text
 
 # Figure, its per-task form, and the axis.
 _DRAWN = (("ac", "AC"), ("aa", "AA (%)"))
 
 _NOTE = (
-    "Mean ± sample standard deviation (n - 1) over n seeds; - is not run or not defined. AC, AA, "
-    "ACA, BC and FC are of {metric}, other metrics stand with their AA. AC and ACA in [0, 1]; BC "
-    "and FC differences of accuracies in [0, 1]; across: mean accuracy of the pairs of models with "
-    "a replacement between them; final task: accuracy of the classifier on held-out images of all "
-    "classes after the last task."
+    "Mean ± standard deviation of a sample (n - 1) over n seeds; - is not run or not defined. AC, "
+    "AA, ACA, BC and FC are of {metric}, other metrics stand with their AA. AC and ACA in [0, 1]; "
+    "BC and FC differences of accuracies in [0, 1]; across: mean accuracy of the pairs of models "
+    "with a replacement between them; final task: accuracy of the classifier on held-out images of "
+    "all classes after the last task."
 )
 
 
 def write(
-    comparison: dict[str, Any], first_results: Mapping[str, dict[str, Any]], workdir: str
+    comparison: dict[str, Any],
+    first_results: Mapping[str, dict[str, Any]],
+    workdir: str,
+    reporter: Reporter,
 ) -> None:
     """Writes the tables and pictures of all evaluations.
 
@@ -42,6 +49,7 @@ def write(
       comparison: see `comparison.summarize`.
       first_results: by variant, what stands in results.json of its first seed.
       workdir: directory of the comparison.
+      reporter: is told if a picture cannot be drawn.
     """
     for name, evaluation in comparison["evaluations"].items():
         directory = epath.Path(workdir) / name
@@ -49,21 +57,24 @@ def write(
         notes = [*_notes(comparison), f"Tabulated by `{comparison['command']}`."]
         notes = "".join(f"\n{note}\n" for note in notes)
         for stem, header, rows in _tables(comparison, evaluation):
-            (directory / f"{stem}.md").write_text(tables.markdown(header, rows) + notes)
-            (directory / f"{stem}.csv").write_text(tables.comma_separated(header, rows))
-        for stem, figure in _figures(comparison, name, first_results):
-            plots.save(figure, os.path.join(directory, stem))
+            text, unrounded = tables.text_cells(header, rows), tables.csv_cells(header, rows)
+            files.write_text(str(directory / f"{stem}.md"), markdown(text) + notes)
+            files.write_text(str(directory / f"{stem}.csv"), comma_separated(unrounded))
+    from iamcl2r_jax.reports import plots  # matplotlib, only where something is drawn
+
+    for name in comparison["evaluations"]:
+        with or_message(reporter, f"{name}: not all pictures were drawn", "tables are complete"):
+            for stem, figure in _figures(plots, comparison, name, first_results):
+                plots.save(figure, os.path.join(workdir, name, stem))
 
 
 def show(comparison: dict[str, Any], console: Console) -> None:
     """Prints the tables of all evaluations."""
     for name, evaluation in comparison["evaluations"].items():
         for _, header, rows in _tables(comparison, evaluation):
-            # Whole lines: a table made to fit a narrow terminal would cut its figures short.
-            text = tables.markdown(header, rows)
-            console.print(f"\n{name}\n\n{text}", markup=False, soft_wrap=True)
+            print_text(console, f"\n{name}\n\n{markdown(tables.text_cells(header, rows))}")
     for note in _notes(comparison):
-        console.print(note, markup=False, soft_wrap=True)
+        print_text(console, note)
 
 
 def _tables(comparison, evaluation) -> Iterator[tuple[str, str, dict[str, tables.Row]]]:
@@ -89,25 +100,20 @@ def _notes(comparison) -> Iterator[str]:
         yield f"{len(missing)} of {len(cells)} cells not run: {', '.join(missing)}"
 
 
-def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.Figure]]:
+def _figures(plots, comparison, name: str, first_results) -> Iterator[tuple[str, Any]]:
     for variant, results in first_results.items():
         evaluation = results["evaluations"][name]
         title = f"{variant}, {name}: AC {evaluation['ac']:.3f}, AA {evaluation['aa']:.2f} %"
         yield (
             f"matrix-{variant}",
-            plots.heat_map(
-                evaluation["matrix"],
-                results["replacements"],
-                title,
-                retrained=results.get("retrained", []),  # earlier versions could not
-            ),
+            plots.heat_map(evaluation["matrix"], Schedule.of_results(results), title),
         )
     rows = {v: row for v, row in comparison["evaluations"][name]["rows"].items() if row["n"]}
     if not rows:
         return
     for figure, ylabel in _DRAWN:
-        means, deviations = _means(rows, figure)
-        yield figure, plots.bars(means, ylabel=ylabel, deviations=deviations, title=name)
+        means, stds = _means(rows, figure)
+        yield figure, plots.bars(means, ylabel=ylabel, stds=stds, title=name)
         per_task = f"{figure}_per_task"
         yield (
             per_task,
@@ -115,8 +121,7 @@ def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.
                 {variant: row[per_task] for variant, row in rows.items()},
                 xlabel="task τ",
                 ylabel=ylabel.replace(figure.upper(), f"{figure.upper()}$_τ$"),
-                replacements=comparison["replacements"],
-                retrained=comparison["retrained"],
+                schedule=Schedule.of_results(comparison),
                 title=name,
             ),
         )
@@ -124,14 +129,14 @@ def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.
         shown = settings["variants"].items()
         labelled = {label: rows[variant] for label, variant in shown if variant in rows}
         for figure, ylabel in _DRAWN if labelled else ():
-            means, deviations = _means(labelled, figure)
+            means, stds = _means(labelled, figure)
             yield (
                 f"{group}-{figure}",
                 plots.curves(
                     {figure: list(means.values())},
                     xlabel=settings["field"],
                     ylabel=ylabel,
-                    deviations={figure: [deviations.get(label, 0.0) for label in means]},
+                    stds={figure: [stds.get(label, 0.0) for label in means]},
                     title=name,
                     labels=list(means),
                 ),
@@ -139,12 +144,7 @@ def _figures(comparison, name: str, first_results) -> Iterator[tuple[str, plots.
 
 
 def _means(rows: Mapping[str, tables.Row], figure: str):
-    """Means of a figure by label, and its deviations where there are several seeds."""
+    """Means of a figure by label, and its stds where there are several seeds."""
     found = {label: row["figures"][figure] for label, row in rows.items()}
-    means = {label: value["mean"] for label, value in found.items()}
-    deviations = {
-        label: value["deviation"]
-        for label, value in found.items()
-        if value["deviation"] is not None
-    }
-    return means, deviations
+    stds = {label: value["std"] for label, value in found.items() if value["std"] is not None}
+    return {label: value["mean"] for label, value in found.items()}, stds

@@ -1,22 +1,20 @@
-"""Figures of many runs in one table: mean ± sample deviation over seeds, as Markdown, CSV and JSON.
+"""Figures of many runs in one table: mean ± std over seeds, for Markdown, CSV and JSON.
 
 A row is what the seeds of one variant reached on one evaluation:
   n           seeds that are finished
   failed      seeds that diverged
-  figures     {figure: {"values": per seed, null where there is none; "mean"; "deviation"}}, the
-              deviation with n - 1, null for fewer than two seeds; units as in results.json
+  figures     {figure: see `intervals.mean_and_std`}; units as in results.json
   ac_per_task, aa_per_task   means over the seeds
 """
 
-import csv
 import dataclasses
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from iamcl2r_jax import compatibility
+from iamcl2r_jax.evaluation.intervals import mean_and_std
 from iamcl2r_jax.evaluation.pairs import finite
 
 Row = dict[str, Any]
@@ -57,7 +55,8 @@ def make_row(evaluation: str, results: Sequence[dict | None], failed: int = 0) -
         "n": len(finished),
         "failed": failed,
         "figures": {
-            name: statistics([values and values.get(name) for values in per_seed]) for name in names
+            name: mean_and_std([values and values.get(name) for values in per_seed])
+            for name in names
         },
     } | {
         name: np.mean([run["evaluations"][evaluation][name] for run in finished], axis=0).tolist()
@@ -68,7 +67,7 @@ def make_row(evaluation: str, results: Sequence[dict | None], failed: int = 0) -
 
 def reference_row(accuracies: Sequence[float]) -> Row:
     """A model that is never updated has one accuracy for all pairs: its AA, in percent."""
-    return {"n": len(accuracies), "failed": 0, "figures": {"aa": statistics(accuracies)}}
+    return {"n": len(accuracies), "failed": 0, "figures": {"aa": mean_and_std(accuracies)}}
 
 
 def figures(results: dict, evaluation: str) -> dict[str, float | None]:
@@ -88,16 +87,6 @@ def figures(results: dict, evaluation: str) -> dict[str, float | None]:
     )
 
 
-def statistics(values: Sequence[float | None]) -> dict[str, Any]:
-    """The values with their mean and sample deviation (n - 1); null where there are too few."""
-    there = [value for value in values if value is not None]
-    return {
-        "values": list(values),
-        "mean": float(np.mean(there)) if there else None,
-        "deviation": float(np.std(there, ddof=1)) if len(there) > 1 else None,
-    }
-
-
 def text_cells(header: str, rows: Mapping[str, Row]) -> list[list[str]]:
     """The table as text: the line of titles, then one line for each row by its label."""
     names = _figure_names(rows)
@@ -108,36 +97,15 @@ def text_cells(header: str, rows: Mapping[str, Row]) -> list[list[str]]:
     return lines
 
 
-def markdown(header: str, rows: Mapping[str, Row]) -> str:
-    """The table as Markdown, padded so that it can be read as it is."""
-    lines = text_cells(header, rows)
-    lines = [[text.replace("|", "\\|") for text in line] for line in lines]
-    widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
-
-    def aligned(line):
-        first, *others = (text.ljust(width) for text, width in zip(line, widths, strict=True))
-        others = (text.strip().rjust(width) for text, width in zip(others, widths[1:], strict=True))
-        return f"| {' | '.join((first, *others))} |"
-
-    rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]
-    return "\n".join([aligned(lines[0]), aligned(rule), *map(aligned, lines[1:])]) + "\n"
-
-
-def comma_separated(header: str, rows: Mapping[str, Row]) -> str:
-    """The table as CSV, unrounded: mean and deviation of each figure in the units of results.json.
-
-    A field is empty where there is no figure.
-    """
-    names = _figure_names(rows)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    titles = (f"{name}_{part}" for name in names for part in ("mean", "deviation"))
-    writer.writerow([header, "n", "failed", *titles])
+def csv_cells(header: str, rows: Mapping[str, Row]) -> list[list[Any]]:
+    """The table unrounded: mean and std of each figure in the units of results.json, or None."""
+    names, parts = _figure_names(rows), ("mean", "std")
+    lines = [[header, "n", "failed", *(f"{name}_{part}" for name in names for part in parts)]]
     for label, row in rows.items():
         found = (row["figures"].get(name, {}) for name in names)
-        values = (figure.get(part) for figure in found for part in ("mean", "deviation"))
-        writer.writerow([label, row["n"], row["failed"], *values])
-    return text.getvalue()
+        values = (figure.get(part) for figure in found for part in parts)
+        lines.append([label, row["n"], row["failed"], *values])
+    return lines
 
 
 def _figure_names(rows: Mapping[str, Row]) -> list[str]:
@@ -158,6 +126,6 @@ def _text(name: str, row: Row) -> str:
         return "failed" if row["failed"] and not row["n"] else "-"
     column = _column(name)
     mean = format(column.scale * figure["mean"], column.form)
-    if figure["deviation"] is None:
+    if figure["std"] is None:
         return mean
-    return f"{mean} ± {format(column.scale * figure['deviation'], column.form.lstrip('+'))}"
+    return f"{mean} ± {format(column.scale * figure['std'], column.form.lstrip('+'))}"

@@ -1,4 +1,7 @@
-"""Bootstrap intervals of what one model gains over another on the same queries."""
+"""How sure a figure is: intervals over the queries, mean and std over runs."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -49,3 +52,18 @@ def _means(rng: np.random.Generator, differences: np.ndarray) -> np.ndarray:
         counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
         means.append(counts.astype(np.float32) @ differences.T / num_queries)
     return np.concatenate(means).astype(np.float64)
+
+
+def mean_and_std(values: Sequence[Any]) -> dict[str, Any]:
+    """Of figures, or of lines of equal length, one of each run; None where a run has none.
+
+    Returns:
+      "values" as they are, "mean", None if there is none, and "std" of a sample (n - 1), None for
+      fewer than two.
+    """
+    there = [value for value in values if value is not None]
+    return {
+        "values": list(values),
+        "mean": np.mean(there, axis=0).tolist() if there else None,
+        "std": np.std(there, axis=0, ddof=1).tolist() if len(there) > 1 else None,
+    }

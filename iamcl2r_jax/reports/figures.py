@@ -1,7 +1,7 @@
 """The paper's figures from runs: losses, AA per task, matrices, and the check of Theorem 1.
 
 Each figure is written as a picture (PNG, SVG) and as JSON with the numbers in it. Runs of one
-label, such as the seeds of a method, share a line with their deviation (n - 1) as a band; matrices
+label, such as the seeds of a method, share a line with their std (n - 1) as a band; matrices
 and the theorem are of single runs.
 """
 
@@ -11,10 +11,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
+from iamcl2r_jax.evaluation.intervals import mean_and_std
 from iamcl2r_jax.reports import plots, updates
+from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
@@ -40,14 +41,9 @@ class Run:
     records: list[dict[str, Any]]
 
     @property
-    def replacements(self) -> list[int]:
-        """0-based tasks at which the model was replaced."""
-        return [task for task, record in enumerate(self.records) if record["replaced_by"]]
-
-    @property
-    def retrained(self) -> list[int]:
-        """0-based tasks at which it was trained anew."""
-        return [task for task, record in enumerate(self.records) if record.get("retrained")]
+    def schedule(self) -> Schedule:
+        """Of its tasks."""
+        return Schedule.of_records(self.records)
 
     def results(self) -> dict[str, Any]:
         """What stands in results.json; `InputError` if the run is not finished."""
@@ -144,19 +140,17 @@ def losses_figure(runs: Sequence[Run], output: str) -> list[str]:
     for run in runs:
         if len(run.records) < 2:
             raise InputError(f"workdir={run.workdir}: one task is no update; two or more needed")
-    panels, deviations, written = {}, {}, {}
+    panels, stds, written = {}, {}, {}
     for title, metric in (("cross-entropy", "ce"), ("total loss", "loss")):
         series = _by_label(
             runs, lambda run, m=metric: [e[m] for e in run.records[-1]["history"]], "epochs"
         )
         panels[title] = {label: lines["mean"] for label, lines in series.items()}
-        deviations[title] = _deviations(series)
+        stds[title] = _stds(series)
         written[metric] = series
     dataset = runs[0].config.stream.dataset
     title = f"training loss during an update, {dataset}"
-    figure = plots.curve_panels(
-        panels, xlabel="epoch of the update", deviations=deviations, title=title
-    )
+    figure = plots.curve_panels(panels, xlabel="epoch of the update", stds=stds, title=title)
     return [_save(figure, output, "losses", {"dataset": dataset, "losses": written})]
 
 
@@ -166,8 +160,10 @@ def losses_figure(runs: Sequence[Run], output: str) -> list[str]:
 def accuracy_figure(runs: Sequence[Run], output: str) -> list[str]:
     """Fig. 4: AA_τ after each task, in percent; one picture for each evaluation."""
     results = {run.workdir: run.results() for run in runs}
-    replacements = sorted({task for run in runs for task in run.replacements if task})
-    retrained = sorted({task for run in runs for task in run.retrained})
+    schedule = Schedule(
+        sorted({task for run in runs for task in run.schedule.replaced if task}),
+        sorted({task for run in runs for task in run.schedule.retrained}),
+    )
     stems = []
     for name in _common_evaluations(results):
         series = _by_label(
@@ -177,15 +173,14 @@ def accuracy_figure(runs: Sequence[Run], output: str) -> list[str]:
             {label: lines["mean"] for label, lines in series.items()},
             xlabel="tasks τ",
             ylabel="$AA_τ$, %",
-            replacements=replacements,
-            retrained=retrained,
-            deviations=_deviations(series),
+            schedule=schedule,
+            stds=_stds(series),
             title=name,
         )
         written = {
             "evaluation": name,
-            "replacements": replacements,
-            "retrained": retrained,
+            "replacements": schedule.replaced,
+            "retrained": schedule.retrained,
             "aa_per_task": series,
         }
         stems.append(_save(figure, output, f"accuracy-{name}", written))
@@ -200,17 +195,17 @@ def compatibility_figure(runs: Sequence[Run], output: str) -> list[str]:
     results = {run.workdir: run.results() for run in runs}
     stems = []
     for name in _common_evaluations(results):
-        matrices, replacements, retrained, written = {}, {}, {}, {}
+        panels, written = {}, {}
         for run in runs:
             found = results[run.workdir]["evaluations"][name]
             title = f"{run.name}: AC {found['ac']:.2f}, AA {found['aa']:.1f} %"
-            matrices[title] = found["matrix"]
-            replacements[title], retrained[title] = run.replacements, run.retrained
+            panels[title] = found["matrix"], run.schedule
             written[run.name] = {key: found[key] for key in ("matrix", "ac", "aa")}
         title = f"{name}, hatched: not compatible, bold: model replaced"
-        title += ", +: retrained from scratch" if any(retrained.values()) else ""
-        figure = plots.heat_maps(matrices, replacements, title, retrained=retrained)
+        if any(run.schedule.retrained for run in runs):
+            title += ", +: retrained from scratch"
         written = {"evaluation": name, "runs": written}
+        figure = plots.heat_maps(panels, title)
         stems.append(_save(figure, output, f"compatibility-{name}", written))
     return stems
 
@@ -226,23 +221,20 @@ def _common_evaluations(results: Mapping[str, dict]) -> list[str]:
 def _by_label(
     runs: Sequence[Run], values: Callable[[Run], Sequence[float]], counted: str
 ) -> dict[str, dict[str, Any]]:
-    """Mean and deviation of a line of each run over the runs of its label."""
+    """Mean and std of a line of each run over the runs of its label."""
     series = {}
     for label in dict.fromkeys(run.label for run in runs):
         lines = [list(values(run)) for run in runs if run.label == label]
         if len(set(map(len, lines))) > 1:
             raise InputError(f"workdir: the runs of {label} differ in the number of {counted}")
-        several = len(lines) > 1
-        series[label] = {
-            "mean": np.mean(lines, axis=0).tolist(),
-            "deviation": np.std(lines, axis=0, ddof=1).tolist() if several else None,
+        series[label] = mean_and_std(lines) | {
             "runs": [run.workdir for run in runs if run.label == label],
         }
     return series
 
 
-def _deviations(series: Mapping[str, dict]) -> dict[str, list[float]]:
-    return {label: lines["deviation"] for label, lines in series.items() if lines["deviation"]}
+def _stds(series: Mapping[str, dict]) -> dict[str, list[float]]:
+    return {label: lines["std"] for label, lines in series.items() if lines["std"]}
 
 
 # --- Theorem 1 --------------------------------------------------------------------------------
@@ -269,8 +261,8 @@ def theorem_figure(
         name = re.sub(r"[^\w.-]+", "-", run.name)
         stems.append(_save(figure, output, f"theorem-{name}", written))
         tables = updates.tables(checked, summary, run.name)
-        updates.write_markdown(f"{stems[-1]}.md", tables)
-        updates.print_table(reporter.console, tables[0])
+        files.write_text(f"{stems[-1]}.md", "\n".join(tables))
+        reporter.message(tables[0])
     return stems
 
 

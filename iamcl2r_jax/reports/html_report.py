@@ -1,269 +1,39 @@
-"""DIR/report.html: what a run was and what came of it, as one page that opens offline.
+"""DIR/report.html: when and whether it is written; `page` says what is in it."""
 
-Its plots also stand in DIR/figures, each as PNG and SVG. The page is made from what the run left
-(results.json, the records and models of its tasks) and from a few images, embedded anew.
-"""
-
-import inspect
-import json
 import os
-from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-import jax
-import jinja2
-import numpy as np
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import compatibility, methods, retrieval
-from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation.adapters import carrier
-from iamcl2r_jax.evaluation.features import Evaluation
-from iamcl2r_jax.evaluation.pairs import finite
-from iamcl2r_jax.methods import heads
-from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.stored import Model, load_metadata
-from iamcl2r_jax.reports import plots
-from iamcl2r_jax.reports import report_pictures as pictures
-from iamcl2r_jax.system import distributed, files
+from iamcl2r_jax.system import distributed
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import inputs, runs
-from iamcl2r_jax.training.task import ProgramsByArchitecture
 
 FILE = "report.html"
-
-
-def write(
-    config: ConfigDict,
-    workdir: str,
-    results: Mapping[str, Any],
-    *,
-    programs: ProgramsByArchitecture | None = None,
-    stream: Stream | None = None,
-    evaluations: Mapping[str, Evaluation] | None = None,
-) -> str:
-    """Writes the report of a finished run, and its plots.
-
-    Args:
-      config: of the run.
-      workdir: its directory.
-      results: what stands in its results.json.
-      programs, stream, evaluations: what the caller has of them already; made or loaded if None.
-
-    Returns:
-      Path of the page.
-    """
-    programs = programs or ProgramsByArchitecture(config)
-    stream = stream or inputs.load_stream(config)
-    evaluations = evaluations or inputs.load_evaluations(config)
-    records = runs.task_records(workdir)
-    num_tasks = results["num_tasks"]
-    models = {f"model {n}": runs.load_task(config, workdir, n - 1) for n in sorted({1, num_tasks})}
-    newest = models[f"model {num_tasks}"]
-    embed = {
-        name: partial(programs.of(model.architecture).features, model.variables)
-        for name, model in models.items()
-    }
-    method = methods.get(config.method)
-    carriers = [
-        carrier(runs.load_task(config, workdir, task))
-        for task in range(1, num_tasks if method.adapts else 1)
-    ]
-
-    def oldest_gallery(images: np.ndarray) -> np.ndarray:
-        return reduce(lambda gallery, carry: carry(gallery), carriers, embed["model 1"](images))
-
-    fixed = not heads.is_learnable(method.head)
-    directory = os.path.join(workdir, "figures")
-    retrained = results.get("retrained", [])  # earlier versions could not
-    page = render(
-        config=config,
-        config_json=json.dumps(files.as_json(config.to_dict()), indent=1, ensure_ascii=False),
-        results=results,
-        retrained=retrained,
-        adapts=method.adapts,
-        facts=_facts(config, results, stream, newest),
-        tasks=_tasks(results, records),
-        evaluations=_evaluations(directory, results, retrained),
-        over_tasks=pictures.over_tasks(directory, results, retrained),
-        searches=[
-            pictures.searches(
-                directory,
-                name,
-                evaluation,
-                oldest_gallery,
-                embed[f"model {num_tasks}"],
-                num_tasks,
-                config.seed,
-                carried=method.adapts,
-            )
-            for name, evaluation in evaluations.items()
-        ],
-        features=pictures.features(
-            directory,
-            stream,
-            embed,
-            newest.classifier_rows(),
-            fixed=fixed,
-            seed=config.seed,
-        ),
-        training=pictures.training(directory, records, results["replacements"], retrained),
-    )
-    path = os.path.join(workdir, FILE)
-    files.write_text(path, page)
-    return path
 
 
 def write_or_tell(
     config: ConfigDict, workdir: str, results: Mapping[str, Any], reporter: Reporter, **loaded
 ) -> None:
-    """`write`, or one line that says why there is no report.
+    """`page.write`, or one line that says why there is no report.
 
     What was measured is in results.json by then, so that nothing is lost with a page that can be
-    made again; hence whatever goes wrong here does not end the run. Of a job of several processes
-    the first alone writes it.
+    made again. Of a job of several processes the first alone writes it.
     """
-    if not distributed.is_first():
-        return
+    again = f"results.json is complete, and launch/evaluate.py --workdir={workdir} tries again"
+    with or_message(reporter, f"{os.path.join(workdir, FILE)} was not written", again):
+        if distributed.is_first():
+            from iamcl2r_jax.reports import page  # matplotlib, only where something is drawn
+
+            page.write(config, workdir, results, **loaded)
+
+
+@contextmanager
+def or_message(reporter: Reporter, failed: str, consequence: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a picture into one line: no picture ends a run."""
     try:
-        write(config, workdir, results, **loaded)
+        yield
     except Exception as error:
-        reporter.message(
-            f"{os.path.join(workdir, FILE)} was not written ({type(error).__name__}: {error}); "
-            f"results.json is complete, and launch/evaluate.py --workdir={workdir} tries again"
-        )
-
-
-def render(**context) -> str:
-    """The page, from all that templates/report.html names."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["number"] = _number
-    return environment.get_template("report.html").render(context)
-
-
-def _number(value: float, digits: str) -> str:
-    """A number as a format specification says, with a true minus sign."""
-    return format(value, digits).replace("-", "−")
-
-
-def _facts(
-    config: ConfigDict, results: Mapping[str, Any], stream: Stream, newest: Model
-) -> dict[str, str]:
-    """What a reader asks first of a run."""
-    method = methods.get(config.method)
-    formula = (inspect.getdoc(method.loss) or "own loss").partition("\n")[0].rstrip(".")
-    network, train, image = newest.architecture, config.train, config.image
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(newest.variables["params"]))
-    sizes = results["classes_per_task"]
-    memory = f"{config.memory_per_class} remembered of each class"
-    classifier = f"d-Simplex of {config.num_slots} fixed vectors"
-    if heads.is_learnable(method.head):
-        classifier = f"{config.num_slots} learnable rows ({method.head})"
-    return {
-        "name": config.name,
-        "method": f"{config.method}: {formula}{_options(config.method_options[config.method])}",
-        "published": method.reference,
-        "seed": str(config.seed),
-        "stream": f"{config.stream.dataset}, {sum(sizes)} classes in {len(sizes)} tasks of "
-        f"{', '.join(map(str, sizes))}; {len(stream.train):,} training images; "
-        f"{memory if method.uses_memory else 'no memory'}",
-        "network": f"{network.backbone}{_options(dict(network.options))}, "
-        f"{parameters:,} parameters, {network.num_features} features",
-        "classifier": classifier,
-        "schedule": f"{train.epochs} epochs per task in batches of {train.batch_size}; "
-        f"{train.optimizer}{_options(train.optimizer_options[train.optimizer])}, "
-        f"learning rate {train.learning_rate:g} to {train.final_learning_rate:g} (cosine)",
-        "images": f"{image.size} × {image.size} pixels; augmentation {image.augmentation}"
-        f"{_options(image.augmentation_options[image.augmentation])}",
-    }
-
-
-def _options(options: Mapping[str, Any]) -> str:
-    listed = ", ".join(f"{name} {value}" for name, value in sorted(options.items()))
-    return f" ({listed})" if listed else ""
-
-
-def _tasks(
-    results: Mapping[str, Any], records: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
-    return [
-        {
-            "classes": results["classes_per_task"][task],
-            "accuracy": 100 * results["task_accuracy"][task],
-            "loss": record["history"][-1]["loss"],
-            "seconds": record["seconds"],
-            "start": "retrained from scratch"
-            if record.get("retrained")
-            else _external_model(record["replaced_by"]),
-        }
-        for task, record in enumerate(records)
-    ]
-
-
-def _external_model(path: str | None) -> str:
-    """An external model in words: its path, and its training classes if it is still there."""
-    if path is None or not checkpoints.exists(path):
-        return path or ""
-    metadata = load_metadata(path)
-    first, stop = metadata.slots
-    dataset = metadata.about.get("dataset", "unknown images")
-    return f"{path}: {stop - first} classes of {dataset}"
-
-
-def _evaluations(
-    directory: str, results: Mapping[str, Any], retrained: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Of each evaluation, its matrices by every metric, the main one first."""
-    return [
-        {
-            "name": name,
-            "references": results["references"].get(name, {}),
-            "picture": pictures.matrix(
-                directory, name, evaluation["matrix"], results["replacements"], retrained
-            ),
-            "metrics": [
-                {
-                    "key": metric,
-                    "name": retrieval.METRICS[metric].title,
-                    "meaning": retrieval.METRICS[metric].meaning,
-                    "figures": figures,
-                    "across": finite(
-                        compatibility.accuracy_across_replacements(
-                            figures["matrix"], results["replacements"]
-                        )
-                    ),
-                    "rows": _cells(figures["matrix"]),
-                }
-                for metric, figures in (
-                    {evaluation["metric"]: evaluation} | evaluation["metrics"]
-                ).items()
-            ],
-        }
-        for name, evaluation in results["evaluations"].items()
-    ]
-
-
-def _cells(matrix: Sequence[Sequence[float | None]]) -> list[list[dict[str, Any]]]:
-    """The lower triangle as cells of a table: percentage, colours, whether it is incompatible."""
-    values = np.asarray(matrix, float)
-    colours, inks = plots.heat_colours(values)
-    compatible = compatibility.is_compatible(values)
-    return [
-        [
-            {
-                "percent": 100 * values[t, k],
-                "colour": colours[t, k],
-                "ink": inks[t, k],
-                "incompatible": k < t and not compatible[t, k],
-            }
-            for k in range(t + 1)
-        ]
-        for t in range(len(values))
-    ]
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reporter.message(f"{failed} ({reason}); {consequence}")

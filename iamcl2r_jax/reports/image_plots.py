@@ -8,11 +8,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from iamcl2r_jax.reports.plots import COLOURS, RIGHT, WRONG
+from iamcl2r_jax.reports.plots import COLOURS, RIGHT, WRONG, default_style
 from iamcl2r_jax.reports.projections import FeatureView
 from iamcl2r_jax.reports.retrieval_strip import Strip
 
 
+@default_style()
 def retrieval_strip(strip: Strip) -> Figure:
     """A row for each query: its image, then the nearest gallery images, right and wrong marked."""
     queries, found = strip.right.shape
@@ -52,6 +53,7 @@ def retrieval_strip(strip: Strip) -> Figure:
     return figure
 
 
+@default_style()
 def feature_view(view: FeatureView, names: Sequence[str]) -> Figure:
     """Features of some models in the plane of three classes, and the classifier's vectors there.
 

@@ -1,10 +1,15 @@
-"""The figures of reports, comparisons and papers, as matplotlib figures without global state."""
+"""The figures of reports, comparisons and papers, as matplotlib figures without global state.
 
-from collections.abc import Mapping, Sequence
+They are drawn in matplotlib's default style, whatever the user's matplotlibrc says.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import matplotlib
 import numpy as np
 from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.figure import Figure
@@ -12,6 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from iamcl2r_jax import compatibility
 from iamcl2r_jax.evaluation import theorem
+from iamcl2r_jax.reports.schedule import PLAIN, Schedule
 
 # Okabe and Ito's colours, told apart with any colour vision; black is left to axes and marks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7F7F7F")
@@ -20,6 +26,14 @@ RIGHT, WRONG = "#009E73", "#D55E00"
 _REPLACED, _RETRAINED = "model replaced", "retrained from scratch"
 _BRIGHT = 0.6  # above this share of the colour map, black is read better than white
 _MOST_NUMBERED = 12  # tasks up to which a matrix has a number in each cell
+
+
+@contextmanager
+def default_style() -> Iterator[None]:
+    """Matplotlib's own defaults inside the block; a decorator, too."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
 
 
 def heat_colours(
@@ -41,9 +55,8 @@ def heat_colours(
     return colours, np.where(finite & (shares <= _BRIGHT), "#ffffff", "#000000")
 
 
-def heat_map(
-    matrix, replacements: Sequence[int] = (), title: str = "", *, retrained: Sequence[int] = ()
-) -> Figure:
+@default_style()
+def heat_map(matrix, schedule: Schedule = PLAIN, title: str = "") -> Figure:
     """A compatibility matrix in percent: incompatible entries hatched, replacements in bold.
 
     Tasks that were retrained are slanted, with a plus, and a line below says so. Every cell has its
@@ -51,50 +64,40 @@ def heat_map(
 
     Args:
       matrix: [T, T] in [0, 1]; NaN or None above the diagonal.
-      replacements: 0-based tasks at which the model was replaced.
+      schedule: of the tasks.
       title: of the figure.
-      retrained: 0-based tasks that were trained anew, from random variables.
     """
     side = _side(len(matrix))
     figure = Figure(figsize=(side, side), layout="constrained")
-    image = _draw_matrix(
-        figure.add_subplot(), matrix, replacements, retrained, title, *_range([matrix])
-    )
+    image = _draw_matrix(figure.add_subplot(), matrix, schedule, title, *_range([matrix]))
     if len(matrix) > _MOST_NUMBERED:
         figure.colorbar(image, label="%", shrink=0.75)
-    if retrained:
-        marks = [f"bold: {_REPLACED}"] * bool(replacements) + [f"+: {_RETRAINED}"]
+    if schedule.retrained:
+        marks = [f"bold: {_REPLACED}"] * bool(schedule.replaced) + [f"+: {_RETRAINED}"]
         figure.supxlabel("\n".join(marks), fontsize=8)
     return figure
 
 
-def heat_maps(
-    matrices: Mapping[str, Sequence],
-    replacements: Mapping[str, Sequence[int]],
-    title: str = "",
-    *,
-    retrained: Mapping[str, Sequence[int]] | None = None,
-) -> Figure:
+@default_style()
+def heat_maps(panels: Mapping[str, tuple[Sequence, Schedule]], title: str = "") -> Figure:
     """Compatibility matrices side by side on one scale of colours, each as of `heat_map`.
 
     Args:
-      matrices: by their titles, [T, T] each.
-      replacements: 0-based tasks at which the model was replaced, by title.
+      panels: by their titles, the matrix [T, T] and the schedule of its tasks.
       title: of the figure, which explains the marks.
-      retrained: 0-based tasks that were trained anew, by title.
     """
-    columns = min(len(matrices), 2 if len(matrices) == 4 else 3)
-    rows = -(-len(matrices) // columns)
-    side = _side(max(map(len, matrices.values())))
+    columns = min(len(panels), 2 if len(panels) == 4 else 3)
+    rows = -(-len(panels) // columns)
+    matrices = [matrix for matrix, _ in panels.values()]
+    side = _side(max(map(len, matrices)))
     figure = Figure(figsize=(side * columns, side * rows + 0.5), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    low, high = _range(matrices.values())
-    for axes, (name, matrix) in zip(panels, matrices.items(), strict=False):
-        anew = (retrained or {}).get(name, ())
-        image = _draw_matrix(axes, matrix, replacements[name], anew, name, low, high)
-    for axes in panels[len(matrices) :]:
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    low, high = _range(matrices)
+    for axes, (name, (matrix, schedule)) in zip(places, panels.items(), strict=False):
+        image = _draw_matrix(axes, matrix, schedule, name, low, high)
+    for axes in places[len(panels) :]:
         axes.set_axis_off()
-    figure.colorbar(image, ax=panels, shrink=0.8, label="%")
+    figure.colorbar(image, ax=places, shrink=0.8, label="%")
     figure.suptitle(title, fontsize=10)
     return figure
 
@@ -110,7 +113,7 @@ def _range(matrices) -> tuple[float, float]:
     return values.min(), values.max()
 
 
-def _draw_matrix(axes, matrix, replacements, retrained, title, low, high):
+def _draw_matrix(axes, matrix, schedule, title, low, high):
     values = 100 * np.asarray(matrix, float)
     size = len(values)
     incompatible = np.tril(np.ones_like(values, bool), -1)
@@ -131,26 +134,26 @@ def _draw_matrix(axes, matrix, replacements, retrained, title, low, high):
                 bbox=plate if incompatible[row, column] else None,  # on top of the hatching
             )
     axes.add_collection(_hatched(np.argwhere(incompatible)))
-    _task_ticks(axes, size, replacements, retrained)
+    _task_ticks(axes, size, schedule)
     axes.set_xlabel("gallery of model")
     axes.set_ylabel("queries of model")
     axes.set_title(title, fontsize=10, parse_math=False)
     return image
 
 
+@default_style()
 def curves(
     values: Mapping[str, Sequence[float]],
     *,
     xlabel: str,
     ylabel: str,
-    replacements: Sequence[int] = (),
-    retrained: Sequence[int] = (),
+    schedule: Schedule = PLAIN,
     boundaries: Sequence[int] = (),
-    deviations: Mapping[str, Sequence[float]] | None = None,
+    stds: Mapping[str, Sequence[float]] | None = None,
     title: str = "",
     labels: Sequence[str] | None = None,
 ) -> Figure:
-    """Lines over tasks 1 … T (or epochs), replacements as dotted verticals, ± deviations as bands.
+    """Lines over tasks 1 … T (or epochs), replacements as dotted verticals, ± std as bands.
 
     With retrained tasks, which are dashed verticals, the legend names both.
 
@@ -158,10 +161,9 @@ def curves(
       values: of each line, by its label.
       xlabel: what is counted from 1.
       ylabel: quantity and unit.
-      replacements: 0-based positions to mark.
-      retrained: 0-based positions to mark otherwise.
+      schedule: 0-based positions to mark.
       boundaries: 0-based positions of faint verticals, where a task begins among epochs.
-      deviations: half width of the band around a line, by label.
+      stds: half width of the band around a line, by label.
       title: of the figure.
       labels: of the positions, where these are not numbers to count.
     """
@@ -169,10 +171,12 @@ def curves(
     axes = figure.add_subplot()
     for position in boundaries:
         axes.axvline(position + 1, color="0.92", linewidth=1, zorder=0)
-    _draw_curves(axes, values, replacements, deviations, _REPLACED if retrained else None)
-    for position in retrained:
-        label = _RETRAINED if position == retrained[0] else None
-        axes.axvline(position + 1, color="0.3", linestyle="--", linewidth=1, zorder=0, label=label)
+    _draw_curves(axes, values, stds)
+    named = bool(schedule.retrained)  # of two kinds the legend says which is which
+    dotted = {"color": "0.5", "linestyle": ":", "linewidth": 1.2}
+    dashed = {"color": "0.3", "linestyle": "--", "linewidth": 1}
+    _draw_marks(axes, schedule.replaced, _REPLACED if named else None, dotted)
+    _draw_marks(axes, schedule.retrained, _RETRAINED, dashed)
     if labels is not None:
         axes.set_xticks(np.arange(1, len(labels) + 1), labels)
     axes.set_xlabel(xlabel)
@@ -188,11 +192,12 @@ def curves(
     return figure
 
 
+@default_style()
 def curve_panels(
     panels: Mapping[str, Mapping[str, Sequence[float]]],
     *,
     xlabel: str,
-    deviations: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
+    stds: Mapping[str, Mapping[str, Sequence[float]]] | None = None,
     title: str = "",
 ) -> Figure:
     """Panels of lines side by side, each as of `curves`; a label has one colour in all of them.
@@ -200,13 +205,13 @@ def curve_panels(
     Args:
       panels: by their titles, the values of each line by its label.
       xlabel: what is counted from 1.
-      deviations: half width of the bands, by panel and label.
+      stds: half width of the bands, by panel and label.
       title: of the figure.
     """
     figure = Figure(figsize=(3.6 * len(panels), 3.3), layout="constrained")
     row = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, (name, values) in zip(row, panels.items(), strict=True):
-        _draw_curves(axes, values, (), (deviations or {}).get(name))
+        _draw_curves(axes, values, (stds or {}).get(name))
         if min(map(min, values.values())) > 0:  # a loss that falls to a hundredth
             axes.set_yscale("log")
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -222,6 +227,7 @@ def curve_panels(
     return figure
 
 
+@default_style()
 def theorem_panels(checks: Mapping[str, Sequence[theorem.Check]], title: str = "") -> Figure:
     """Both inequalities of Theorem 1 and the concentrations, one point per update and class.
 
@@ -290,8 +296,7 @@ def _square_limits(axes) -> tuple[float, float]:
     return limits
 
 
-def _draw_curves(axes, values, replacements, deviations, replaced: str | None = None) -> None:
-    """Lines and replacements; the legend names these `replaced`, if at all."""
+def _draw_curves(axes, values, stds) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for number, (label, line) in enumerate(values.items()):
         line, at = np.asarray(line, float), np.arange(1, len(line) + 1)
@@ -305,26 +310,31 @@ def _draw_curves(axes, values, replacements, deviations, replaced: str | None = 
             marker="o" if len(line) <= _MOST_NUMBERED else None,
             markersize=3,
         )
-        if deviations and label in deviations:
-            spread = np.asarray(deviations[label], float)
+        if stds and label in stds:
+            spread = np.asarray(stds[label], float)
             axes.fill_between(at, line - spread, line + spread, color=colour, alpha=0.15, lw=0)
-    for position in replacements:
-        label = replaced if position == replacements[0] else None
-        axes.axvline(position + 1, color="0.5", linestyle=":", linewidth=1.2, zorder=0, label=label)
 
 
+def _draw_marks(axes, positions: Sequence[int], name: str | None, style: dict) -> None:
+    """Verticals at 0-based positions, once named in the legend."""
+    for position in positions:
+        label = name if position == positions[0] else None
+        axes.axvline(position + 1, zorder=0, label=label, **style)
+
+
+@default_style()
 def bars(
     values: Mapping[str, float],
     *,
     ylabel: str,
-    deviations: Mapping[str, float] | None = None,
+    stds: Mapping[str, float] | None = None,
     title: str = "",
 ) -> Figure:
-    """One bar for each label, with ± deviations where given."""
+    """One bar for each label, with ± std where given."""
     names = 0.07 * max(map(len, values))  # inches that the slanted labels take
     figure = Figure(figsize=(max(3.0, 0.5 * len(values) + 1.2), 2.6 + names), layout="constrained")
     axes = figure.add_subplot()
-    errors = [(deviations or {}).get(label, 0.0) for label in values]
+    errors = [(stds or {}).get(label, 0.0) for label in values]
     axes.bar(list(values), list(values.values()), yerr=errors, capsize=3, color=COLOURS[0])
     for label in axes.get_xticklabels():
         label.set(rotation=50, ha="right", rotation_mode="anchor")
@@ -333,6 +343,7 @@ def bars(
     return figure
 
 
+@default_style()
 def save(figure: Figure, stem: str) -> None:
     """Writes STEM.png and STEM.svg; the same figure gives the same SVG."""
     path = epath.Path(stem)
@@ -355,13 +366,21 @@ def _hatched(cells: np.ndarray) -> PolyCollection:
     return PolyCollection(squares, facecolor="none", edgecolor=WRONG, linewidth=0, hatch="////")
 
 
-def _task_ticks(
-    axes, size: int, replacements: Sequence[int], retrained: Sequence[int] = ()
-) -> None:
+def _task_ticks(axes, size: int, schedule: Schedule) -> None:
     step = 1 if size <= _MOST_NUMBERED else 5
-    ticks = sorted({*range(0, size, step), *replacements, *retrained})
+    ticks = sorted({*range(0, size, step), *schedule.replaced, *schedule.retrained})
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [f"{tick + 1}{'+' if tick in retrained else ''}" for tick in ticks])
+        axis.set_ticks(
+            ticks, [f"{tick + 1}{'+' if tick in schedule.retrained else ''}" for tick in ticks]
+        )
         for tick, label in zip(ticks, axis.get_ticklabels(), strict=True):
-            label.set_fontweight("bold" if tick in replacements else "normal")
-            label.set_fontstyle("italic" if tick in retrained else "normal")
+            label.set_fontweight("bold" if tick in schedule.replaced else "normal")
+            label.set_fontstyle("italic" if tick in schedule.retrained else "normal")
+
+
+@default_style()
+def pixels(figure: Figure) -> np.ndarray:
+    """A figure as uint8 [H, W, 3]."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]

@@ -16,6 +16,8 @@ from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation.features import Evaluation
 from iamcl2r_jax.reports import image_plots, plots, projections, retrieval_strip
+from iamcl2r_jax.reports.schedule import Schedule
+from iamcl2r_jax.reports.words import printable
 
 _QUERIES, _NEAREST, _GALLERY = 8, 8, 1024  # of a retrieval strip
 _IMAGES_PER_CLASS = 40  # in the view of the features
@@ -42,25 +44,21 @@ class Picture:
     caption: str
 
 
-def matrix(
-    directory: str, name: str, values: Any, replacements: Sequence[int], retrained: Sequence[int]
-) -> Picture:
+def matrix(directory: str, name: str, values: Any, schedule: Schedule) -> Picture:
     """The compatibility matrix of an evaluation."""
     return _picture(
         directory,
         f"matrix_{_file_name(name)}",
-        plots.heat_map(values, replacements, name, retrained=retrained),
+        plots.heat_map(values, schedule, name),
         f"Compatibility matrix of {name} as a heat map.",
         name,
     )
 
 
-def over_tasks(
-    directory: str, results: Mapping[str, Any], retrained: Sequence[int]
-) -> list[Picture]:
+def over_tasks(directory: str, results: Mapping[str, Any], schedule: Schedule) -> list[Picture]:
     """AA and AC of the models up to each task, a line for each evaluation."""
     return [
-        _over_tasks(directory, results, retrained, key, ylabel, what, digits)
+        _over_tasks(directory, results, schedule, key, ylabel, what, digits)
         for key, ylabel, what, digits in (
             ("aa_per_task", "AA, %", "Average accuracy AA", ".1f"),
             ("ac_per_task", "AC", "Average compatibility AC", ".2f"),
@@ -68,7 +66,7 @@ def over_tasks(
     ]
 
 
-def _over_tasks(directory, results, retrained, key, ylabel, what, digits) -> Picture:
+def _over_tasks(directory, results, schedule, key, ylabel, what, digits) -> Picture:
     lines = {name: evaluation[key] for name, evaluation in results["evaluations"].items()}
     read = "; ".join(
         f"{name}: {', '.join(format(value, digits) for value in line)}"
@@ -77,32 +75,22 @@ def _over_tasks(directory, results, retrained, key, ylabel, what, digits) -> Pic
     return _picture(
         directory,
         key,
-        plots.curves(
-            lines,
-            xlabel="task τ",
-            ylabel=ylabel,
-            replacements=results["replacements"],
-            retrained=retrained,
-        ),
+        plots.curves(lines, xlabel="task τ", ylabel=ylabel, schedule=schedule),
         f"{what} as curves, after task 1 to {results['num_tasks']}. {read}.",
         f"{what} of the models so far, after each task τ. Dotted: the model was replaced"
-        f"{'; dashed: it was retrained from scratch' if retrained else ''}.",
+        f"{'; dashed: it was retrained from scratch' if schedule.retrained else ''}.",
     )
 
 
 def training(
-    directory: str,
-    records: Sequence[Mapping[str, Any]],
-    replacements: Sequence[int],
-    retrained: Sequence[int],
+    directory: str, records: Sequence[Mapping[str, Any]], schedule: Schedule
 ) -> list[Picture]:
     """Loss terms and training accuracy of every epoch, all tasks one after another."""
     starts = np.cumsum([0] + [len(record["history"]) for record in records[:-1]]).tolist()
     axis = {
         "xlabel": "epoch, over all tasks",
         "boundaries": starts[1:],
-        "replacements": [starts[task] for task in replacements],
-        "retrained": [starts[task] for task in retrained],
+        "schedule": schedule.at(starts),
     }
     history = [metrics for record in records for metrics in record["history"]]
     accuracy = [100 * metrics["accuracy"] for metrics in history]
@@ -113,7 +101,7 @@ def training(
         lines = {"loss": total, **lines}
     verticals = (
         "Grey verticals: a task begins; dotted: with a replaced model"
-        f"{'; dashed: from scratch' if retrained else ''}."
+        f"{'; dashed: from scratch' if schedule.retrained else ''}."
     )
     at_the_end = ", ".join(f"{name} {line[-1]:.3f}" for name, line in lines.items())
     return [
@@ -224,7 +212,7 @@ def features(
         np.searchsorted(classes, images.labels),
         {name: embed(images.images) for name, embed in models.items()},
     )
-    names = [stream.test.class_names[cls] for cls in classes]
+    names = [printable(stream.test.class_names[cls]) for cls in classes]
     cosines = ", ".join(f"{name} {value:.2f}" for name, value in view.concentrations.items())
     vectors = "the d-Simplex vertices" if fixed else f"the classifier rows of {list(models)[-1]}"
     chosen = (

@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from iamcl2r_jax.reports.words import printable
+
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
@@ -56,7 +58,7 @@ def build(gallery_set, gallery_features, query_set, query_features, count: int) 
       count: nearest images of each query.
     """
     found = nearest(gallery_features, query_features, count)
-    names = np.asarray(query_set.class_names, object)
+    names = np.asarray([printable(name) for name in query_set.class_names], object)
     found_labels = gallery_set.labels[found]
     return Strip(
         query_images=query_set.images,

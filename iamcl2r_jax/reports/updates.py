@@ -1,27 +1,23 @@
 """Theorem 1 on the models of a run: each update checked on held-out images, and summed up."""
 
 import dataclasses
-import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from ml_collections import ConfigDict
-from rich import box
-from rich.console import Console
-from rich.table import Table
 
 from iamcl2r_jax import simplex
 from iamcl2r_jax.evaluation import theorem
 from iamcl2r_jax.evaluation.features import FeatureExtractor
+from iamcl2r_jax.evaluation.intervals import CONFIDENCE
 from iamcl2r_jax.models.stored import Architecture, Model
+from iamcl2r_jax.reports.tables import markdown
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
 from iamcl2r_jax.training.pretraining import image_options
 
-CONFIDENCE = 0.95
 # Kinds of updates.
 FINE_TUNED, REPLACED, RETRAINED = "fine-tuned", "across a replacement", "across a retraining"
 _PARTS = {
@@ -185,7 +181,7 @@ def check_run(
 
 def _kind(between: Sequence[Mapping[str, Any]]) -> str:
     """The kind of an update, from the records of the tasks that it took."""
-    if any(record.get("retrained") for record in between):
+    if any(record["retrained"] for record in between):
         return RETRAINED
     return REPLACED if any(record["replaced_by"] for record in between) else FINE_TUNED
 
@@ -257,26 +253,39 @@ def _pooled(inequalities: Sequence[theorem.Inequality]) -> theorem.Inequality:
     return theorem.Inequality(inequalities[0].sign, **joined)
 
 
-def tables(checked: CheckedRun, summary: dict[str, Any], name: str) -> list[Table]:
-    """What is to be said of a run: the summary of `summarize`, its models and its updates."""
+def tables(checked: CheckedRun, summary: dict[str, Any], name: str) -> list[str]:
+    """What is to be said of a run, in Markdown: the summary of `summarize`, models and updates."""
     return [
-        _summary_table(summary, name),
-        _model_table(checked.models, name),
-        _update_table(checked.updates, name),
+        f"{name}: {title}\n\n{markdown(list(lines))}"
+        for title, lines in (
+            (
+                "Theorem 1 on held-out images; beyond, violated: the "
+                f"{CONFIDENCE:.0%} interval lies above, below zero; caps: what follows from κ "
+                "alone",
+                _summary_lines(summary),
+            ),
+            (
+                "each model on the classes it knows; s is the direction that these share",
+                _model_lines(checked.models),
+            ),
+            (
+                "means over the classes of each update, and shares of them; * replaced, + "
+                "retrained between",
+                _update_lines(checked.updates),
+            ),
+        )
     ]
 
 
-def _summary_table(summary: dict[str, Any], name: str) -> Table:
-    table = _table(
-        f"{name}: Theorem 1 on held-out images; beyond, violated: the {CONFIDENCE:.0%} interval "
-        "lies above, below zero; caps: what follows from κ alone",
+def _summary_lines(summary: dict[str, Any]) -> Iterator[Sequence[str]]:
+    yield (
         *("updates", "inequality", "cases", "holds", "beyond", "violated", "caps: holds"),
         *("before → after", "caps: before → after"),
     )
     for group, found in summary.items():
         for part, title in _PARTS.items():
             figures = found[part]
-            table.add_row(
+            yield (
                 f"{group} ({found['updates']})",
                 title,
                 str(figures["cases"]),
@@ -284,28 +293,19 @@ def _summary_table(summary: dict[str, Any], name: str) -> Table:
                 _arrow(figures["before"], figures["after"]),
                 _arrow(figures["caps_before"], figures["caps_after"]),
             )
-    return table
 
 
-def _model_table(models: Sequence[ModelState], name: str) -> Table:
-    table = _table(
-        f"{name}: each model on the classes it knows; s is the direction that these share",
-        *("task", "classes", "κ", "E cos(z, s)", "of caps"),
-    )
+def _model_lines(models: Sequence[ModelState]) -> Iterator[Sequence[str]]:
+    yield "task", "classes", "κ", "E cos(z, s)", "of caps"
     for model in models:
         figures = (model.kappa, model.shared, model.caps_shared)
-        table.add_row(str(model.task + 1), str(model.classes), *(f"{x:.3f}" for x in figures))
-    return table
+        yield str(model.task + 1), str(model.classes), *(f"{x:.3f}" for x in figures)
 
 
-def _update_table(updates: Sequence[Update], name: str) -> Table:
+def _update_lines(updates: Sequence[Update]) -> Iterator[Sequence[str]]:
     measured = ["before → after", f"margin [{CONFIDENCE:.0%}]", "holds", "beyond", "violated"]
-    table = _table(
-        f"{name}: means over the classes of each update, and shares of them; * replaced, "
-        "+ retrained between",
-        *("old → new", "classes", "κ old → new", "κ grew"),
-        *(f"({part}) {column}" for part in "ab" for column in measured),
-    )
+    columns = (f"({part}) {column}" for part in "ab" for column in measured)
+    yield "old → new", "classes", "κ old → new", "κ grew", *columns
     marks = {FINE_TUNED: "", REPLACED: "*", RETRAINED: "+"}
     for update in updates:
         check = update.check
@@ -321,34 +321,8 @@ def _update_table(updates: Sequence[Update], name: str) -> Table:
             cells.append(_arrow(mean.before, mean.after))
             cells.append(f"{mean.margin:+.4f} [{low:+.4f}, {high:+.4f}]")
             cells += [f"{stands[share]:.0%}" for share in _SHARES[:3]]
-        table.add_row(*cells)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(box=box.MARKDOWN, title=title, title_justify="left", title_style="")
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", no_wrap=True)
-    return table
+        yield cells
 
 
 def _arrow(old: float, new: float) -> str:
     return f"{old:.4f} → {new:.4f}"
-
-
-def print_table(console: Console, table: Table) -> None:
-    """Prints a table whole: a narrow console breaks its lines, but cuts nothing off."""
-    console.print(_markdown([table]), markup=False, soft_wrap=True)
-
-
-def write_markdown(path: str, tables: Sequence[Table]) -> None:
-    """Writes tables one below the other."""
-    epath.Path(path).write_text(_markdown(tables))
-
-
-def _markdown(tables: Sequence[Table]) -> str:
-    text = io.StringIO()
-    console = Console(file=text, width=500)
-    for table in tables:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in text.getvalue().splitlines()) + "\n"

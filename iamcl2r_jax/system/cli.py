@@ -36,6 +36,8 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
     # But that JAX found no driver for the GPU, and goes on without one, is not told elsewhere.
     standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
     sys.unraisablehook = _without_late_writes
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # an encoding that lacks a sign ends no program
     if joins_job:
         _define_job_flags()
 

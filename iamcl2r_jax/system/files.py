@@ -38,7 +38,7 @@ def write_text(path: str, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with draft.open("wb") as file:
-                file.write(text.encode())
+                file.write(text.encode(errors="backslashreplace"))
                 sync(file)
             draft.replace(path)
         except OSError:
@@ -267,7 +267,7 @@ def _content(holder: str) -> str:
 
 
 def _digest(value: Any) -> str:
-    return hashlib.sha256(_encode(as_json(value)).encode()).hexdigest()
+    return hashlib.sha256(_encode(as_json(value)).encode(errors="backslashreplace")).hexdigest()
 
 
 def _encode(value: Any) -> str:

@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -36,28 +37,37 @@ class _Rate(ProgressColumn):
         return Text(f"{speed:.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each")
 
 
+def plain_console(**options: Any) -> Console:
+    """A console that takes no text for markup, emoji or something to highlight."""
+    return Console(markup=False, emoji=False, highlight=False, **options)
+
+
+def print_text(console: Console, text: str) -> None:
+    """Prints lines as they are, which may hold a user's text; only the terminal breaks them."""
+    console.out(text, highlight=False)
+
+
 class Reporter:
     """Prints messages and the progress of stages made of epochs."""
 
     def __init__(self, console: Console | None = None):
-        # `highlight` would colour every number of a plain sentence.
-        self.console = console or Console(highlight=False, quiet=not distributed.is_first())
+        self.console = console or plain_console(quiet=not distributed.is_first())
 
     def message(self, text: str) -> None:
         """Prints one line."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        print_text(self.console, text)
 
     @contextmanager
     def stage(self, title: str, epochs: int, *, done: int = 0) -> Iterator["Stage"]:
         """Shows the progress of `epochs` epochs, `done` of them before, under a title."""
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             _Rate(),
             TextColumn("left"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[figures]}", markup=False),
             console=self.console,
             transient=True,
             speed_estimate_period=math.inf,  # rich's 30 seconds may hold no whole epoch

@@ -35,8 +35,9 @@ from iamcl2r_jax.evaluation.features import Evaluation, embed
 from iamcl2r_jax.evaluation.pairs import evaluate_models, evaluate_pairs
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models.stored import Model, save_model
-from iamcl2r_jax.reports import html_report
-from iamcl2r_jax.system import distributed, files, runtime, tracking
+from iamcl2r_jax.reports import html_report, tracking
+from iamcl2r_jax.reports.schedule import Schedule
+from iamcl2r_jax.system import distributed, files, runtime
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
@@ -132,7 +133,6 @@ def run(
             records, external = train_stream(setting, external, workdir)
             clock.lap("train")
             evaluated, passes = evaluate(setting, workdir, evaluations)
-            tracker.evaluations(evaluated, sorted(external), config.replacements.retrain)
             reference_figures = references(config, evaluations, external, programs)
             clock.lap("evaluate")
             results = {
@@ -160,6 +160,7 @@ def run(
                 "environment": runtime.environment(),
             }
             files.write_json(os.path.join(workdir, "results.json"), results)
+            tracker.evaluations(evaluated, Schedule.of_results(results), reporter)
             html_report.write_or_tell(
                 config,
                 workdir,

@@ -37,7 +37,8 @@ from iamcl2r_jax.models.stored import (
     Model,
     save_model,
 )
-from iamcl2r_jax.system import distributed, files, runtime, tracking
+from iamcl2r_jax.reports import tracking
+from iamcl2r_jax.system import distributed, files, runtime
 from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption

@@ -8,6 +8,7 @@ from iamcl2r_jax.evaluation.gate import Split
 from iamcl2r_jax.evaluation.pairs import evaluate_models
 from iamcl2r_jax.models.stored import load_metadata
 from iamcl2r_jax.reports import html_report, report
+from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files, runtime
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
@@ -41,12 +42,8 @@ def main(
     files.require_writable(os.path.dirname(output) or ".")
     evaluated = reevaluate(workdir, gallery, query, data_dir=data_dir, reporter=reporter)
     files.write_json(output, evaluated)
-    report.print_evaluations(
-        evaluated["evaluations"],
-        evaluated["replacements"],
-        reporter.console,
-        retrained=evaluated["retrained"],
-    )
+    schedule = Schedule.of_results(evaluated)
+    report.print_evaluations(evaluated["evaluations"], schedule, reporter.console)
     reporter.message(f"results: {output}")
     results = files.read_json(os.path.join(workdir, "results.json"))
     if results is not None:

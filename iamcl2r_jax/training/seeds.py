@@ -4,11 +4,10 @@ Everything but the training itself is the ordinary procedure of each seed, `life
 and each leaves an ordinary run. A workdir holds:
   seed<s>/                   the run with seed s, as `lifelong.run` leaves it
   progress/<t>-<seeds>/      where the training of task t stands, while it is under way
-  results.json               mean and deviation over the seeds
+  results.json               mean and std over the seeds
 """
 
 import os
-import statistics
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -21,8 +20,10 @@ from ml_collections import ConfigDict
 from iamcl2r_jax.config import check_stream, validate
 from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import Pool
+from iamcl2r_jax.evaluation.intervals import mean_and_std
 from iamcl2r_jax.methods import Classes
-from iamcl2r_jax.system import files, tracking
+from iamcl2r_jax.reports import tracking
+from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
@@ -279,15 +280,14 @@ def _of_seed(index: int, metrics: dict[str, float]) -> dict[str, float]:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and deviation over the seeds.
+    """Mean and std over the seeds.
 
     Args:
       results: of each seed's run.
 
     Returns:
       "name", "method", "seeds", and under "evaluations" for each of them "ac" and "aa" (in
-      percent) as "values", "mean" and "deviation", the standard deviation of a sample (None for a
-      single seed).
+      percent), see `intervals.mean_and_std`.
     """
     return {
         "name": results[0]["name"],
@@ -295,14 +295,9 @@ def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "seeds": [result["seed"] for result in results],
         "evaluations": {
             name: {
-                figure: _spread([result["evaluations"][name][figure] for result in results])
+                figure: mean_and_std([result["evaluations"][name][figure] for result in results])
                 for figure in ("ac", "aa")
             }
             for name in results[0]["evaluations"]
         },
     }
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return {"values": values, "mean": statistics.fmean(values), "deviation": deviation}

@@ -26,10 +26,10 @@ from iamcl2r_jax.models.stored import (
     Metadata,
     Model,
 )
+from iamcl2r_jax.reports.tracking import Tracker
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.system.tracking import Tracker
 from iamcl2r_jax.training import training
 from iamcl2r_jax.training.pretraining import image_options, optimizer
 from iamcl2r_jax.training.resume import ProgressStore, fit_resumably

@@ -8,7 +8,7 @@ All three get the same lines in the same order, flat dicts of numbers:
 
 `task` counts from 0, as in results.json; `epoch` counts the finished epochs of the task and
 `global_epoch` those of the run. AC in [0, 1] and AA in percent are those of the models up to the
-task, on the evaluation NAME. The last kind of line comes with the picture task/NAME/matrix.
+task, on the evaluation NAME. The last line comes with the pictures task/NAME/matrix.
 
 Pre-training is told in the same words, as task 0, to metrics.jsonl and TensorBoard alone: below
 `.NAME.progress` while it goes on, then in its external model's directory.
@@ -26,24 +26,36 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from iamcl2r_jax.reports import plots
+from iamcl2r_jax.reports.html_report import or_message
+from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.progress import Reporter
 
 # Takes a line's number, the line, and pictures uint8 [H, W, 3] by name.
 Writer = Callable[[int, Mapping[str, float], Mapping[str, np.ndarray]], None]
 
 
 class Tracker:
-    """Tells writers what a run reached, each thing once."""
+    """Tells writers what a run reached, each thing once.
 
-    def __init__(self, epochs_per_task: int = 0, writers: Sequence[Writer] = ()):
-        self._epochs_per_task, self._writers = epochs_per_task, writers
+    Args:
+      epochs_per_task: of the run.
+      writers: of lines.
+      drawers: of lines and pictures.
+    """
+
+    def __init__(
+        self,
+        epochs_per_task: int = 0,
+        writers: Sequence[Writer] = (),
+        drawers: Sequence[Writer] = (),
+    ):
+        self._epochs_per_task = epochs_per_task
+        self._writers, self._draws = [*writers, *drawers], bool(drawers)
         self._lines = 0
         self._told: dict[int, int] = {}  # epochs, by task
 
@@ -72,33 +84,28 @@ class Tracker:
         self._write({"task": task} | known)
 
     def evaluations(
-        self,
-        figures: Mapping[str, Any],
-        replacements: Sequence[int],
-        retrained: Sequence[int] = (),
+        self, figures: Mapping[str, Any], schedule: Schedule, reporter: Reporter
     ) -> None:
         """Tells, task by task, what the models up to that task reach.
 
         Args:
           figures: of each evaluation by its name, as in results.json.
-          replacements: 0-based tasks at which the model was replaced.
-          retrained: 0-based tasks at which it was trained anew.
+          schedule: of the tasks.
+          reporter: is told if a matrix cannot be drawn.
         """
+        pictures = {}
+        if self._draws:
+            with or_message(reporter, "matrices are not tracked as pictures", "results are whole"):
+                pictures = _matrices(figures, schedule)
         num_tasks = len(next(iter(figures.values()))["matrix"])
         for task in range(num_tasks):
-            line, pictures = {"task": task}, {}
-            replaced, anew = (
-                [other for other in marked if other <= task] for marked in (replacements, retrained)
-            )
+            line = {"task": task}
             for name, evaluation in figures.items():
                 metrics = {"": evaluation} | {f"{m}/": e for m, e in evaluation["metrics"].items()}
                 for prefix, found in metrics.items():
                     line[f"task/{name}/{prefix}ac"] = found["ac_per_task"][task]
                     line[f"task/{name}/{prefix}aa"] = found["aa_per_task"][task]
-                block = [row[: task + 1] for row in evaluation["matrix"][: task + 1]]
-                figure = plots.heat_map(block, replaced, name, retrained=anew)
-                pictures[f"task/{name}/matrix"] = _pixels(figure)
-            self._write(line, pictures)
+            self._write(line, pictures if task == num_tasks - 1 else None)
 
     def _write(
         self, line: dict[str, float], pictures: Mapping[str, np.ndarray] | None = None
@@ -132,14 +139,14 @@ def open_tracker(config: ConfigDict, workdir: str) -> Iterator[Tracker]:
       InputError: if Weights & Biases is asked for and cannot start.
     """
     with ExitStack() as stack:
-        writers = []
+        writers, drawers = [], []
         if jax.process_index() == 0:
             writers.append(stack.enter_context(_json_lines(workdir)))
             if config.tracking.tensorboard:
-                writers.append(stack.enter_context(_tensorboard(workdir)))
+                drawers.append(stack.enter_context(_tensorboard(workdir)))
             if config.tracking.get("wandb"):  # no field of pre-training's
-                writers.append(stack.enter_context(_weights_and_biases(config, workdir)))
-        yield Tracker(config.train.epochs, writers)
+                drawers.append(stack.enter_context(_weights_and_biases(config, workdir)))
+        yield Tracker(config.train.epochs, writers, drawers)
 
 
 def written(workdir: str) -> list[epath.Path]:
@@ -232,8 +239,11 @@ def _import_wandb():
     return wandb
 
 
-def _pixels(figure: Figure) -> np.ndarray:
-    """A figure as uint8 [H, W, 3]."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]
+def _matrices(figures: Mapping[str, Any], schedule: Schedule) -> dict[str, np.ndarray]:
+    """The matrix of each evaluation as a picture."""
+    from iamcl2r_jax.reports import plots  # matplotlib, only where something is drawn
+
+    return {
+        f"task/{name}/matrix": plots.pixels(plots.heat_map(evaluation["matrix"], schedule, name))
+        for name, evaluation in figures.items()
+    }
