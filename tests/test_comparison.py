@@ -371,7 +371,7 @@ def test_a_new_method_leaves_finished_cells_of_others_alone(recorder, unpictured
 
     before["method_options"]["hoc"]["mu"] = 5.0
     files.write_json(f"{hoc.workdir}/config.json", before)
-    with pytest.raises(InputError, match=r"method_options.hoc.mu: 5.0 there, 10.0 here"):
+    with pytest.raises(InputError, match=r"method_options.mu: 5.0 there, 10.0 here"):
         comparison.run(c, str(tmp_path), only=["hoc"])
 
 

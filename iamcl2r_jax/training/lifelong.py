@@ -218,13 +218,16 @@ def _identity(config: dict[str, Any]) -> dict[str, Any]:
     Options of other methods are such, and those of adapters for a method that trains none: a new
     method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
-    config = without_unused_options(config)
+    return _of_effect(without_unused_options(config))
+
+
+def _of_effect(config: dict[str, Any]) -> dict[str, Any]:
     without = {"num_seeds", *WITHOUT_EFFECT}
     without |= {name for name in ("retrain", "watch") if not config.get(name)}
     kept = {name: value for name, value in config.items() if name not in without}
     if "method" in kept and not methods.get(kept["method"]).adapts:
         kept.pop("adapter", None)
-    return {n: _identity(v) if isinstance(v, dict) else v for n, v in kept.items()}
+    return {n: _of_effect(v) if isinstance(v, dict) else v for n, v in kept.items()}
 
 
 def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
