@@ -126,7 +126,7 @@ def test_a_run_that_goes_on_leaves_what_an_uninterrupted_one_does(run_config, tm
     """Killed after an epoch that no checkpoint holds: the checkpoint's word counts."""
     with tracking.open_tracker(run_config, str(tmp_path / "whole")) as tracker:
         tell_everything(tracker)
-    stopped = tmp_path / "stopped"
+    stopped = tmp_path / "[stopped]*"  # as a path, not as a pattern
     with tracking.open_tracker(run_config, str(stopped)) as tracker:
         tracker.task(RECORDS[0])
         tracker.epochs(1, [{"loss": 9.0, "accuracy": 0.9}])

@@ -149,9 +149,17 @@ def check(
         same=inequality(-1, same_class),
         other=inequality(1, lambda d: other_classes(d, sizes)),
         pairs=inequality(1, lambda d: d[..., ~np.eye(len(sizes), dtype=bool)]),
-        mean_same=inequality(-1, lambda d: np.nanmean(same_class(d), axis=-1)),
+        mean_same=inequality(-1, lambda d: _mean_of_known(same_class(d))),
         mean_other=inequality(1, lambda d: other_classes(d, sizes).mean(axis=-1)),
     )
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """The mean over the last axis of what is not NaN; NaN where nothing is known."""
+    known = ~np.isnan(values)
+    count = known.sum(-1)
+    total = np.where(known, values, 0.0).sum(-1)
+    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
 
 
 def concentration(features: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> np.ndarray:

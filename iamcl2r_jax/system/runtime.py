@@ -10,6 +10,8 @@ from importlib import metadata
 import jax
 from jax import monitoring
 
+from iamcl2r_jax.system.errors import InputError
+
 _PACKAGES = (
     "iamcl2r_jax",
     "jax",
@@ -49,7 +51,15 @@ def environment() -> dict:
 
 
 def enable_compilation_cache(directory: str) -> None:
-    """Keeps compiled programs in `directory`, so that the next start need not compile them."""
+    """Keeps compiled programs in `directory`, so that the next start need not compile them.
+
+    Raises:
+      InputError: if JAX cannot be given its name.
+    """
+    try:
+        directory.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"compilation_cache={directory!a}: must be a Unicode path") from None
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
