@@ -20,7 +20,7 @@ from PIL import Image
 from iamcl2r_jax import compatibility, retrieval, simplex
 from iamcl2r_jax.config import validate
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.evaluation import gate
+from iamcl2r_jax.evaluation import feature_files, from_features, gate
 from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.evaluation.gate import Split
 from iamcl2r_jax.evaluation.intervals import paired_intervals
@@ -193,6 +193,32 @@ def test_exit_status_and_what_is_printed_and_saved(place, models, tmp_path, caps
     assert "2 of 3 upgrades not compatible" in printed
 
 
+def test_maps_and_files_of_features(place, models, tmp_path, capsys):
+    """The files that are written lead to the same ways and the same advice as the models did."""
+    paths = [models["new"], models["old"]]
+    status = gate.main(
+        paths,
+        *splits(place / "shop"),
+        maps=["procrustes", "ridge"],
+        write_features=str(tmp_path / "features"),
+        output=str(tmp_path / "evaluation.json"),
+    )
+    results = json.loads((tmp_path / "evaluation.json").read_text())
+    (upgrade,) = results["upgrades"]
+    assert upgrade["compatible"] is False
+    assert status == (0 if upgrade["advice"]["compatible"] else 3)
+    assert upgrade["advice"]["text"][0] in capsys.readouterr().out
+    assert results["pairs"] == 24
+    files = [str(tmp_path / "features" / name) for name in ("1-new.npz", "2-old.npz")]
+    tables = [feature_files.open_table(path) for path in files]
+    assert set(tables[0].labels) == {"bag", "hat", "ring", "shoe"}
+    (again,) = from_features.compare(tables, ["procrustes", "ridge"])["upgrades"]
+    for way, other in zip(upgrade["ways"], again["ways"], strict=True):
+        for figure in ("map", "direction", "pairs", "value", "gain_interval", "gallery_bytes"):
+            assert way[figure] == other[figure]
+    assert again["advice"]["verdict"] == upgrade["advice"]["verdict"]
+
+
 def test_gallery_and_queries_from_two_data_sets_are_matched_by_class_name(place, models, tmp_path):
     """A class more in one of them, which moves the labels, changes nothing but what it adds."""
     together = compare(place, models["old"], models["new"])
@@ -318,10 +344,8 @@ def test_an_output_in_another_encoding_changes_no_status(place, models, tmp_path
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (
-            ["--workdir=run", "--models=a,b"],
-            "give either --workdir=DIR, a run, or --models=OLD,NEW",
-        ),
+        (["--workdir=run", "--models=a,b"], "give one of --workdir=DIR, a run, --models=OLD,NEW"),
+        (["--workdir=run", "--maps=all"], "--maps: goes with --models and --features"),
         (["--models=a,b", "--query=folder:x"], "--query: name the gallery too"),
     ],
 )
@@ -349,9 +373,10 @@ def commands_of_the_page():
 
 def test_the_page_names_programs_and_flags_that_exist():
     commands = commands_of_the_page()
-    assert len(commands) == 5
+    assert len(commands) == 6
     for _, program, *args in commands:
-        source = (ROOT / program).read_text()
+        body = ROOT / "iamcl2r_jax" / "programs" / pathlib.Path(program).name
+        source = (body if body.exists() else ROOT / program).read_text()
         for flag in (arg.removeprefix("--").partition("=")[0] for arg in args):
             assert f'"{flag.partition(".")[0]}"' in source
 

@@ -304,7 +304,9 @@ def test_what_is_printed_saved_and_the_status(place, monkeypatch, capsys):
     assert from_features.main(features) == 3
     saved = json.loads((place / "evaluation.json").read_text())
     assert not saved["compatible"]
-    assert "Re-embed the gallery: +" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Re-embed the gallery: +" in printed
+    assert "| as is" in printed
     for arguments, message in (
         ((features, ["pca"]), r"^maps=pca: unknown map; choose all or some of procrustes"),
         ((["old.npz"],), r"^features=old.npz: name two or more, oldest first"),

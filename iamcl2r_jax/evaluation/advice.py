@@ -8,7 +8,7 @@ import numpy as np
 
 from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.evaluation.intervals import paired_intervals
-from iamcl2r_jax.evaluation.ways import AS_IS, MAP, Upgrade, Way, hash_order
+from iamcl2r_jax.evaluation.ways import AS_IS, MAP, Models, Upgrade, Way, described, hash_order
 
 DEPLOY, TRAIN = "deploy", "train"
 RE_EMBED = "re-embed"
@@ -69,7 +69,7 @@ def advise(
     def difference(new: np.ndarray, old: np.ndarray) -> Difference:
         gap = np.subtract(new[judge], old[judge], dtype=np.float32)
         ((low, high),) = paired_intervals(gap[np.newaxis], seed)
-        return Difference(float(gap.mean()), (float(low), float(high)))
+        return Difference(float(gap.mean(dtype=np.float64)), (float(low), float(high)))
 
     gains = {id(w): difference(w.values, upgrade.before) for w in (as_is, best) if w is not None}
     new_own = upgrade.ways[-1].values
@@ -106,6 +106,24 @@ def advise(
         ]
         text += _unsettled(own)
     return {"verdict": verdict, "compatible": way is not None, "text": text} | found
+
+
+def advise_all(models: Models, names: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
+    """Of each upgrade `old`, `new`, the accuracy `before` it, its `ways` and the `advice`."""
+    titles, found = [table.name for table in models.tables], []
+    for new in range(len(titles)):
+        for old in range(new):
+            upgrade = models.upgrade(old, new, names, seed)
+            found.append(
+                {
+                    "old": old,
+                    "new": new,
+                    "before": float(upgrade.before.mean()),
+                    "ways": described(upgrade, seed),
+                    "advice": advise(upgrade, models.query_ids, titles, seed),
+                }
+            )
+    return found
 
 
 def _deployable(as_is, best, gains, difference) -> Way | None:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from iamcl2r_jax import compatibility
-from iamcl2r_jax.evaluation import advice, feature_files, maps, ways
+from iamcl2r_jax.evaluation import feature_files, maps
+from iamcl2r_jax.evaluation.advice import advise_all
 from iamcl2r_jax.evaluation.feature_tables import FeatureTable
 from iamcl2r_jax.evaluation.gate import COMPATIBLE, INCOMPATIBLE
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
@@ -99,7 +100,7 @@ def compare(
             )
     _check_pairs(tables, pairs)
     models = Models(tables, metric, pairs, holds_out=bool(names))
-    upgrades = compare_models(models, names, seed)
+    upgrades = advise_all(models, names, seed)
     labels = models.gallery_labels
     return {
         "features": [{"name": table.name, "width": table.width} for table in tables],
@@ -118,24 +119,6 @@ def compare(
         "seed": seed,
         "environment": runtime.environment(),
     }
-
-
-def compare_models(models: Models, names: Sequence[str], seed: int = 0) -> list[dict[str, Any]]:
-    """Of each upgrade `old`, `new`, the accuracy `before` it, its `ways` and the `advice`."""
-    titles, found = [table.name for table in models.tables], []
-    for new in range(len(titles)):
-        for old in range(new):
-            upgrade = models.upgrade(old, new, names, seed)
-            found.append(
-                {
-                    "old": old,
-                    "new": new,
-                    "before": float(upgrade.before.mean()),
-                    "ways": ways.described(upgrade, seed),
-                    "advice": advice.advise(upgrade, models.query_ids, titles, seed),
-                }
-            )
-    return found
 
 
 def _matrix(models: Models) -> dict[str, Any]:

@@ -5,6 +5,7 @@ with intervals.
 """
 
 import dataclasses
+import operator
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation.adapters import carrier
+from iamcl2r_jax.evaluation.advice import advise_all
+from iamcl2r_jax.evaluation.feature_files import write_table
+from iamcl2r_jax.evaluation.feature_tables import GALLERY, QUERY, FeatureTable, make_table
 from iamcl2r_jax.evaluation.features import (
     Evaluation,
     FeatureExtractor,
@@ -24,9 +28,11 @@ from iamcl2r_jax.evaluation.features import (
     refuse_equal_sets,
 )
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
-from iamcl2r_jax.evaluation.pairs import PairValues, evaluate_pairs, summarize
+from iamcl2r_jax.evaluation.maps import check_names
+from iamcl2r_jax.evaluation.pairs import PairValues, pair_values, summarize
+from iamcl2r_jax.evaluation.ways import Models
 from iamcl2r_jax.models.stored import Architecture, ImageInput, Metadata, load_metadata, load_model
-from iamcl2r_jax.reports import report
+from iamcl2r_jax.reports import report, ways_report
 from iamcl2r_jax.system import files, runtime
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
@@ -47,6 +53,8 @@ def main(
     gallery: Split | None,
     query: Split | None,
     *,
+    maps: Sequence[str] = (),
+    write_features: str | None = None,
     metric: str = "identification",
     data_dir: str | None = None,
     output: str | None = None,
@@ -56,7 +64,8 @@ def main(
     """The gate, launch/evaluate.py --models: compares, saves and prints.
 
     Args:
-      models, gallery, query, metric, data_dir, seed, reporter: see `compare`.
+      models, gallery, query, maps, write_features, metric, data_dir, seed, reporter: see
+        `compare`.
       output: file to write; by default evaluation.json here.
 
     Returns:
@@ -70,10 +79,19 @@ def main(
         raise InputError("gallery: name a data set to compare the models on, e.g. folder:DIR")
     files.require_writable(os.path.dirname(output) or ".")
     results = compare(
-        models, gallery, query, metric=metric, data_dir=data_dir, seed=seed, reporter=reporter
+        models,
+        gallery,
+        query,
+        maps=maps,
+        write_features=write_features,
+        metric=metric,
+        data_dir=data_dir,
+        seed=seed,
+        reporter=reporter,
     )
     files.write_json(output, results)
     report.print_upgrades(results, reporter.console)
+    ways_report.show_upgrades(results["upgrades"], results, reporter.console, ways=bool(maps))
     reporter.message(f"results: {output}")
     return COMPATIBLE if results["compatible"] else INCOMPATIBLE
 
@@ -83,6 +101,8 @@ def compare(
     gallery: Split,
     query: Split,
     *,
+    maps: Sequence[str] = (),
+    write_features: str | None = None,
     metric: str = "identification",
     data_dir: str | None = None,
     seed: int = 0,
@@ -97,15 +117,19 @@ def compare(
       models: directories of two or more checkpoints, oldest first.
       gallery: images searched in, embedded by the older model of a pair.
       query: images searched for, embedded by the newer one; classes are matched by name.
+      maps: maps between the models to try, see `maps`; they are fitted on one half of the gallery,
+        and the other half is searched.
+      write_features: directory for files of the features, one a model; None for none.
       metric: a key of `retrieval.METRICS`.
       data_dir: TFDS directory; None for TFDS's default.
       seed: of the bootstrap.
       reporter: shows the progress; by default on the terminal.
 
     Returns:
-      What evaluation.json holds: the matrix with its figures as in results.json, `compatible`
-      (every upgrade is), and of each upgrade `compatible`, `gain` = C[t, k] - C[k, k] and
-      `reindexing_gain` = C[t, t] - C[t, k] with their intervals.
+      What evaluation.json holds: the matrix with its figures as in results.json, and of each
+      upgrade `compatible`, `gain` = C[t, k] - C[k, k] and `reindexing_gain` = C[t, t] - C[t, k]
+      with their intervals, its `ways` and the `advice`; `compatible` if every upgrade is, as it is
+      or by its best map, see `advice`.
 
     Raises:
       InputError: for bad input; the message is one line.
@@ -119,15 +143,17 @@ def compare(
         for size in {of.image.size for of in metadata}
     }
     evaluation = next(iter(evaluations.values()))  # for what does not depend on the size
+    names = check_names(maps) if maps else []
     embedded = embeddings(models, metadata, {"": evaluations}, reporter or Reporter())
-    values = evaluate_pairs(
-        (dataclasses.replace(features, carry=None) for _, features in embedded),
-        evaluation.query.labels,
-        evaluation.gallery.labels,
-        [metric],
-        seed=seed,
-    )[metric]
-    upgrades = upgrades_of(values)
+    tables = [
+        _table(path, features, evaluation)
+        for path, (_, features) in zip(models, embedded, strict=True)
+    ]
+    if write_features:
+        _write(write_features, tables)
+    found = Models(tables, metric, holds_out=bool(names))
+    values = pair_values(found.rows(), seed)
+    upgrades = list(map(operator.or_, upgrades_of(values), advise_all(found, names, seed)))
     return {
         "models": [
             {
@@ -143,10 +169,11 @@ def compare(
         "query": _description(query, evaluation.query),
         "queries_without_class": int(np.sum(~_has_class(evaluation))),
         "queries_in_gallery": evaluation.queries_in_gallery,
+        "pairs": found.num_pairs,
         "metric": metric,
         **summarize(values),
         "upgrades": upgrades,
-        "compatible": all(upgrade["compatible"] for upgrade in upgrades),
+        "compatible": all(upgrade["advice"]["compatible"] for upgrade in upgrades),
         "confidence": CONFIDENCE,
         "seed": seed,
         "feature_passes": len(models),
@@ -235,6 +262,30 @@ def embeddings(
                     raise InputError(f"checkpoint {path}: its features are not all finite")
                 yield name, embedded
                 stage.advance()
+
+
+def _table(path: str, features: Features, evaluation: Evaluation) -> FeatureTable:
+    """A model's features, with the names of the classes as labels."""
+    parts = {
+        QUERY: (features.query, evaluation.query),
+        GALLERY: (features.gallery, evaluation.gallery),
+    }
+    columns = [
+        (rows, [f"{split}/{n}" for n in range(len(rows))], np.array(of.class_names)[of.labels])
+        for split, (rows, of) in parts.items()
+    ]
+    split = np.repeat(list(parts), [len(rows) for rows, _ in parts.values()])
+    return make_table(path, *map(np.concatenate, zip(*columns, strict=True)), split)
+
+
+def _write(directory: str, tables: Sequence[FeatureTable]) -> None:
+    """Writes a file of features for each model, named by its number and path."""
+    for number, table in enumerate(tables, start=1):
+        name = os.path.basename(os.path.normpath(table.name))
+        split = np.where(table.is_query, QUERY, GALLERY)
+        features = table.read(np.arange(len(table)))
+        path = os.path.join(directory, f"{number}-{name}.npz")
+        write_table(path, features, table.ids, table.labels, split)
 
 
 def _has_class(evaluation: Evaluation) -> np.ndarray:

@@ -85,10 +85,16 @@ class _Rows:
 
     def values(self, seed: int) -> dict[str, PairValues]:
         """See `evaluate_pairs`."""
-        return {name: _pair_values(rows, seed) for name, rows in self._rows.items()}
+        return {name: pair_values(rows, seed) for name, rows in self._rows.items()}
 
 
-def _pair_values(rows: Sequence[Sequence[np.ndarray]], seed: int) -> PairValues:
+def pair_values(rows: Sequence[Sequence[np.ndarray]], seed: int) -> PairValues:
+    """The matrix and its intervals.
+
+    Args:
+      rows: of each model t the metric of its queries, [Q], against the gallery of each k <= t.
+      seed: of the bootstrap.
+    """
     matrix = np.full((len(rows), len(rows)), np.nan)
     for t, row in enumerate(rows):
         matrix[t, : len(row)] = [values.mean() for values in row]

@@ -147,6 +147,12 @@ class Models:
             self._own[new, old] = gallery.values(self.metric, query, self.query_labels)
         return self._own[new, old]
 
+    def rows(self) -> list[list[np.ndarray]]:
+        """Of each model the metric of its queries, [Q], against its own and each older gallery."""
+        return [
+            [self.values(new, old) for old in range(new + 1)] for new in range(len(self.tables))
+        ]
+
     def upgrade(self, old: int, new: int, names: Sequence[str] = (), seed: int = 0) -> Upgrade:
         """Every way from one model to a later one.
 

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Console
 
 from iamcl2r_jax import retrieval
-from iamcl2r_jax.evaluation import maps, ways
+from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.reports.tables import markdown
 from iamcl2r_jax.reports.words import points
 from iamcl2r_jax.system.progress import print_text
@@ -32,28 +32,37 @@ def show(results: dict[str, Any], console: Console) -> None:
         print_text(
             console, f"maps are fitted on up to {results['pairs']:,} pairs, none of them searched"
         )
-    show_upgrades(results["upgrades"], results, console)
+    show_upgrades(results["upgrades"], results, console, ways=True)
     if "ac" in results and len(results["features"]) > 2:
         print_text(console, f"\nas they are: AC {results['ac']:.3f}   AA {results['aa']:.2f} %")
 
 
 def show_upgrades(
-    upgrades: list[dict[str, Any]], results: dict[str, Any], console: Console
+    upgrades: list[dict[str, Any]], results: dict[str, Any], console: Console, *, ways: bool
 ) -> None:
-    """Prints the ways of each upgrade, and the advice; `results` names metric and confidence."""
+    """Prints the advice on each upgrade, and its ways if these are asked for.
+
+    Args:
+      upgrades: see `advice.advise_all`.
+      results: has `metric` and `confidence`.
+      console: where to.
+      ways: whether to print them.
+    """
     title = retrieval.METRICS[results["metric"]].title
     for upgrade in upgrades:
-        print_text(
-            console,
-            f"\nmodel {upgrade['old'] + 1} → {upgrade['new'] + 1}: {title} of "
-            f"{100 * upgrade['before']:.1f} % before; in percentage points, with "
-            f"{100 * results['confidence']:.0f} % intervals over the queries",
-        )
-        print_text(console, markdown(_table(upgrade, title)))
+        which = f"model {upgrade['old'] + 1} → {upgrade['new'] + 1}"
         advice = upgrade["advice"]
-        if any(way["kind"] == ways.MAP for way in upgrade["ways"]):
-            print_text(console, f"advice, by the {advice['queries']:,} queries that chose no map:")
-        print_text(console, " ".join(advice["text"]))
+        if ways:
+            print_text(
+                console,
+                f"\n{which}: {title} of {100 * upgrade['before']:.1f} % before; in percentage "
+                f"points, with {100 * results['confidence']:.0f} % intervals over the queries",
+            )
+            print_text(console, markdown(_table(upgrade, title)))
+        judged = ""
+        if any(way["map"] for way in upgrade["ways"]):
+            judged = f", by the {advice['queries']:,} queries that did not choose the map"
+        print_text(console, f"advice, {which}{judged}: {' '.join(advice['text'])}")
 
 
 def _table(upgrade: dict[str, Any], title: str) -> list[tuple[str, ...]]:
