@@ -239,3 +239,10 @@ def test_peak_memory_where_the_device_tells(load, monkeypatch):
         device = types.SimpleNamespace(memory_stats=lambda told=told: told)
         monkeypatch.setattr(harness.jax, "devices", lambda device=device: [device])
         assert harness.peak_memory() == expected
+
+
+@pytest.mark.slow
+def test_service(load, tmp_path, capsys):
+    written = run(load("service"), tmp_path, capsys)
+    assert written["many"] > 0
+    assert written["ratio"] == written["one"] / written["many"]

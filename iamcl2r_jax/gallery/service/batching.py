@@ -1,7 +1,8 @@
 """Collects concurrent queries, so that the device embeds many at once."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from starlette.concurrency import run_in_threadpool
@@ -15,7 +16,8 @@ Answer = TypeVar("Answer")
 class Batcher(Generic[Query, Answer]):
     """Answers queries in batches, one batch at a time.
 
-    While a batch is worked on, the next one gathers; an idle batcher waits a little for company.
+    While a batch is worked on, the next one gathers. An idle batcher waits a little, but only if
+    more queries are on their way: one alone is answered at once.
     """
 
     def __init__(
@@ -37,6 +39,16 @@ class Batcher(Generic[Query, Answer]):
         self._answer, self._size, self._wait, self._observe = answer, size, wait, observe
         self._queue: asyncio.Queue[tuple[Query, asyncio.Future]] = asyncio.Queue(waiting)
         self._task: asyncio.Task | None = None
+        self._coming = 0
+
+    @contextmanager
+    def coming(self) -> Iterator[None]:
+        """A query is on its way inside the block, until it is answered."""
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
 
     def start(self) -> None:
         """Begins to answer, in the running event loop."""
@@ -49,7 +61,7 @@ class Batcher(Generic[Query, Answer]):
         await asyncio.wait([self._task])
 
     async def ask(self, query: Query) -> Answer:
-        """The answer to one query.
+        """The answer to one query, which is `coming`.
 
         Raises:
           Unavailable: if too many wait already.
@@ -66,7 +78,7 @@ class Batcher(Generic[Query, Answer]):
         while True:
             batch = [await self._queue.get()]
             end = asyncio.get_running_loop().time() + self._wait
-            while len(batch) < self._size:
+            while len(batch) < min(self._size, self._coming):
                 try:
                     async with asyncio.timeout_at(end):
                         batch.append(await self._queue.get())

@@ -27,6 +27,11 @@ async def search(request: Request) -> Response:
     model while a canary runs.
     """
     service: Service = request.app.state.service
+    with service.batcher.coming():
+        return await _searched(request, service)
+
+
+async def _searched(request: Request, service: Service) -> Response:
     body = await bodies.read(request, ("item", "k"), image=True)
     name = request.headers.get("x-request-id", "")[:128] or uuid.uuid4().hex
     k = body.integer("k", 10, 1, service.settings.max_hits)
