@@ -12,7 +12,7 @@ from iamcl2r_jax.comparisons import comparison
 from iamcl2r_jax.system import cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="What to compare.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the comparison; default runs/NAME.")
+_WORKDIR = cli.path_flag("workdir", None, "Directory of the comparison; default runs/NAME.")
 _ONLY = flags.DEFINE_list(
     "only",
     None,

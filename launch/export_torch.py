@@ -8,8 +8,8 @@ from absl import flags
 from iamcl2r_jax import torch_import
 from iamcl2r_jax.system import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "External model, or task of a run.")
-_OUTPUT = flags.DEFINE_string("output", None, "File to write: .pt, .pth or .safetensors.")
+_CHECKPOINT = cli.path_flag("checkpoint", None, "External model, or task of a run.")
+_OUTPUT = cli.path_flag("output", None, "File to write: .pt, .pth or .safetensors.")
 flags.mark_flags_as_required(["checkpoint", "output"])
 
 

@@ -14,9 +14,9 @@ from iamcl2r_jax.reports import figures
 from iamcl2r_jax.system import cli
 
 _FIGURE = flags.DEFINE_enum("figure", None, list(figures.FIGURES), "What to draw.")
-_WORKDIR = flags.DEFINE_list("workdir", None, "Runs; several seeds of one label share a line.")
+_WORKDIR = cli.paths_flag("workdir", None, "Runs; several seeds of one label share a line.")
 _LABELS = flags.DEFINE_list("labels", None, "Of the runs; by default their methods.")
-_OUTPUT = flags.DEFINE_string("output", "figures", "Directory to write into.")
+_OUTPUT = cli.path_flag("output", "figures", "Directory to write into.")
 _RESAMPLES = flags.DEFINE_integer(
     "resamples", 1000, "Of the theorem's bootstrap intervals.", lower_bound=1
 )

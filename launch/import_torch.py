@@ -8,9 +8,9 @@ from absl import flags
 from iamcl2r_jax import models, torch_import
 from iamcl2r_jax.system import cli
 
-_CHECKPOINT = flags.DEFINE_string("checkpoint", None, "torch.save or .safetensors file to read.")
+_CHECKPOINT = cli.path_flag("checkpoint", None, "torch.save or .safetensors file to read.")
 _BACKBONE = flags.DEFINE_enum("backbone", None, list(models.BACKBONES), "Its architecture.")
-_OUTPUT = flags.DEFINE_string("output", None, "Directory of the external model to write.")
+_OUTPUT = cli.path_flag("output", None, "Directory of the external model to write.")
 _CLASSES = flags.DEFINE_integer("classes", None, "How many classes it was pre-trained on.")
 _DATASET = flags.DEFINE_string("dataset", "", "Name of the data it was trained on.")
 _NUM_CLASSES = flags.DEFINE_integer(

@@ -9,7 +9,7 @@ from iamcl2r_jax.system.preemption import on_sigterm
 from iamcl2r_jax.training import lifelong, seeds
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of the run.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; default runs/NAME.")
+_WORKDIR = cli.path_flag("workdir", None, "Directory of the run; default runs/NAME.")
 flags.mark_flag_as_required("config")
 
 

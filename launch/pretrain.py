@@ -9,7 +9,7 @@ from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import pretraining
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of pre-training.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Checkpoint to write; default below runs/external.")
+_WORKDIR = cli.path_flag("workdir", None, "Checkpoint to write; default below runs/external.")
 flags.mark_flag_as_required("config")
 
 

@@ -14,9 +14,8 @@ from iamcl2r_jax.evaluation import adapters, pairs
 from iamcl2r_jax.evaluation.features import Features
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.errors import DivergenceError, InputError
 from iamcl2r_jax.training import lifelong, task
-from iamcl2r_jax.training.training import DivergenceError
 
 D, HIDDEN, K, PAIRS, CAPACITY = 6, 24, 7, 90, 100
 ACTIVE = np.arange(K) >= 3

@@ -65,14 +65,14 @@ def test_the_protocol_is_the_papers(name, sizes, replaced):
         "learning_rate": 1e-3,
         "final_learning_rate": 1e-5,
         "optimizer": "sgd",
-        "optimizer_options": {"momentum": 0.9, "weight_decay": 5e-4},
+        "optimizer_options": {"sgd": {"momentum": 0.9, "weight_decay": 5e-4}},
     }
     assert without_unused_options(c.image.to_dict()) == {
         "size": 32,
         "mean": (0.5071, 0.4867, 0.4408),
         "std": (0.2675, 0.2565, 0.2761),
         "augmentation": "crop_flip",
-        "augmentation_options": {"padding": 4, "flip": True},
+        "augmentation_options": {"crop_flip": {"padding": 4, "flip": True}},
     }
     assert c.evaluations.to_dict() == {
         "cifar10": {"dataset": "cifar10", "query_split": "train", "gallery_split": "test"}

@@ -9,9 +9,8 @@ from iamcl2r_jax import config, methods
 from iamcl2r_jax.comparisons import cells, comparison, comparison_report, tables
 from iamcl2r_jax.reports.tables import comma_separated, markdown
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.errors import DamagedError, InputError
+from iamcl2r_jax.system.errors import DamagedError, DivergenceError, InputError
 from iamcl2r_jax.training import inputs, lifelong, reevaluation
-from iamcl2r_jax.training.training import DivergenceError
 
 # ml_collections loads config files by a method that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -371,7 +370,7 @@ def test_a_new_method_leaves_finished_cells_of_others_alone(recorder, unpictured
 
     before["method_options"]["hoc"]["mu"] = 5.0
     files.write_json(f"{hoc.workdir}/config.json", before)
-    with pytest.raises(InputError, match=r"method_options.mu: 5.0 there, 10.0 here"):
+    with pytest.raises(InputError, match=r"method_options.hoc.mu: 5.0 there, 10.0 here"):
         comparison.run(c, str(tmp_path), only=["hoc"])
 
 

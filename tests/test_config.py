@@ -325,7 +325,7 @@ def test_options_that_are_not_in_use_do_not_tell_configurations_apart():
     second.replacements.recipe.train.optimizer_options.adamw.eps = 1e-3
     first, second = (config.without_unused_options(c.to_dict()) for c in (first, second))
     assert first == second
-    assert first["train"]["optimizer_options"] == {"momentum": 0.9, "weight_decay": 5e-4}
+    assert first["train"]["optimizer_options"].keys() == {"sgd"}
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from iamcl2r_jax import config
 from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.reports.tracking import Tracker
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.preemption import PreemptedError, Preemption
+from iamcl2r_jax.system.errors import InputError, PreemptedError
+from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, lifelong, pretraining, runs
 from iamcl2r_jax.training import task as task_module

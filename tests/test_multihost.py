@@ -168,6 +168,16 @@ def test_flags_that_make_no_job_are_refused(flags, message):
         distributed.join(**flags)
 
 
+STEP = {
+    "SLURM_JOB_ID": "7",
+    "SLURM_NTASKS": "4",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "node[1-4]",
+    "SLURM_STEP_NUM_TASKS": "4",
+}
+
+
 @pytest.mark.parametrize(
     ("environment", "joins"),
     [
@@ -175,19 +185,56 @@ def test_flags_that_make_no_job_are_refused(flags, message):
         # A batch script, and a shell of `salloc`: SLURM_STEP_* are those of srun.
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),
         ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "1", "SLURM_STEP_NUM_TASKS": "1"}, False),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, True),
+        (STEP, True),
     ],
 )
 def test_only_steps_of_several_tasks_are_joined(monkeypatch, environment, joins):
     calls = []
     monkeypatch.setattr(distributed.jax.distributed, "initialize", lambda *a, **k: calls.append(a))
     monkeypatch.setattr(distributed, "_connect_devices", lambda: None)
-    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
+    set_slurm(monkeypatch, environment)
+    distributed.join()
+    assert calls == ([(None, None, None)] if joins else [])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"SLURM_PROCID": None, "SLURM_STEP_NODELIST": None}, "SLURM_PROCID=, SLURM_STEP_NODEL"),
+        ({"SLURM_JOB_ID": "x"}, "SLURM_JOB_ID=x: must be as srun sets it"),
+        ({"SLURM_STEP_NUM_TASKS": "many"}, "SLURM_STEP_NUM_TASKS=many: must be"),
+    ],
+)
+def test_variables_of_slurm_that_are_not_all_there_are_one_line(monkeypatch, change, message):
+    set_slurm(monkeypatch, {n: v for n, v in (STEP | change).items() if v is not None})
+    with pytest.raises(InputError, match=f"^{message}"):
+        distributed.join()
+
+
+def set_slurm(monkeypatch, environment):
+    for name in STEP:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    distributed.join()
-    assert calls == ([(None, None, None)] if joins else [])
+
+
+def test_a_process_whose_job_does_not_come_says_so_and_ends():
+    with socket.socket() as held:  # a port that nobody else takes meanwhile
+        held.bind(("localhost", 0))
+        place = f"localhost:{held.getsockname()[1]}"
+    program = (
+        "from iamcl2r_jax.system import distributed\n"
+        f"distributed.join({place!r}, 3, 0, start_seconds=1)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE
+    )
+    waiting = f"waiting for the other 2 of 3 processes at {place}"
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines() == [
+        f"{waiting}, 1 s at most",
+        f"error: gave up {waiting} after 1 s",
+    ]
 
 
 def test_processes_alone_agree_with_themselves():

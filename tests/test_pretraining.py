@@ -11,7 +11,8 @@ from small_runs import K
 from iamcl2r_jax import config
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.preemption import PreemptedError, Preemption
+from iamcl2r_jax.system.errors import PreemptedError
+from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, pretraining
 

@@ -25,11 +25,11 @@ from rich.console import Console
 from iamcl2r_jax import config, models
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import files, preemption
-from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.preemption import PreemptedError, on_sigterm
+from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
+from iamcl2r_jax.system.preemption import on_sigterm
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.resume import ProgressStore
-from iamcl2r_jax.training.training import DivergenceError, Position, TrainState
+from iamcl2r_jax.training.training import Position, TrainState
 
 
 def state_of(value):

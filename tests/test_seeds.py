@@ -14,10 +14,9 @@ from iamcl2r_jax.data import sources
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.preemption import PreemptedError, Preemption
+from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
+from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.training import lifelong, runs, seeds
-from iamcl2r_jax.training.training import DivergenceError
 
 # Float32 rounding, amplified over 26 steps: variables were found to differ by up to 3.3e-6, metrics
 # by 2.3e-7; the two seeds by more than 0.01.

@@ -18,8 +18,8 @@ from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled, steps_per_epoch
 from iamcl2r_jax.data.streaming import Dataset, HostDataset
 from iamcl2r_jax.reports import html_report
-from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.preemption import PreemptedError, Preemption
+from iamcl2r_jax.system.errors import InputError, PreemptedError
+from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, lifelong, pretraining, runs, seeds, training
 

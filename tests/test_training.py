@@ -12,6 +12,7 @@ import pytest
 from iamcl2r_jax import losses, methods, models, simplex
 from iamcl2r_jax.data.augment import ImageOptions, crop_flip
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled
+from iamcl2r_jax.system.errors import DivergenceError
 from iamcl2r_jax.training import training
 
 K, SIZE, BATCH = 12, 16, 8
@@ -264,7 +265,7 @@ def test_cosine_schedule_by_hand():
 def test_divergence_names_epoch_and_step(setting, epoch):
     _, given = setting
     state = epoch.program.init_state(given["variables"])
-    with pytest.raises(training.DivergenceError, match=r"epoch \d+, step \d+: loss or gradient"):
+    with pytest.raises(DivergenceError, match=r"epoch \d+, step \d+: loss or gradient"):
         for _ in training.fit(
             epoch, state, task_data(given), [1e20] * 5, jax.random.key(0), steps_per_call=2
         ):
@@ -285,7 +286,7 @@ def test_of_models_trained_at_once_the_first_to_diverge_is_named(setting, told, 
         def __call__(self, state, *_):
             return state, {"loss": np.float32(np.nan)}, np.asarray(told, np.int32)
 
-    with pytest.raises(training.DivergenceError) as error:
+    with pytest.raises(DivergenceError) as error:
         next(
             training.fit(Told(), None, task_data(given), [0.1], jax.random.key(0), steps_per_call=4)
         )

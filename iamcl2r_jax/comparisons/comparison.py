@@ -18,11 +18,10 @@ from iamcl2r_jax.comparisons import cells, comparison_report, tables
 from iamcl2r_jax.comparisons.cells import Cell
 from iamcl2r_jax.config import check_stream
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.errors import InputError, LockedError
+from iamcl2r_jax.system.errors import DivergenceError, InputError, LockedError
 from iamcl2r_jax.system.preemption import Preemption, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, lifelong, pretraining
-from iamcl2r_jax.training.training import DivergenceError
 
 # Exit statuses of launch/compare.py.
 DONE, FAILED = 0, 1

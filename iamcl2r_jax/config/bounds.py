@@ -19,6 +19,7 @@ from iamcl2r_jax.system.values import (
 BOOL = values.Value(bool)
 SEED = integer(0, 2**32 - 1)  # JAX's keys would drop the higher bits
 FILE_NAME = values.Value(str, pattern=("[^./][^/]*", "a plain file name, it names directories"))
+PATH = values.Value(str, pattern=("(?!~).*", "a path written out, without ~"))
 RATE = number("(0, 1e6]")
 WEIGHT = number("[0, 1e6]")
 
@@ -52,7 +53,7 @@ PRETRAIN = {
     "dataset": string(),
     "train_split": string(),
     "test_split": string(),
-    "data_dir": string(),
+    "data_dir": PATH,
     "classes": integer(2),
     "num_slots": integer(2, 2**15),  # a simplex of so many takes 4 GiB
     "head": one_of((heads.SIMPLEX, heads.LINEAR)),
@@ -70,7 +71,7 @@ RUN = {
     "method_options": Options(methods.METHODS, lambda method: method.loss),
     "seed": SEED,
     "num_seeds": integer(1, 2**32),
-    "data_dir": string(),
+    "data_dir": PATH,
     "num_slots": PRETRAIN["num_slots"],
     "image": IMAGE,
     "model": MODEL,
@@ -96,12 +97,12 @@ RUN = {
     "memory_per_class": integer(0),
     "replacements": {
         "tasks": several(integer(0)),
-        "checkpoints": several(string()),
+        "checkpoints": several(PATH),
         "classes": several(integer(2)),
         "recipe": PRETRAIN,
-        "directory": string(),
+        "directory": PATH,
         "retrain": several(integer(1)),
-        "watch": string(),
+        "watch": PATH,
     },
     "evaluations": Each(EVALUATION),
     "metrics": several(one_of(retrieval.METRICS)),

@@ -51,7 +51,7 @@ def without_unused_options(config: dict[str, Any]) -> dict[str, Any]:
     kept = {n: without_unused_options(v) if isinstance(v, dict) else v for n, v in config.items()}
     for choice in _CHOICES:
         if (field := f"{choice}_options") in kept:
-            kept[field] = kept[field].get(kept[choice])
+            kept[field] = {kept[choice]: kept[field].get(kept[choice])}
     return kept
 
 

@@ -19,7 +19,7 @@ from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import py_utils
 
 from iamcl2r_jax.data import catalogue, images
-from iamcl2r_jax.system import distributed
+from iamcl2r_jax.system import distributed, paths
 from iamcl2r_jax.system.errors import DamagedError, InputError, one_line
 
 # TFDS registers a builder when its module is imported.
@@ -185,7 +185,7 @@ def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     base, _, config = name.partition(":")[0].partition("/")
     if base in OWN_BUILDERS:
         importlib.import_module(OWN_BUILDERS[base])
-    directory = data_dir or tfds.core.constants.DATA_DIR
+    directory = data_dir or paths.expand(str(tfds.core.constants.DATA_DIR))
     try:
         # TFDS prints some lines where a module asks for TensorFlow in vain.
         with catalogue.without_leftovers(), contextlib.redirect_stdout(io.StringIO()):

@@ -5,24 +5,25 @@ from absl import flags
 from iamcl2r_jax.evaluation import from_features, gate
 from iamcl2r_jax.evaluation.maps import MAPS
 from iamcl2r_jax.retrieval import METRICS
+from iamcl2r_jax.system import cli
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import reevaluation
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "A run, to evaluate what it left.")
-_MODELS = flags.DEFINE_list("models", None, "Two or more checkpoints to compare, oldest first.")
-_FEATURES = flags.DEFINE_list(
+_WORKDIR = cli.path_flag("workdir", None, "A run, to evaluate what it left.")
+_MODELS = cli.paths_flag("models", None, "Two or more checkpoints to compare, oldest first.")
+_FEATURES = cli.paths_flag(
     "features", None, "Files of features by two or more models of any kind, oldest first."
 )
 _MAPS = flags.DEFINE_list(
     "maps", [], f"Maps between the models to try: all, or some of {', '.join(MAPS)}."
 )
-_PAIRS = flags.DEFINE_list(
+_PAIRS = cli.paths_flag(
     "pairs",
     None,
     "Files of features of further images by the models of --features, to fit the maps on; by "
     "default they are fitted on half of the gallery, and the other half is searched.",
 )
-_WRITE_FEATURES = flags.DEFINE_string(
+_WRITE_FEATURES = cli.path_flag(
     "write_features", None, "Directory for files of the features of --models, one a model."
 )
 _GALLERY = flags.DEFINE_string("gallery", None, "Data set searched in: folder:DIR or TFDS name.")
@@ -33,8 +34,8 @@ _METRIC = flags.DEFINE_enum(
     "metric", "identification", list(METRICS), "What to compare --models and --features by."
 )
 flags.DEFINE_alias("measure", "metric")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS keeps data sets.")
-_OUTPUT = flags.DEFINE_string(
+_DATA_DIR = cli.path_flag("data_dir", None, "Where TFDS keeps data sets.")
+_OUTPUT = cli.path_flag(
     "output", None, "File to write; by default evaluation.json, in --workdir if given."
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the bootstrap intervals.", lower_bound=0)

@@ -1,7 +1,5 @@
 """What the programs without absl's flags do before they use JAX."""
 
-_CACHE = "~/.cache/iamcl2r_jax"  # of compiled programs, as of the other programs
-
 
 def prepare_jax() -> None:
     """Keeps compiled programs between starts, and libraries from logging what we say ourselves."""
@@ -12,4 +10,4 @@ def prepare_jax() -> None:
 
     logging.set_verbosity(logging.FATAL)  # what goes wrong is one line of ours
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names another
-        runtime.enable_compilation_cache(_CACHE)
+        runtime.enable_compilation_cache()

@@ -1,23 +1,51 @@
 """How the programs in launch/ start, and how they tell a person what is wrong."""
 
+import difflib
 import logging as standard_logging
+import os
+import re
 import shlex
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import ConfigDict
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax.system import distributed, preemption, runtime
-from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system import distributed, paths, preemption, runtime
+from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
 from iamcl2r_jax.system.files import WriteError
-from iamcl2r_jax.system.preemption import PreemptedError
-from iamcl2r_jax.training.training import DivergenceError
 
-_CACHE = flags.DEFINE_string(
+
+class _PathParser(flags.ArgumentParser):
+    def parse(self, argument: str) -> str:
+        return paths.expand(argument)
+
+
+class _PathsParser(flags.ListParser):
+    def parse(self, argument: str | list[str]) -> list[str]:
+        return [paths.expand(path) for path in super().parse(argument)]
+
+
+def path_flag(name: str, default: str | None, help_string: str) -> flags.FlagHolder:
+    """Defines a flag that takes a path; see `paths.expand`."""
+    return flags.DEFINE(_PathParser(), name, default, help_string)
+
+
+def paths_flag(name: str, default: str | None, help_string: str) -> flags.FlagHolder:
+    """Defines a flag that takes paths with commas between them; see `paths.expand`."""
+    return flags.DEFINE(
+        _PathsParser(), name, default, help_string, serializer=flags.CsvListSerializer(",")
+    )
+
+
+_CACHE = path_flag(
     "compilation_cache",
-    "~/.cache/iamcl2r_jax",
-    "Directory that keeps compiled programs between starts; empty for none.",
+    None,
+    "Directory that keeps compiled programs between starts, empty for none; by default "
+    f"{runtime.DEFAULT_CACHE} if there is a home directory.",
 )
 
 
@@ -42,9 +70,8 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
         _define_job_flags()
 
     def guarded(argv):
-        if _CACHE.value:
-            runtime.enable_compilation_cache(_CACHE.value)
         try:
+            runtime.enable_compilation_cache(_CACHE.value)
             if joins_job:
                 values = flags.FLAGS
                 distributed.join(values.coordinator, values.num_processes, values.process_id)
@@ -64,6 +91,11 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             if error.errno is None:
                 raise
             return _fail(": ".join(filter(None, (error.filename, error.strerror))), 1)
+        except (AssertionError, RuntimeError) as error:
+            if not _without_device(error):
+                raise
+            asked = os.environ.get("JAX_PLATFORMS", "")
+            return _fail(f"JAX_PLATFORMS={asked}: JAX finds no such device here", 2)
 
     def parse(argv):
         try:
@@ -71,8 +103,8 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             if "config" in flags.FLAGS:
                 _ = flags.FLAGS.config.name  # a file that failed to load fails when it is used
             return remaining
-        except (AttributeError, KeyError, TypeError, ValueError, OSError, flags.Error) as error:
-            return _fail(_message(error), 2)
+        except Exception as error:  # whatever a config file and its overrides can raise
+            return _fail(_unknown_field(argv) or str(error), 2)
 
     app.run(guarded, flags_parser=parse)
 
@@ -97,17 +129,51 @@ def _define_job_flags() -> None:
     flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
 
 
-def _message(error: Exception) -> str:
-    # An unknown field is an AttributeError around a KeyError, whose text would be a repr.
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    return str(error.args[0] if isinstance(error, KeyError) else error)
+def _without_device(error: Exception) -> bool:
+    """Whether JAX could not start any device that it was asked for."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return os.path.basename(last.filename) == "xla_bridge.py"
+
+
+def _unknown_field(argv: Sequence[str]) -> str | None:
+    """What is wrong with the first flag --config.FIELD=VALUE that names no field, if one does.
+
+    ml_collections says so in many ways, some of which do not name the field.
+    """
+    text = " ".join(argument for argument in argv if re.match(r"--?config(=|$)", argument))
+    given = re.match(r"--?config=(.+)", text)
+    if not given:
+        return None
+    try:
+        config = ConfigFileFlagParser("config").parse(given[1])
+    except Exception:
+        return None
+    fields = [re.match(r"--?config\.([^=]+)", argument) for argument in argv]
+    problems = [_problem(config, field[1]) for field in fields if field]
+    return next(filter(None, problems), None)
+
+
+def _problem(config: ConfigDict, field: str) -> str | None:
+    section, place = config, "config"
+    for name in field.split("."):
+        if not isinstance(section, ConfigDict):
+            return f"--{place}: is one value, without a field {name}"
+        whole = name.partition("[")[0]
+        if name != whole and isinstance(section.get(whole), tuple):
+            return f"--{place}.{name}: set all items, as --{place}.{whole}='{section[whole]}'"
+        if name not in section:
+            near = difflib.get_close_matches(name, section)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(section)}"
+            return f"--{place}.{name}: unknown field; {hint}"
+        section, place = section[name], f"{place}.{name}"
+    return None
 
 
 def _fail(message: str, status: int):
     # ml_collections puts a config file's traceback into its message; the end says what is wrong.
     if "Traceback" in message:
-        message = message.partition("Traceback")[0] + message.strip().splitlines()[-1]
+        last = message.strip().splitlines()[-1]
+        message = message.partition("Traceback")[0] + re.sub(r"^[\w.]*\.InputError: ", "", last)
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     distributed.leave(status)
     sys.exit(status)

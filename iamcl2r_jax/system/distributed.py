@@ -9,6 +9,7 @@ all are started again.
 import json
 import os
 import sys
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from orbax.checkpoint import multihost
 from iamcl2r_jax.system.errors import InputError
 
 _START_SECONDS = 300  # for all processes to start
+_QUIET_SECONDS = 10  # that all but the first wait without a word
 _HEARTBEAT_SECONDS = 20  # a process that is not heard of for so long counts as dead
 _SHUTDOWN_SECONDS = 20  # that a process waits for the others when it ends
 _FAILURE_SECONDS = 5  # that it waits when it fails: whether all do, as on bad input
@@ -32,20 +34,26 @@ _WAIT_SECONDS = 24 * 3600
 
 
 def join(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+    coordinator: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    start_seconds: int = _START_SECONDS,
 ) -> None:
     """Makes this process one of its job, if there is one; before any device is touched.
 
     Without arguments it joins what `jax.distributed` finds on a TPU pod or in a SLURM step of
-    several tasks; elsewhere it stays alone.
+    several tasks; elsewhere it stays alone. If the others do not come, this process ends with one
+    line and status 2.
 
     Args:
       coordinator: HOST:PORT of the first process, that all can reach.
       num_processes: how many there are.
       process_id: which of them this is, from 0.
+      start_seconds: how long to wait for all of them.
 
     Raises:
-      InputError: if only some are given, they are out of range, or the processes do not meet.
+      InputError: if only some are given, they are out of range, or SLURM's variables are.
     """
     flags = {
         "--coordinator": coordinator,
@@ -53,33 +61,65 @@ def join(
         "--process_id": process_id,
     }
     missing = [name for name, value in flags.items() if value is None]
-    if len(missing) == len(flags):
-        if not (_in_slurm_step() or _on_tpu()):
-            return
-    elif missing:
-        raise InputError(f"{', '.join(missing)}: needed too, for a job of several processes")
-    else:
+    others, first = "the other processes of the job", True
+    if len(missing) < len(flags):
+        if missing:
+            raise InputError(f"{', '.join(missing)}: needed too, for a job of several processes")
         _check_flags(coordinator, num_processes, process_id)
+        others = f"the other {num_processes - 1} of {num_processes} processes at {coordinator}"
+        first = process_id == 0
+    elif (tasks := _slurm_tasks()) > 1:
+        others = f"the other {tasks - 1} of {tasks} tasks of the SLURM step"
+        first = os.environ["SLURM_PROCID"] == "0"
+    elif not _on_tpu():
+        return
     # JAX would take SIGTERM for itself.
     jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            # Where flags are needed, all devices of a host are its one process's.
-            cluster_detection_method=None if missing else "deactivate",
-            initialization_timeout=_START_SECONDS,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
-        )
-    except ValueError as error:
-        if _on_tpu() and "coordinator_address" in str(error):
-            return  # a TPU machine that belongs to no pod
-        raise
-    except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"the processes of the job did not meet: {error}") from None
+    with _patience(f"waiting for {others}", start_seconds, 0 if first else _QUIET_SECONDS):
+        try:
+            jax.distributed.initialize(
+                coordinator,
+                num_processes,
+                process_id,
+                # Where flags are needed, all devices of a host are its one process's.
+                cluster_detection_method=None if missing else "deactivate",
+                # Longer than our own patience: what gives up first has the word, and this aborts.
+                initialization_timeout=start_seconds + 60,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_SHUTDOWN_SECONDS,
+            )
+        except ValueError as error:
+            if _on_tpu() and "coordinator_address" in str(error):
+                return  # a TPU machine that belongs to no pod
+            raise
+        except jax.errors.JaxRuntimeError as error:
+            raise InputError(f"the processes of the job did not meet: {error}") from None
     _connect_devices()
+
+
+@contextmanager
+def _patience(waiting: str, seconds: int, quiet_seconds: int) -> Iterator[None]:
+    """Ends the process where the block takes longer than `seconds`; it waits outside of Python.
+
+    What is waited for is said at once, or after `quiet_seconds`.
+    """
+
+    def announce():
+        print(f"{waiting}, {seconds} s at most", file=sys.stderr, flush=True)
+
+    def give_up():
+        print(f"error: gave up {waiting} after {seconds} s", file=sys.stderr, flush=True)
+        os._exit(2)
+
+    timers = [threading.Timer(quiet_seconds, announce), threading.Timer(seconds, give_up)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
+    try:
+        yield
+    finally:
+        for timer in timers:
+            timer.cancel()
 
 
 def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
@@ -93,9 +133,33 @@ def _check_flags(coordinator: str, num_processes: int, process_id: int) -> None:
         )
 
 
-def _in_slurm_step() -> bool:
-    # Not a batch script or a shell of `salloc`, which is one process whatever the job asked for.
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+def _slurm_tasks() -> int:
+    """Tasks of the SLURM step that this process is one of; 1 outside of a step.
+
+    A batch script or a shell of `salloc` is in no step: it is one process whatever the job asked
+    for.
+
+    Raises:
+      InputError: if it is in a step of several, and a variable that JAX needs is not as srun sets
+        it.
+    """
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks == "1":
+        return 1
+    numbers = ("SLURM_STEP_NUM_TASKS", "SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")
+    wrong = [
+        f"{name}={os.environ.get(name, '')}"
+        for name in (*numbers, "SLURM_LOCALID", "SLURM_STEP_NODELIST")
+        if not (os.environ.get(name, "").isdecimal() or name == "SLURM_STEP_NODELIST")
+        or not os.environ.get(name)
+    ]
+    if wrong:
+        raise InputError(
+            f"{', '.join(wrong)}: must be as srun sets it for a step of several tasks; start with "
+            "srun, give --coordinator, --num_processes and --process_id, or unset "
+            "SLURM_STEP_NUM_TASKS"
+        )
+    return int(tasks)
 
 
 def _on_tpu() -> bool:

@@ -238,6 +238,8 @@ def one_writer(directory: str) -> Iterator[None]:
     if "://" in directory or not distributed.is_first():
         yield
         return
+    if directory.startswith("~"):
+        raise InputError(f"{directory}: must be written out, without ~")
     path = os.path.join(directory, ".lock")
     holder = os.path.join(directory, ".lock-holder")
     lock = filelock.FileLock(path)

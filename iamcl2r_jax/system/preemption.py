@@ -8,16 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from iamcl2r_jax.system import distributed
+from iamcl2r_jax.system.errors import PreemptedError
 
 EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, continues
 _GRACE_SECONDS = 8.0  # to finish a call of the compiled program and save
-
-
-class PreemptedError(RuntimeError):
-    """The run was asked to stop, has saved where it stands, and continues when started again."""
-
-    def __init__(self):
-        super().__init__("asked to stop; the same command continues")
 
 
 class Preemption:

@@ -10,8 +10,10 @@ from importlib import metadata
 import jax
 from jax import monitoring
 
+from iamcl2r_jax.system import paths
 from iamcl2r_jax.system.errors import InputError
 
+DEFAULT_CACHE = "~/.cache/iamcl2r_jax"
 _PACKAGES = (
     "iamcl2r_jax",
     "jax",
@@ -50,17 +52,24 @@ def environment() -> dict:
     }
 
 
-def enable_compilation_cache(directory: str) -> None:
+def enable_compilation_cache(directory: str | None = None) -> None:
     """Keeps compiled programs in `directory`, so that the next start need not compile them.
+
+    Args:
+      directory: "" for no cache; None for `DEFAULT_CACHE`, or none if there is no home directory.
 
     Raises:
       InputError: if JAX cannot be given its name.
     """
+    if directory is None:
+        directory = paths.expand(DEFAULT_CACHE) if paths.has_home() else ""
+    if not directory:
+        return
     try:
         directory.encode()
     except UnicodeEncodeError:
         raise InputError(f"compilation_cache={directory!a}: must be a Unicode path") from None
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(directory))
+    jax.config.update("jax_compilation_cache_dir", directory)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 

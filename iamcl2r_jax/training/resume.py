@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import distributed, files, runtime
-from iamcl2r_jax.system.errors import DamagedError
-from iamcl2r_jax.system.preemption import PreemptedError, Preemption
+from iamcl2r_jax.system.errors import DamagedError, PreemptedError
+from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.training import (
     CompiledEpoch,

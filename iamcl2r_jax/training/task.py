@@ -27,6 +27,7 @@ from iamcl2r_jax.models.stored import (
     Model,
 )
 from iamcl2r_jax.reports.tracking import Tracker
+from iamcl2r_jax.system.errors import DivergenceError
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
@@ -239,7 +240,7 @@ def with_adapter(
     )
     if diverged >= 0:
         title = f"adapter of task {task + 1}/{len(stream.tasks)}"
-        raise training.DivergenceError(None, int(diverged), title, field="adapter.learning_rate")
+        raise DivergenceError(None, int(diverged), title, field="adapter.learning_rate")
     described = {name: float(value) for name, value in metrics.items()}
     described["hidden"] = config.adapter.hidden
     return dataclasses.replace(model, adapter=jax.device_get(adapter)), described

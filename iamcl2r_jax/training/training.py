@@ -25,6 +25,7 @@ from iamcl2r_jax.data.sampling import (
 from iamcl2r_jax.data.streaming import Block, Dataset, HostDataset, blocks
 from iamcl2r_jax.methods import Classes, Loss, LossInputs, heads, optimizers
 from iamcl2r_jax.system import parallel
+from iamcl2r_jax.system.errors import DivergenceError
 
 Variables = dict[str, Any]  # {"params": ..., "batch_stats": ...}, the latter where there are any
 Metrics = dict[str, jax.Array]
@@ -368,31 +369,6 @@ def cosine_schedule(learning_rate: float, final_learning_rate: float, epochs: in
         learning_rate, decay_steps=epochs, alpha=final_learning_rate / learning_rate
     )
     return [float(schedule(epoch)) for epoch in range(epochs)]
-
-
-class DivergenceError(RuntimeError):
-    """Training left the finite numbers; the message names where.
-
-    Attributes:
-      epoch, step: 0-based place of the first loss or gradient that is not finite; the epoch is None
-        for a training without any.
-      member: which of several models trained at once it was, from 0.
-    """
-
-    def __init__(
-        self,
-        epoch: int | None,
-        step: int,
-        training: str = "training",
-        *,
-        member: int = 0,
-        field: str = "train.learning_rate",
-    ):
-        self.epoch, self.step, self.member = epoch, step, member
-        place = f"step {step + 1}" if epoch is None else f"epoch {epoch + 1}, step {step + 1}"
-        super().__init__(
-            f"{training}, {place}: loss or gradient is not finite; try a lower {field}"
-        )
 
 
 @dataclasses.dataclass(frozen=True)

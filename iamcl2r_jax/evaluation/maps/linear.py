@@ -16,14 +16,17 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from iamcl2r_jax import losses
 
 Params = dict[str, Any]
 
 HELD_OUT = 5  # one pair in so many chooses what the others cannot
-_STRENGTHS = jnp.logspace(-4, 3, 8)  # of the ridge, in units of the mean eigenvalue
-_AMOUNTS = jnp.linspace(0.0, 1.0, 21)  # of slerp
+_STRENGTHS = np.logspace(
+    -4, 3, 8, dtype=np.float32
+)  # of the ridge, in units of the mean eigenvalue
+_AMOUNTS = np.linspace(0.0, 1.0, 21, dtype=np.float32)  # of slerp
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
