@@ -15,8 +15,10 @@ def status_of(program: Callable[[], int | None]) -> int:
     """
     from iamcl2r_jax.gallery.errors import Refused
     from iamcl2r_jax.gallery.store import StoreError
+    from iamcl2r_jax.system import streams
     from iamcl2r_jax.system.errors import InputError, WriteError
 
+    streams.tolerate_any_text()
     try:
         return program() or DONE
     except InputError as error:

@@ -14,7 +14,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax.system import distributed, paths, preemption, runtime
+from iamcl2r_jax.system import distributed, paths, preemption, runtime, streams
 from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
 from iamcl2r_jax.system.files import WriteError
 
@@ -64,8 +64,7 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
     # But that JAX found no driver for the GPU, and goes on without one, is not told elsewhere.
     standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
     sys.unraisablehook = _without_late_writes
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # an encoding that lacks a sign ends no program
+    streams.tolerate_any_text()
     if joins_job:
         _define_job_flags()
 
