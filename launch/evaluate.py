@@ -9,7 +9,6 @@ input. With --maps an upgrade is, too, whose best map is.
 """
 
 from iamcl2r_jax.programs import evaluate
-from iamcl2r_jax.system import cli
 
 if __name__ == "__main__":
-    cli.run(evaluate.main)
+    evaluate.main()

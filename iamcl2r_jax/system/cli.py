@@ -108,6 +108,27 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
     app.run(guarded, flags_parser=parse)
 
 
+def run_installed(
+    define: Callable[[], None], main: Callable[[dict[str, Any]], int | None], description: str
+) -> None:
+    """Runs a program that is also an installed command; see `run`.
+
+    Args:
+      define: defines its flags; called once the program starts, so that several programs can be
+        imported together.
+      main: of the program, given the values of these flags by name.
+      description: what --help begins with, where the file that was started says nothing.
+    """
+    before = set(flags.FLAGS)
+    define()
+    names = set(flags.FLAGS) - before
+    for name in names:  # or --help would not list them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
+    started = sys.modules["__main__"]
+    started.__doc__ = started.__doc__ or description
+    run(lambda _: main({name: flags.FLAGS[name].value for name in names}))
+
+
 def _without_late_writes(unraisable: Any) -> None:
     """The interpreter's hook, but for what TensorStore's threads print when a save has failed.
 
