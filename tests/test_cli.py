@@ -25,7 +25,7 @@ def launch(program, *args):
     [
         ([], "config"),
         (["--config=configs/nope.py"], "configs/nope.py"),
-        (["--config.train.epoch=3"], "error: 'epoch' Did you mean \"epochs\" instead of"),
+        (["--config.train.epoch=3"], "--config.train.epoch: unknown field; did you mean epochs?"),
         (["--config=configs/tiny.py:a=2"], "get_config() takes 0 positional arguments"),
         (["--config.train.epochs=many"], "--config.train.epochs=many"),
         (["--config.stream.dataset=nope"], "data set 'nope' is unknown"),
@@ -42,3 +42,19 @@ def test_bad_input_is_one_line_and_nothing_is_written(args, message, tmp_path):
     assert lines[0].startswith("error: ")
     assert message in lines[0]
     assert not workdir.exists()
+
+
+@pytest.mark.parametrize("stdout", ["closed", "full"])
+def test_an_output_that_takes_nothing_is_no_traceback(stdout):
+    target = "1>&-" if stdout == "closed" else "1>/dev/full"
+    ended = subprocess.run(
+        f"{sys.executable} launch/export_torch.py --checkpoint=/nowhere --output=a.pt {target}",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        timeout=300,
+        check=False,
+    )
+    message = "error: checkpoint /nowhere: there is no finished checkpoint at this place\n"
+    assert (ended.returncode, ended.stderr) == (2, message)
