@@ -22,11 +22,12 @@ class FaissStore:
 
     persistent = False
 
-    def __init__(self, index: str):
+    def __init__(self, index: str, *, smallest: int = _TRAINED_FROM):
         """Checks the index's name.
 
         Args:
           index: e.g. "HNSW32,Flat" or "IVF1024,Flat".
+          smallest: vectors from which a generation gets an index.
 
         Raises:
           InputError: if FAISS is not installed or knows no such index.
@@ -45,7 +46,7 @@ class FaissStore:
                 f"index={index!r}: must be 'Flat' or a string of FAISS's index_factory, e.g. "
                 "'HNSW32,Flat'"
             ) from None
-        self._exact = ExactStore()
+        self._exact, self._smallest = ExactStore(), smallest
         self._indexes: dict[int, _Index] = {}
         self._lock = threading.Lock()  # FAISS may not search while it adds
 
@@ -100,7 +101,7 @@ class FaissStore:
         if index is not None and index.dead * 2 <= index.rows:
             return index
         items, vectors = self._exact.read(generation)
-        if len(items) < _TRAINED_FROM:
+        if len(items) < self._smallest:
             self._indexes.pop(generation, None)
             return None
         index = self._indexes[generation] = _Index(self._faiss, self._index, items, vectors)
