@@ -1,18 +1,19 @@
-"""The embedded default: characters of typefaces, randomly distorted, as TFDS sets.
+"""The embedded default: characters of typefaces, varied at random, as TFDS sets.
 
-The three configurations stand in for the three data sets of the paper: `external` for the images on
-which replacement models are pre-trained (ImageNet32), `latin` for the stream (CIFAR-100) and
-`digits` for open-set evaluation on classes never trained on (CIFAR-10).
+Four configurations stand in for the data sets of the paper: `external` for the images on which
+replacement models are pre-trained (ImageNet32), `stream` for the stream (CIFAR-100), `digits` and
+`unseen` for open-set evaluation on classes never trained on (CIFAR-10). The same names with
+`_clean` are images that vary as little as those of version 1, so that networks tell classes apart
+by details that are each network's own. Those with `tiny_` are few such images, for tests.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Iterator
 
-import numpy as np
 import tensorflow_datasets as tfds
 
-from iamcl2r_jax.data import alphabets, rendering
+from iamcl2r_jax.data import alphabets, drawing, rendering
+from iamcl2r_jax.data.rendering import Variation
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -23,46 +24,61 @@ class GlyphsConfig(tfds.core.BuilderConfig):
         characters: the classes, in the order of their labels.
         train_per_class: images of each class in the split `train`.
         test_per_class: images of each class in the split `test`.
+        variation: how much the images of a class differ.
         seed: another seed gives other images of the same classes.
     """
 
     characters: tuple[str, ...]
     train_per_class: int
     test_per_class: int
+    variation: Variation = rendering.VARIED
     seed: int = 0
 
 
-class Glyphs(tfds.core.GeneratorBasedBuilder):
-    """Characters at 32x32 RGB: random face, size, slant, place, colours, blur and noise.
+_SETS = {  # classes, images of each to train or search with, and to test or search in
+    "stream": ("The stream: 52 Latin letters and 48 others.", alphabets.STREAM, 300, 50),
+    "external": ("Pre-training: scripts and signs.", alphabets.EXTERNAL, 120, 20),
+    "digits": ("Evaluation: `train` holds queries, `test` a gallery.", alphabets.DIGITS, 300, 50),
+    "unseen": ("Evaluation: as digits, of 100 characters.", alphabets.UNSEEN, 25, 10),
+}
+_TINY_SETS = {
+    "tiny_stream": ("For tests: the first of `stream`.", alphabets.STREAM[:52], 40, 10),
+    "tiny_external": ("For tests: the first of `external`.", alphabets.EXTERNAL[:40], 80, 10),
+    "tiny_digits": ("For tests: few digits.", alphabets.DIGITS, 40, 10),
+}
 
-    An image is a pure function of version, configuration name, seed, split, character and index
-    (given the typefaces of the installed matplotlib and the rasteriser of the installed Pillow).
+
+def _configurations(sets: dict, variation: Variation, suffix: str = "") -> list[GlyphsConfig]:
+    return [
+        GlyphsConfig(
+            name=f"{name}{suffix}",
+            description=description,
+            characters=characters,
+            train_per_class=train,
+            test_per_class=test,
+            variation=variation,
+        )
+        for name, (description, characters, train, test) in sets.items()
+    ]
+
+
+class Glyphs(tfds.core.GeneratorBasedBuilder):
+    """Characters at 32x32 RGB: random face, size, slant, place, colours, clutter, blur and noise.
+
+    An image is a pure function of version, configuration (name, variation and seed), split,
+    character and index, given the typefaces of the installed matplotlib and the rasteriser of the
+    installed Pillow.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "First release."}  # noqa: RUF012
+    VERSION = tfds.core.Version("2.0.0")
+    RELEASE_NOTES = {  # noqa: RUF012
+        "1.0.0": "First release.",
+        "2.0.0": "Images vary as natural ones do; as many classes as in the paper.",
+    }
     BUILDER_CONFIGS = [  # noqa: RUF012
-        GlyphsConfig(
-            name="latin",
-            description="The stream: 52 Latin letters.",
-            characters=alphabets.LATIN,
-            train_per_class=300,
-            test_per_class=50,
-        ),
-        GlyphsConfig(
-            name="external",
-            description="Pre-training: Greek, Cyrillic and symbols, mixed in every prefix.",
-            characters=alphabets.EXTERNAL,
-            train_per_class=120,
-            test_per_class=20,
-        ),
-        GlyphsConfig(
-            name="digits",
-            description="Open-set evaluation: `train` holds the queries, `test` the gallery.",
-            characters=alphabets.DIGITS,
-            train_per_class=200,
-            test_per_class=50,
-        ),
+        *_configurations(_SETS, rendering.VARIED),
+        *_configurations(_SETS, rendering.CLEAN, "_clean"),
+        *_configurations(_TINY_SETS, rendering.CLEAN),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -91,15 +107,12 @@ class Glyphs(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: str, per_class: int) -> Iterator[tuple[str, dict]]:
         config = self.builder_config
-        for label, character in enumerate(config.characters):
-            faces = alphabets.faces(character)
-            for index in range(per_class):
-                rng = _generator(self.version, config.name, config.seed, split, character, index)
-                image = rendering.random_image(faces, character, rng)
+        drawn = drawing.draw_classes(
+            config.characters,
+            per_class,
+            config.variation,
+            *(self.version, config.name, config.seed, split),
+        )
+        for label, images in enumerate(drawn):
+            for index, image in enumerate(images):
                 yield f"{label}_{index}", {"image": image, "label": label}
-
-
-def _generator(*name: object) -> np.random.Generator:
-    """A generator of its own for each name: no image depends on those before it."""
-    digest = hashlib.blake2b("/".join(map(str, name)).encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
