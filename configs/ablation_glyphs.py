@@ -16,7 +16,7 @@ def get_config():
     cells.ablate(c, "lambda", "method_options.hoc.ce_weight", (0.01, 0.1, 0.5))
     cells.ablate(c, "mu", "method_options.hoc.mu", (3.0, 10.0, 30.0))
     cells.ablate(c, "memory_per_class", "memory_per_class", (5, 20, 80))
-    # 52 classes of the stream and 240 external ones need 292; the default has few more.
-    cells.ablate(c, "num_slots", "num_slots", (320, 640, 1280))
+    # 100 classes of the stream and 600 external ones need 700.
+    cells.ablate(c, "num_slots", "num_slots", (768, 1024, 2048))
     cells.ablate(c, "exclude_same_class", "method_options.hoc.exclude_same_class", (False, True))
     return c

@@ -20,5 +20,5 @@ from iamcl2r_jax.config import args, recipes
 
 def get_config(arg=None):
     dtypes = {name: name for name in ("float32", "bfloat16")}
-    options = args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS, "dtype": dtypes})
+    options = args.parse(arg, {"tasks": recipes.TASKS, "dtype": dtypes})
     return recipes.cifar100r(*options["tasks"], dtype=options["dtype"])

@@ -11,7 +11,7 @@ from iamcl2r_jax import config
 from iamcl2r_jax.config import args
 
 # Tasks that start from an external model, and the classes of its pre-training.
-_STARTS = {"scratch": ((), ()), "external": ((0,), (60,))}
+_STARTS = {"scratch": ((), ()), "external": ((0,), (100,))}
 
 
 def get_config(arg=None):

@@ -11,13 +11,12 @@ images, 50,000 queries in 10,000 for each pair of models, is left out by
 --config.base.metrics="('identification',)".
 """
 
-from iamcl2r_jax import config, methods
+from iamcl2r_jax import methods
 from iamcl2r_jax.comparisons import cells
 from iamcl2r_jax.config import args, recipes
 
 
 def get_config(arg=None):
-    base = recipes.cifar100r(*args.parse(arg, {"tasks": recipes.CIFAR100R_TASKS})["tasks"])
-    base.metrics = config.default().metrics
+    base = recipes.cifar100r(*args.parse(arg, {"tasks": recipes.TASKS})["tasks"])
     variants = {name: {"method": name} for name in methods.METHODS}
     return cells.comparison(f"compare_{base.name}", base, variants)

@@ -17,13 +17,17 @@ def get_config():
     c.train.epochs = 4
     c.train.batch_size = 64
     c.train.learning_rate = 0.1
+    c.stream.dataset = "glyphs/tiny_stream"
     c.stream.initial_classes = 20
     c.stream.increment = 16
-    c.stream.limit_per_class = 40
     c.memory_per_class = 5
+    c.evaluations.digits.dataset = "glyphs/tiny_digits"
+    del c.evaluations.unseen
     c.replacements.tasks = (0, 1)
     c.replacements.classes = (20, 40)
+    c.replacements.checkpoints = ()
     c.replacements.recipe.name = "tiny"
+    c.replacements.recipe.dataset = "glyphs/tiny_external"
     c.replacements.recipe.model.options.width = 8
     c.replacements.recipe.train.epochs = 8
     c.replacements.recipe.train.batch_size = 64

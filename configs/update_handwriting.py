@@ -24,7 +24,7 @@ from iamcl2r_jax.config import args
 # Epochs of each of the two tasks, batch size, and the split that is searched in.
 _DATASETS = {"handwriting": (30, 64, "train"), "mnist": (10, 128, "train[:1000]")}
 # Tasks that start from an external model, and the classes that it was pre-trained on.
-_STARTS = {"external": ((0,), (60,)), "scratch": ((), ())}
+_STARTS = {"external": ((0,), (100,)), "scratch": ((), ())}
 
 
 def get_config(arg=None):

@@ -186,9 +186,9 @@ def test_an_option_of_a_method_may_be_what_its_default_or_annotation_says(
             (2, 0, 4),
             "replacements.tasks=(2, 0, 4): must be different tasks in increasing order",
         ),
-        ("replacements.tasks", (0, 2), "replacements.classes=(60, 120, 240): must name one model"),
+        ("replacements.tasks", (0, 2), "replacements.classes=(100, 300, 600): must name one model"),
         ("replacements.checkpoints", ("a",), "replacements.checkpoints=('a',): must name one"),
-        ("replacements.classes", (60, 120, 999), "replacements.recipe.classes=999"),
+        ("replacements.classes", (60, 120, 1025), "replacements.recipe.classes=1025"),
         ("replacements.recipe.train.epochs", 0, "replacements.recipe.train.epochs=0"),
         ("image.size", 28, "replacements.recipe.image.size=32: must equal image.size=28"),
         (
@@ -211,9 +211,9 @@ def test_refusal_names_field_value_and_remedy(field, value, message):
 
 def test_stream_and_external_classes_may_not_share_slots():
     c = config.default()
-    config.check_stream(c, num_stream_classes=80, num_tasks=5)  # 80 + 240 = 320, none to spare
-    with pytest.raises(InputError, match="81 stream and 240 external classes; at least 321"):
-        config.check_stream(c, num_stream_classes=81, num_tasks=5)
+    config.check_stream(c, num_stream_classes=424, num_tasks=5)  # 424 + 600 = 1024, none to spare
+    with pytest.raises(InputError, match="425 stream and 600 external classes; at least 1025"):
+        config.check_stream(c, num_stream_classes=425, num_tasks=5)
 
 
 def test_replacement_beyond_the_last_task():
@@ -224,16 +224,16 @@ def test_replacement_beyond_the_last_task():
 
 def test_the_recipe_follows_the_runs_simplex():
     c = config.default()
-    c.num_slots = 400
-    assert c.replacements.recipe.num_slots == 400
+    c.num_slots = 700
+    assert c.replacements.recipe.num_slots == 700
     config.validate(c)
 
 
 def test_a_recipe_for_another_simplex_is_refused():
     c = config.default()
     c.replacements.recipe = config.default_pretrain()  # its num_slots is its own
-    c.num_slots = 400
-    with pytest.raises(InputError, match=r"recipe\.num_slots=320: must equal num_slots=400"):
+    c.num_slots = 700
+    with pytest.raises(InputError, match=r"recipe\.num_slots=1024: must equal num_slots=700"):
         config.validate(c)
 
 

@@ -330,16 +330,16 @@ def test_shared_direction_tells_caps_from_features_that_share_one():
 @pytest.mark.parametrize(
     ("arg", "name", "tasks", "classes"),
     [
-        ("", "glyphs31", (0, 10, 20), (60, 120, 240)),
-        (":replacements=no", "glyphs31-not-replaced", (0,), (60,)),
+        ("tasks=31", "glyphs31", (0, 10, 20), (100, 300, 600)),
+        ("tasks=31,replacements=no", "glyphs31-not-replaced", (0,), (100,)),
     ],
 )
-def test_glyphs31_has_the_papers_tasks(arg, name, tasks, classes):
-    c = load_config(f"glyphs31.py{arg}")
+def test_glyphs_have_the_papers_31_tasks(arg, name, tasks, classes):
+    c = load_config(f"glyphs.py:{arg}")
     validate(c)
-    split = split_tasks(52, c.stream.initial_classes, c.stream.increment)
-    assert [len(task) for task in split] == [22] + 30 * [1]
-    check_stream(c, 52, len(split))
+    split = split_tasks(100, c.stream.initial_classes, c.stream.increment)
+    assert [len(task) for task in split] == [10] + 30 * [3]
+    check_stream(c, 100, len(split))
     assert (c.name, c.replacements.tasks, c.replacements.classes) == (name, tasks, classes)
 
 
@@ -356,7 +356,7 @@ def test_update_is_of_two_tasks(arg, tasks):
 
 def test_unknown_options_are_refused():
     with pytest.raises(ConfigArgError, match="replacements=maybe: must be one of yes, no"):
-        load_config("glyphs31.py:replacements=maybe")
+        load_config("glyphs.py:replacements=maybe")
     with pytest.raises(ConfigArgError, match="dataset=cifar10: must be one of"):
         load_config("update_handwriting.py:dataset=cifar10")
 

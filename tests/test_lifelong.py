@@ -109,7 +109,7 @@ def test_external_models_say_what_they_are(finished):
         assert dict(architecture.options)["width"] == 8
         assert architecture.num_features == metadata.num_slots - 1 == 127
         assert metadata.slots == (0, classes)
-        assert about["dataset"] == "glyphs/external"
+        assert about["dataset"] == "glyphs/tiny_external"
         assert len(about["class_names"]) == classes
         assert about["config"]["classes"] == classes
         assert "jax" in about["environment"]["versions"]

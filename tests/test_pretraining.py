@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 from small_runs import K
 
 from iamcl2r_jax import config
+from iamcl2r_jax.config import without_unused_options
+from iamcl2r_jax.data import alphabets
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import PreemptedError
@@ -119,5 +121,49 @@ def test_a_model_is_found_whoever_is_told_of_its_epochs(recipe):
 
 def test_models_made_before_are_still_found():
     """A change of this name would train everybody's external models again."""
-    path = pretraining.checkpoint_path("", config.default().replacements.recipe, 120)
-    assert path == "glyphs-120-7d9f1b31"
+    path = pretraining.checkpoint_path("", config.default().replacements.recipe, 300)
+    assert path == "glyphs-300-97a64804"
+
+
+# --- Shipped models ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", config.default().replacements.classes)
+def test_a_shipped_model_is_what_the_default_recipe_makes(classes):
+    recipe = config.default().replacements.recipe.copy_and_resolve_references()
+    recipe.classes = classes
+    metadata = stored.load_metadata(pretraining.shipped_path(recipe, classes))
+    about = metadata.about
+    recorded = without_unused_options(about["config"])
+    made = without_unused_options(files.as_json(recipe.to_dict()))
+    for field in config.WITHOUT_EFFECT:
+        del recorded[field], made[field]
+    assert recorded == made
+    assert metadata.slots == (0, classes)
+    assert about["class_names"] == list(alphabets.EXTERNAL[:classes])
+    assert f"--config.classes={classes}" in about["command"]
+    assert about["accuracy"] > 0.5
+    assert about["seconds"] > 0
+    assert about["environment"]
+
+
+def test_the_default_run_takes_the_shipped_models(tmp_path):
+    c = config.default()
+    c.replacements.directory = str(tmp_path / "made")
+    models = inputs.external_models(c, Reporter(), Preemption())
+    assert [models[task].metadata.slots[1] for task in c.replacements.tasks] == [100, 300, 600]
+    assert not (tmp_path / "made").exists()
+    size = sum(
+        file.stat().st_size for m in models.values() for file in pathlib.Path(m.path).rglob("*")
+    )
+    assert size < 15e6
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("seed", 1), ("head", "linear"), ("zero_projection", False)]
+)
+def test_other_recipes_make_their_own(field, value):
+    recipe = config.default_pretrain()
+    assert pretraining.shipped_path(recipe, 100)
+    recipe[field] = value
+    assert pretraining.shipped_path(recipe, 100) is None

@@ -382,7 +382,8 @@ def test_records_that_cannot_be_read_are_not_called_damaged(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_classes"), [("glyphs/latin", 52), ("glyphs/digits", 10), ("handwriting", 10)]
+    ("name", "num_classes"),
+    [("glyphs/tiny_stream", 52), ("glyphs/tiny_digits", 10), ("handwriting", 10)],
 )
 def test_own_builders_are_found(tmp_path, name, num_classes):
     description = sources.describe(name, data_dir=str(tmp_path))

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax.comparisons import cells, comparison_report, tables
 from iamcl2r_jax.comparisons.cells import Cell
-from iamcl2r_jax.config import check_stream
+from iamcl2r_jax.config import check_stream, makes_external_models
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DivergenceError, InputError, LockedError
 from iamcl2r_jax.system.preemption import Preemption, on_sigterm
@@ -230,7 +230,7 @@ def _reference_model(cell: Cell, run: dict[str, Any], reference: str) -> tuple[s
         network = (c.num_slots, c.model.to_dict(), c.image.to_dict())
         return json.dumps(network, sort_keys=True), cell.seed
     first = min(run["external_models"], key=int)
-    if c.replacements.checkpoints or int(first) not in c.replacements.tasks:
+    if not makes_external_models(c) or int(first) not in c.replacements.tasks:
         return run["external_models"][first], None
     recipe = inputs.recipe_of(c)
     seed, recipe.seed = recipe.seed, 0

@@ -7,15 +7,18 @@ field is a line in `fields` and one in `bounds`.
 
 from iamcl2r_jax.config.checks import check_stream, validate, validate_pretrain
 from iamcl2r_jax.config.fields import (
+    SHIPPED,
     WITHOUT_EFFECT,
     choose_backbone,
     default,
     default_pretrain,
     evaluation,
+    makes_external_models,
 )
 from iamcl2r_jax.config.stored import differences, load, recorded, without_unused_options
 
 __all__ = [
+    "SHIPPED",
     "WITHOUT_EFFECT",
     "check_stream",
     "choose_backbone",
@@ -24,6 +27,7 @@ __all__ = [
     "differences",
     "evaluation",
     "load",
+    "makes_external_models",
     "recorded",
     "validate",
     "validate_pretrain",

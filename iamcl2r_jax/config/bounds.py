@@ -59,6 +59,7 @@ PRETRAIN = {
     "head": one_of((heads.SIMPLEX, heads.LINEAR)),
     "image": IMAGE,
     "model": MODEL,
+    "zero_projection": values.Value(bool),
     "train": TRAIN,
     "saving": SAVING,
     "resident_gib": number("[0, 1e15]"),

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.config import bounds
+from iamcl2r_jax.config.fields import makes_external_models
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.system import values
 from iamcl2r_jax.system.errors import InputError
@@ -18,8 +19,8 @@ def validate(config: ConfigDict) -> None:
     values.check(config, bounds.RUN)
     _check_network(config)
     _check_seeds(config)
-    _check_tasks(config.replacements)
-    if config.replacements.tasks and not config.replacements.checkpoints:
+    _check_tasks(config)
+    if config.replacements.tasks and makes_external_models(config):
         _check_recipe(config)
     for field in ("evaluations", "metrics"):
         if not config[field]:
@@ -49,7 +50,7 @@ def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) ->
                 f"replacements.{field}={tasks}: the stream has {num_tasks} tasks, "
                 f"0 to {num_tasks - 1}"
             )
-    made = () if config.replacements.checkpoints else config.replacements.classes
+    made = config.replacements.classes if makes_external_models(config) else ()
     external = max(made, default=0) if config.replacements.tasks else 0
     simplex.check_slots(num_stream_classes, external, config.num_slots)
 
@@ -89,7 +90,8 @@ def _check_seeds(config: ConfigDict) -> None:
         )
 
 
-def _check_tasks(r: ConfigDict) -> None:
+def _check_tasks(config: ConfigDict) -> None:
+    r = config.replacements
     for field in ("tasks", "retrain"):
         if list(r[field]) != sorted(set(r[field])):
             raise InputError(
@@ -100,7 +102,7 @@ def _check_tasks(r: ConfigDict) -> None:
             f"replacements.retrain={r.retrain}: task {both[0]} is in replacements.tasks={r.tasks} "
             "too; a task starts from an external model or from random variables"
         )
-    field = "checkpoints" if r.checkpoints else "classes"
+    field = "classes" if makes_external_models(config) else "checkpoints"
     if r.tasks and len(r[field]) != len(r.tasks):
         raise InputError(
             f"replacements.{field}={r[field]}: must name one model for each of "

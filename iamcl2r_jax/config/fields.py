@@ -13,6 +13,8 @@ from iamcl2r_jax.system import values
 # Fields of a run and of a pre-training on which no result depends.
 WITHOUT_EFFECT = ("resident_gib", "saving", "tracking")
 
+SHIPPED = ("shipped",)  # a value of replacements.checkpoints
+
 _RESIDENT_GIB = 8.0  # half of a small accelerator's memory; ImageNet at 32x32 takes 3.7
 
 
@@ -25,13 +27,16 @@ def default_pretrain() -> ConfigDict:
     c.train_split = "train"
     c.test_split = "test"  # held-out images, for the accuracy that is reported; "" for none
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
-    c.classes = 240  # pre-train on the first so many classes, simplex slots 0, 1, ...
-    c.num_slots = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.classes = 600  # pre-train on the first so many classes, simplex slots 0, 1, ...
+    c.num_slots = 1024  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.head = heads.SIMPLEX  # classifier: "simplex", or "linear" for methods with a learnable one
     c.image = _image()  # the network's input
     c.model = _model()  # the architecture
+    # Start with zeros in the last layer, the linear map to the feature: the features then stay in
+    # the span of the classes trained on. The official code starts with random numbers.
+    c.zero_projection = True
     # The schedule.
-    c.train = _train(epochs=6, learning_rate=0.1)
+    c.train = _train(epochs=8, learning_rate=0.1)
     c.saving = _saving()
     c.resident_gib = _RESIDENT_GIB  # see default()
     c.tracking = _tracking()
@@ -48,13 +53,13 @@ def default() -> ConfigDict:
     c.seed = 0  # of initialisation, memory, batches and augmentation
     c.num_seeds = 1  # runs trained at once, with seed, seed + 1, ..., see seeds.run
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
-    c.num_slots = 320  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
+    c.num_slots = 1024  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.image = _image()  # the network's input
     # Of the networks that start from random variables: at the first task without an external model,
     # and where the run retrains.
     c.model = _model()
     # The schedule of each task.
-    c.train = _train(epochs=14, learning_rate=0.06)
+    c.train = _train(epochs=8, learning_rate=0.06)
     c.saving = _saving()
     # Training images of up to so many GiB, as uint8, stay on the device, on each if there are
     # several; more are streamed to it from the host, four calls' batches at once at most. No result
@@ -63,20 +68,21 @@ def default() -> ConfigDict:
     c.adapter = _adapter()  # of methods that carry stored galleries on, see adapters.Settings
 
     c.stream = ConfigDict()
-    c.stream.dataset = "glyphs/latin"  # TFDS name, or folder:DIR
+    c.stream.dataset = "glyphs/stream"  # TFDS name, or folder:DIR
     c.stream.train_split = "train"
     c.stream.test_split = "test"  # held-out images, for task_accuracy
-    c.stream.initial_classes = 8  # classes of the first task
-    c.stream.increment = 11  # classes of each later task
-    c.stream.limit_per_class = 0  # train on the first so many images of each class; 0 for all
+    c.stream.initial_classes = 10  # classes of the first task
+    c.stream.increment = 15  # classes of each later task
+    c.stream.limit_per_class = 300  # train on the first so many images of each class; 0 for all
     c.stream.class_order_seed = -1  # shuffles the classes; -1 for the data set's order
     c.memory_per_class = 20  # images remembered of each class once its task is over
 
     c.replacements = ConfigDict()
     c.replacements.tasks = (0, 2, 4)  # 0-based tasks that start from an external model
-    # Directories of the external models, one per task above; () to make them by `recipe`.
-    c.replacements.checkpoints = ()
-    c.replacements.classes = (60, 120, 240)  # classes of the models made by `recipe`
+    # Directories of the external models, one per task above; () to make them by `recipe`; SHIPPED
+    # to make only those that do not come with this package.
+    c.replacements.checkpoints = SHIPPED
+    c.replacements.classes = (100, 300, 600)  # classes of the models made by `recipe`
     # Its `classes` come from the line above, its `head` from the method, its `tracking` from below.
     c.replacements.recipe = default_pretrain()
     c.replacements.recipe.num_slots = c.get_ref("num_slots")  # the simplex is the interface
@@ -92,6 +98,7 @@ def default() -> ConfigDict:
 
     c.evaluations = ConfigDict()  # open-set evaluations, by name
     c.evaluations.digits = evaluation("glyphs/digits")
+    c.evaluations.unseen = evaluation("glyphs/unseen")
     c.evaluations.handwriting = evaluation("handwriting")
     # Retrieval metrics, keys of retrieval.METRICS; the first gives matrix, AC and AA.
     c.metrics = ("identification", "recall_at_1", "mean_average_precision")
@@ -99,6 +106,11 @@ def default() -> ConfigDict:
     c.tracking = _tracking()
     c.tracking.wandb = False  # Weights & Biases: log in first, or set WANDB_MODE=offline
     return c
+
+
+def makes_external_models(config: ConfigDict) -> bool:
+    """Whether a run's external models are those of its recipe, and not given by their paths."""
+    return tuple(config.replacements.checkpoints) in ((), SHIPPED)
 
 
 def evaluation(

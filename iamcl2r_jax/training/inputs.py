@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods
+from iamcl2r_jax.config import SHIPPED, makes_external_models
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
 from iamcl2r_jax.evaluation.features import Evaluation, refuse_equal_sets
@@ -41,14 +42,18 @@ def external_models(
 ) -> dict[int, Model]:
     """The external model of each replacement, by task; those with a recipe are made if missing.
 
-    They are made with the head that the method asks for, and those given must have it.
+    They are made with the head that the method asks for, and those given must have it. With
+    `config.SHIPPED`, those that come with the package are not made.
     """
     replacements, recipe = config.replacements, recipe_of(config)
     paths = tuple(replacements.checkpoints)
     missing = {}
-    if replacements.tasks and not paths:
+    made = makes_external_models(config)
+    if replacements.tasks and made:
+        shipped = pretraining.shipped_path if paths == SHIPPED else lambda *_: None
         paths = tuple(
-            pretraining.checkpoint_path(replacements.directory, recipe, classes)
+            shipped(recipe, classes)
+            or pretraining.checkpoint_path(replacements.directory, recipe, classes)
             for classes in replacements.classes
         )
         missing = {
@@ -59,7 +64,7 @@ def external_models(
 
     # What is there is checked before what is missing is trained.
     loaded = {path: load_external(config, path) for path in paths if path not in missing.values()}
-    if not replacements.checkpoints:
+    if made:
         for path in loaded:
             pretraining.tidy(path, reporter)
     if missing:

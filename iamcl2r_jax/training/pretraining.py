@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +21,12 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, simplex
-from iamcl2r_jax.config import WITHOUT_EFFECT, validate_pretrain, without_unused_options
+from iamcl2r_jax.config import (
+    WITHOUT_EFFECT,
+    default_pretrain,
+    validate_pretrain,
+    without_unused_options,
+)
 from iamcl2r_jax.data import sources, streaming
 from iamcl2r_jax.data.augment import AUGMENTATIONS, ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
@@ -29,6 +35,7 @@ from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.optimizers import OPTIMIZERS
 from iamcl2r_jax.models import checkpoints, init_variables
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.stored import (
     EXTERNAL,
     Architecture,
@@ -70,12 +77,28 @@ def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
 
     The name ends in a digest of the recipe, so that another recipe never finds this model.
     """
+    text = json.dumps(_identity(recipe, classes), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    return os.path.join(directory, f"{recipe.name}-{classes}-{digest}")
+
+
+def _identity(recipe: ConfigDict, classes: int) -> dict[str, Any]:
+    """What a recipe's result depends on."""
     identity = without_unused_options(recipe.to_dict()) | {"classes": classes}
     for field in ("data_dir", "name", *WITHOUT_EFFECT):
         del identity[field]
-    text = json.dumps(identity, sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return os.path.join(directory, f"{recipe.name}-{classes}-{digest}")
+    return identity
+
+
+def shipped_path(recipe: ConfigDict, classes: int) -> str | None:
+    """The model that comes with this package and that `recipe` makes of `classes` classes, if any.
+
+    They were made by `config.default_pretrain`.
+    """
+    if _identity(recipe, classes) != _identity(default_pretrain(), classes):
+        return None
+    path = os.path.join(os.path.dirname(sources.__file__), "external", f"glyphs-{classes}")
+    return path if checkpoints.exists(path) else None
 
 
 def pretrain(
@@ -265,6 +288,8 @@ class _Trainer:
         key = jax.random.fold_in(jax.random.key(config.seed), classes)
         key_init, key_fit = jax.random.split(key)
         variables = init_variables(self._features.model, key_init, config.image.size)
+        if config.zero_projection:
+            variables = _with_zero_projection(variables)
         if self._learnable:
             # No number of classes is that large: this key is no other's.
             key_heads = jax.random.fold_in(jax.random.key(config.seed), np.uint32(2**32 - 1))
@@ -319,3 +344,10 @@ class _Trainer:
         features = self._features(model.variables, self._test.images[held_out])
         chosen = model.classify(features, np.asarray(self._classes(classes).active))
         return float(np.mean(chosen == simplex.external_slot(self._test.labels[held_out])))
+
+
+def _with_zero_projection(variables: Variables) -> Variables:
+    """The variables with zeros for the last layer, the linear map to the feature."""
+    params = variables["params"]
+    zeros = jax.tree.map(jnp.zeros_like, params["projection"])
+    return {**variables, "params": {**params, "projection": zeros}}
