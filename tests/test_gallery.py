@@ -1,5 +1,7 @@
 """A gallery: what is stored, what is found, and which pairs of models may meet."""
 
+import os
+import shutil
 import threading
 
 import numpy as np
@@ -378,6 +380,27 @@ def test_adding_while_an_upgrade_begins_embeds_again(tmp_path, pictured):
     added = indexing.add_files(pictured, Embedders(Beginning), [source])
     assert len(added.items) == 1
     assert [g["vectors"] for g in pictured.status()["generations"]] == [13, 1]
+
+
+def test_what_is_no_image_is_listed_and_passed_over(tmp_path, pictured):
+    """A pipe, a directory, a name that is not UTF-8, nothing at all."""
+    images = tmp_path / "odd"
+    write_images(images, 1)
+    os.mkfifo(images / "pipe.png")
+    (images / "directory.png").mkdir()
+    shutil.copy(images / "class0" / "0.png", os.fsencode(images) + b"/\xff.png")
+    (images / "empty.png").touch()
+    (images / "link.png").symlink_to("nowhere")
+    files = indexing.sources(str(images))
+    assert len(files) == 5
+    added = indexing.add_files(pictured, embedders(), files)
+    assert len(added.items) == 1
+    reasons = dict(added.unreadable)
+    assert "is not a file" in reasons["pipe.png"]
+    assert "is not an image" in reasons["empty.png"]
+    assert "No such file" in reasons["link.png"]
+    assert any("is not UTF-8" in reason for reason in reasons.values())
+    assert all(reason.isprintable() for reason in reasons.values())
 
 
 def test_a_checkpoint_that_was_replaced_is_refused(pictured):

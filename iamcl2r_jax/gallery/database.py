@@ -205,6 +205,7 @@ def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> Databa
             finally:
                 connection.close()
         os.link(draft, path)  # unlike a rename it never replaces what another process made
+        sync_directory(directory)
     except FileExistsError:
         raise InputError(f"gallery {directory}: there is a gallery already") from None
     except OSError as error:
@@ -214,6 +215,15 @@ def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> Databa
             if os.path.exists(draft + suffix):
                 os.unlink(draft + suffix)
     return Database(directory)
+
+
+def sync_directory(directory: str) -> None:
+    """Brings the names in a directory to disk."""
+    opened = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def record_event(

@@ -43,6 +43,8 @@ def _explained(path: str, error: Exception) -> Exception:
         return DamagedError(
             f"gallery {path} is damaged ({text}); run verify to see how far, and restore a backup"
         )
+    if code in (sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ):
+        return DamagedError(f"gallery {path} cannot be read ({text}); check the disk")
     if primary in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY):
         return WriteError(
             f"gallery {path} cannot be written ({text}); what was acknowledged before is whole, "

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import stat
 import warnings
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from iamcl2r_jax.data.images import formats, suffixes, to_rgb
 from iamcl2r_jax.system.errors import InputError
 
 MAX_PIXELS = 100_000_000  # of a picture; more is taken for an attack on the memory
+_MAX_BYTES = 2**28  # of a file
 
 
 class ImageError(InputError):
@@ -25,11 +27,19 @@ def read(path: str) -> "Picture":
     Raises:
       ImageError: if the file cannot be read.
     """
+    shown = path if path.isprintable() else ascii(path)
     try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe would wait for ever
+            raise ImageError(f"image {shown} is not a file")
+        if found.st_size > _MAX_BYTES:
+            raise ImageError(
+                f"image {shown} has {found.st_size} bytes; must be at most {_MAX_BYTES}"
+            )
         with open(path, "rb") as file:
-            return Picture(file.read(), path)
+            return Picture(file.read(), shown)
     except OSError as error:
-        raise ImageError(f"image {path} cannot be read ({error.strerror})") from error
+        raise ImageError(f"image {shown} cannot be read ({error.strerror})") from error
 
 
 def decode(

@@ -68,6 +68,7 @@ def add_files(
         sizes = {model.info.image["size"] for model in gallery.writing_models()}
         for source in some:
             try:
+                _check_name(source)
                 picture = images.read(source.path)
                 for size in sizes:
                     picture.at(size)
@@ -84,6 +85,14 @@ def add_files(
             added.items += add_pictures(gallery, embedders, items, pictures)
         progress(len(some))
     return added
+
+
+def _check_name(source: Source) -> None:
+    """Raises `ImageError` for names that the database cannot hold."""
+    try:
+        "".join((source.key, source.path, source.label or "")).encode()
+    except UnicodeEncodeError:
+        raise images.ImageError(f"the name {source.path!a} is not UTF-8") from None
 
 
 def _stored_path(gallery: Gallery, path: str) -> str:

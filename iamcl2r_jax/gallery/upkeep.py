@@ -9,7 +9,14 @@ from collections.abc import Iterator
 import numpy as np
 
 from iamcl2r_jax.gallery import feed, images, state
-from iamcl2r_jax.gallery.database import FILE, SEALED, row_crc, table_crc, vectors_table
+from iamcl2r_jax.gallery.database import (
+    FILE,
+    SEALED,
+    row_crc,
+    sync_directory,
+    table_crc,
+    vectors_table,
+)
 from iamcl2r_jax.gallery.gallery import Gallery
 from iamcl2r_jax.gallery.records import View
 from iamcl2r_jax.system.errors import DamagedError, InputError, WriteError
@@ -187,6 +194,7 @@ def backup(gallery: Gallery, target: str) -> None:
         with open(draft, "rb+") as file:
             os.fsync(file.fileno())
         os.link(draft, path)
+        sync_directory(target)
     except OSError as error:
         raise WriteError(f"backup={target} cannot be written ({error.strerror})") from error
     finally:
