@@ -11,7 +11,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from iamcl2r_jax import config, losses, methods, models, retrieval
+from iamcl2r_jax import losses, methods, models, retrieval
+from iamcl2r_jax.data import augment
+from iamcl2r_jax.methods import optimizers
 from iamcl2r_jax.training import lifelong, runs
 
 PAGE = pathlib.Path(__file__).parents[1] / "CONTRIBUTING.md"
@@ -22,9 +24,15 @@ SIZE, CLASSES = 8, 4
 def examples():
     """The page's Python blocks, and the registries restored afterwards."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 6
     names = {}
-    registries = (methods.METHODS, models.BACKBONES, retrieval.METRICS)
+    registries = (
+        methods.METHODS,
+        models.BACKBONES,
+        retrieval.METRICS,
+        augment.AUGMENTATIONS,
+        optimizers.OPTIMIZERS,
+    )
     with contextlib.ExitStack() as restored:
         for registry in registries:
             restored.enter_context(mock.patch.dict(registry))
@@ -56,12 +64,12 @@ def test_the_methods_loss_is_what_its_docstring_says():
         assert total == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_examples_run_together(tmp_path):
+def test_the_examples_run_together(examples, tmp_path):
     """One registry line each, and a run of the method on the backbone under the metric."""
     rng = np.random.default_rng(0)
     for label in range(CLASSES):
         pattern = rng.uniform(0, 255, (SIZE, SIZE, 3))
-        for split, count in (("train", 6), ("test", 3)):
+        for split, count in (("train", 6), ("test", 3), ("query", 3), ("gallery", 3)):
             directory = tmp_path / "images" / split / f"class{label}"
             directory.mkdir(parents=True)
             for n in range(count):
@@ -69,25 +77,28 @@ def test_the_examples_run_together(tmp_path):
                 Image.fromarray(pixels.astype(np.uint8)).save(directory / f"{n}.png")
     dataset = f"folder:{tmp_path / 'images'}"
 
-    c = config.default()
+    c = examples["get_config"]()
     c.method, c.num_slots, c.memory_per_class = "simplex_l2", 8, 2
     assert c.method_options.simplex_l2.to_dict() == {"l2_weight": 1.0}
-    c.image.size, c.image.augmentation_options.crop_flip.padding = SIZE, 1
+    c.image.size, c.image.augmentation, c.train.optimizer = SIZE, "darken", "lion"
+    assert c.image.augmentation_options.darken.to_dict() == {"most": 0.5}
+    assert c.train.optimizer_options.lion.to_dict() == {"b1": 0.9, "b2": 0.99}
     c.model.backbone = "mlp"
     with c.unlocked():
         c.model.options = ConfigDict({"width": 16})
-        c.evaluations = ConfigDict({"images": config.evaluation(dataset)})
+        c.evaluations = ConfigDict({"shop": c.evaluations.shop})
+    c.evaluations.shop.dataset = dataset
     c.stream.dataset = dataset
     c.stream.initial_classes = c.stream.increment = CLASSES // 2
     c.replacements.tasks = ()
-    c.train.epochs, c.train.batch_size = 2, 4
+    c.train.epochs, c.train.batch_size, c.train.learning_rate = 2, 4, 1e-3
     c.saving.every_epochs = 1
     c.metrics = ("recall_at_2", "identification")
     results = lifelong.run(c, str(tmp_path / "run"))
 
     assert results["method"] == "simplex_l2"
     assert results["train_traces"] == 1
-    figures = results["evaluations"]["images"]
+    figures = results["evaluations"]["shop"]
     assert figures["metric"] == "recall_at_2"
     assert 0.5 < figures["matrix"][1][1] <= 1
     first, second = runs.task_records(str(tmp_path / "run"))
