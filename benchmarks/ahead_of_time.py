@@ -6,10 +6,9 @@
 
 XLA compiles for a device from its description. So this tells whether the program compiles, how many
 instructions the loop over steps holds, on a GPU mostly a kernel or a call of a library each, what
-it plans to keep in memory and how often devices exchange what they share. Branches count as one:
-they draw the batch. It measures no time of a step: on a GPU nothing is tuned without one, nor are
-sorts the library's, and for a TPU the compiler's own estimate of cycles is given, which leaves out
-gathers and branches.
+it plans to keep in memory and how often devices exchange what they share. The batches are drawn
+before the loop, by another program. It measures no time of a step: on a GPU nothing is tuned
+without one, and for a TPU the compiler's own estimate of cycles is given, which leaves out gathers.
 
 ratio: memory planned on a device / memory of that device.
 """
@@ -27,8 +26,7 @@ import synthetic
 from jax.experimental import topologies
 
 from iamcl2r_jax.system import parallel
-from iamcl2r_jax.training import training
-from iamcl2r_jax.training.seeds import SeedsEpoch
+from iamcl2r_jax.training.step import CompiledEpoch
 
 # What XLA knows of a Hopper GPU, in the terms of its GpuTargetConfigProto.
 _HOPPER = """
@@ -114,16 +112,16 @@ def train_program(devices: Sequence[Any], seeds: int, **sizes) -> jax.stages.Tra
     split = parallel.split_over(devices)
     whole = parallel.replicated(split) if split else jax.sharding.SingleDeviceSharding(devices[0])
     program = dataclasses.replace(case.program, batch_sharding=split)
-    epoch = training.CompiledEpoch(program)
+    epoch = CompiledEpoch(program, seeds)
     variables, data, key = case.variables, case.data, jax.random.key(0)
     if seeds > 1:
-        epoch = SeedsEpoch(program)
         variables, data, key = jax.eval_shape(lambda: synthetic.at_once(case, seeds))
-    state, data, key = jax.tree.map(
+    samples = jax.eval_shape(lambda d, k: synthetic.drawn(d, k, program.batch_size), data, key)
+    state, data, samples, key = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=whole),
-        (jax.eval_shape(program.init_state, variables), data, key),
+        (jax.eval_shape(program.init_state, variables), data, samples, key),
     )
-    return epoch.trace(state, data, 0, 1, 0.01, key)
+    return epoch.trace(state, data, samples, 0, 1, 0.01, key)
 
 
 def main(argv: list[str] | None = None):

@@ -22,7 +22,7 @@ import jax
 import synthetic
 
 from iamcl2r_jax.system import runtime
-from iamcl2r_jax.training import training
+from iamcl2r_jax.training.step import CompiledEpoch
 
 
 def start(cache: str, small: bool) -> dict[str, float]:
@@ -32,11 +32,13 @@ def start(cache: str, small: bool) -> dict[str, float]:
     if small:  # its program compiles too fast to be kept otherwise
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     case = synthetic.hoc_case(**sizes)
-    epoch = training.CompiledEpoch(case.program)
+    epoch = CompiledEpoch(case.program)
     state = jax.block_until_ready(case.program.init_state(case.variables))
     with runtime.measure_compilation() as compilation:
         started = time.perf_counter()
-        jax.block_until_ready(epoch(state, case.data, 0, 0, 0.01, jax.random.key(0)))
+        key = jax.random.key(0)
+        samples = synthetic.drawn(case.data, key, case.program.batch_size)
+        jax.block_until_ready(epoch(state, case.data, samples, 0, 0, 0.01, key))
         seconds = time.perf_counter() - started
     return {"first_call": seconds, "lower_and_compile": compilation.seconds}
 

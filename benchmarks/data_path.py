@@ -20,14 +20,15 @@ import synthetic
 from iamcl2r_jax import config
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import training
-from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
+from iamcl2r_jax.training.fit import cosine_schedule
+from iamcl2r_jax.training.resume import ProgressStore, train_resumably
+from iamcl2r_jax.training.step import CompiledEpoch, Program
 
 
-class TimedEpoch(training.CompiledEpoch):
+class TimedEpoch(CompiledEpoch):
     """Notes when each call of the compiled program began and ended."""
 
-    def __init__(self, program: training.Program):
+    def __init__(self, program: Program):
         super().__init__(program)
         self.calls: list[tuple[float, float]] = []
 
@@ -52,12 +53,12 @@ def main(argv: list[str] | None = None):
     epoch, reporter = TimedEpoch(case.program), Reporter()
     num_steps = (int(case.data.new.size) + int(case.data.memory.size)) // case.program.batch_size
     with tempfile.TemporaryDirectory() as directory:
-        fit_resumably(
+        train_resumably(
             "epochs",
             epoch,
             case.variables,
             case.data,
-            training.cosine_schedule(1e-3, 1e-5, 1 + args.epochs),
+            cosine_schedule(1e-3, 1e-5, 1 + args.epochs),
             jax.random.key(0),
             store=ProgressStore(directory, saving, reporter),
             steps_per_call=saving.steps_per_call,

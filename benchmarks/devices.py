@@ -30,8 +30,11 @@ import synthetic
 from iamcl2r_jax import methods, simplex
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.sampling import make_pool
+from iamcl2r_jax.data.streaming import Dataset
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.system import parallel
-from iamcl2r_jax.training import training
+from iamcl2r_jax.training.fit import cosine_schedule, fit
+from iamcl2r_jax.training.step import CompiledEpoch, OldModel, TaskData
 
 _COUNT = 8
 _TOLERANCES = {"float64": 1e-9, "float32": 1e-4}
@@ -51,10 +54,10 @@ def update_case(num_epochs: int) -> synthetic.Case:
     new = np.concatenate(of_class[_EARLIER:])
     memory = np.concatenate([images[:_PER_CLASS] for images in of_class[:_EARLIER]])
     data = case.data.replace(
-        dataset=training.Dataset.of(jnp.asarray(digits.images), jnp.asarray(slots, jnp.int32)),
+        dataset=Dataset.of(jnp.asarray(digits.images), jnp.asarray(slots, jnp.int32)),
     )
     start = pretrained(case, data.replace(**pools(earlier, memory[:0])), num_epochs)
-    old = training.OldModel(jax.device_put(start), jnp.asarray(True))
+    old = OldModel(jax.device_put(start), jnp.asarray(True))
     data = data.replace(old=old, **pools(new, memory))
     return dataclasses.replace(case, variables=start, data=data)
 
@@ -67,26 +70,26 @@ def pools(new: np.ndarray, memory: np.ndarray) -> dict[str, Any]:
     }
 
 
-def pretrained(
-    case: synthetic.Case, data: training.TaskData, num_epochs: int
-) -> training.Variables:
+def pretrained(case: synthetic.Case, data: TaskData, num_epochs: int) -> Variables:
     """Variables after training with the simplex alone, on one device."""
     program = dataclasses.replace(case.program, old_model=None, loss=methods.get("simplex").loss)
-    rates = training.cosine_schedule(_PRETRAINING_RATE, _PRETRAINING_RATE / 100, num_epochs)
+    rates = cosine_schedule(_PRETRAINING_RATE, _PRETRAINING_RATE / 100, num_epochs)
     first = program.init_state(case.variables)
-    *_, (state, _) = training.fit(
-        training.CompiledEpoch(program), first, data, rates, jax.random.key(1), steps_per_call=50
+    *_, (state, _) = fit(
+        CompiledEpoch(program), first, data, rates, jax.random.key(1), steps_per_call=50
     )
     return jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
 
 
 def losses(case: synthetic.Case, num_steps: int) -> list[float]:
     """Loss of each of the first steps."""
-    epoch = training.CompiledEpoch(case.program)
+    epoch = CompiledEpoch(case.program)
     state, found = case.program.init_state(case.variables), []
     for index in range(num_steps):
         # Each the first of an epoch of its own: what an epoch has depends on the pools.
-        state, sums, _ = epoch(state, case.data, 0, 1, _RATE, jax.random.key(index))
+        key = jax.random.key(index)
+        samples = synthetic.drawn(case.data, key, case.program.batch_size)
+        state, sums, _ = epoch(state, case.data, samples, 0, 1, _RATE, key)
         found.append(float(sums["loss"]))
     return found
 

@@ -22,8 +22,8 @@ from iamcl2r_jax.evaluation.features import (
     embed,
 )
 from iamcl2r_jax.evaluation.pairs import evaluate_pairs
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.retrieval import identification_accuracy
-from iamcl2r_jax.training import training
 
 
 class CountingExtractor:
@@ -32,7 +32,7 @@ class CountingExtractor:
     def __init__(self, extract: FeatureExtractor):
         self._extract, self.sets = extract, 0
 
-    def __call__(self, variables: training.Variables, images: np.ndarray) -> np.ndarray:
+    def __call__(self, variables: Variables, images: np.ndarray) -> np.ndarray:
         self.sets += 1
         return self._extract(variables, images)
 

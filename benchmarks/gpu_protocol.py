@@ -29,7 +29,7 @@ import traces
 from iamcl2r_jax.config import recipes
 from iamcl2r_jax.data.sampling import steps_per_epoch
 from iamcl2r_jax.evaluation.features import Evaluation
-from iamcl2r_jax.training import lifelong
+from iamcl2r_jax.training import lifelong, results
 
 _GOALS = {"7": 60.0, "31": 120.0}  # seconds of wall time on one H200
 _NO_GPU = "not measured on a GPU here"
@@ -49,18 +49,17 @@ def protocol_config(args):
 def run(config, per_class: int, evaluation: Evaluation) -> dict[str, float]:
     """Seconds of training and evaluation, by the procedures of a run; traces and passes."""
     started = time.perf_counter()
-    setting = traces.setting_of(config, 100, per_class)
-    external = synthetic.external_models(config)
     with tempfile.TemporaryDirectory() as workdir:
-        lifelong.train_stream(setting, external, workdir)
+        context = traces.context_of(config, 100, per_class, workdir)
+        lifelong.train_stream([context], workdir)
         trained = time.perf_counter()
-        _, passes = lifelong.evaluate(setting, workdir, {"random": evaluation})
+        _, passes = results.evaluate(context, {"random": evaluation})
     ended = time.perf_counter()
     return {
         "train": trained - started,
         "evaluate": ended - trained,
         "total": ended - started,
-        "traces": setting.programs.traces(),
+        "traces": context.programs.traces(),
         "passes": passes,
         "steps": config.train.epochs * _steps(config, per_class),
     }

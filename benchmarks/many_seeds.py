@@ -15,18 +15,18 @@ import harness
 import jax
 import synthetic
 
-from iamcl2r_jax.training import training
-from iamcl2r_jax.training.seeds import SeedsEpoch
+from iamcl2r_jax.training.step import CompiledEpoch
 
 _RATE = 0.01
 
 
 def going_on(epoch, state, data, key, steps: int):
-    """So many steps by a compiled program, from where the call before ended."""
+    """So many steps by a compiled program, from where the call before ended; batches are drawn."""
+    samples = synthetic.drawn(data, key, epoch.program.batch_size)
 
     def call():
         nonlocal state
-        state, sums, _ = epoch(state, data, 0, steps, _RATE, key)
+        state, sums, _ = epoch(state, data, samples, 0, steps, _RATE, key)
         jax.block_until_ready((state, sums))
 
     return call
@@ -47,9 +47,10 @@ def main(argv: list[str] | None = None):
     case = synthetic.hoc_case(**sizes)
     init = case.program.init_state
     alone = init(case.variables), case.data, jax.random.key(0)
-    one = going_on(training.CompiledEpoch(case.program), *alone, args.steps)
+    one = going_on(CompiledEpoch(case.program), *alone, args.steps)
     variables, data, keys = synthetic.at_once(case, args.seeds)
-    together = going_on(SeedsEpoch(case.program), init(variables), data, keys, args.steps)
+    epoch = CompiledEpoch(case.program, args.seeds)
+    together = going_on(epoch, init(variables), data, keys, args.steps)
     seconds = {
         name: [value / args.steps for value in values]
         for name, values in harness.in_turn({"one": one, "all": together}, args.repeats).items()

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import synthetic
 
-from iamcl2r_jax.training import training
+from iamcl2r_jax.training.step import CompiledEpoch
 
 _RATE = 0.01
 _DTYPES = ("float32", "bfloat16")
@@ -92,18 +92,21 @@ def prepared_step(batch_size: int, steps: int, options: Mapping) -> tuple[Callab
     """So many steps in one call, run once, and what is known of one of them without its time."""
     case = synthetic.hoc_case(**options | {"batch_size": batch_size})
     state, key = case.program.init_state(case.variables), jax.random.key(0)
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (state, case.data))
-    traced = training.CompiledEpoch(case.program).trace(*shapes, 0, steps, _RATE, key)
+    samples = synthetic.drawn(case.data, key, batch_size)
+    given = state, case.data, samples
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), given)
+    traced = CompiledEpoch(case.program).trace(*shapes, 0, steps, _RATE, key)
     platform = jax.default_backend()
     # JAX's name for a GPU where it lowers is that of its maker's software.
     flops = counted_flops(traced, "cuda" if platform == "gpu" else platform)
     compiled = traced.lower().compile()
+    fixed = case.data.old, case.data.classifier, case.data.classes, samples
     scalars = jnp.int32(0), jnp.int32(steps), jnp.float32(_RATE)
 
     def call():
         nonlocal state, key
         key, here = jax.random.split(key)
-        state, sums, _ = compiled(state, case.data, *scalars, here)
+        state, sums, _ = compiled(state, *fixed, *scalars, here)
         jax.block_until_ready((state, sums))
 
     call()

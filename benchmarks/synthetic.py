@@ -14,13 +14,15 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.config import recipes
 from iamcl2r_jax.data.augment import ImageOptions, crop_flip
-from iamcl2r_jax.data.sampling import make_pool
+from iamcl2r_jax.data.sampling import draw_epoch, make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream
+from iamcl2r_jax.data.streaming import Dataset, Drawn
 from iamcl2r_jax.evaluation.features import Evaluation
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.stored import EXTERNAL, Architecture, ImageInput, Metadata, Model
-from iamcl2r_jax.training import training
 from iamcl2r_jax.training.seeds import stacked, stacked_data
+from iamcl2r_jax.training.step import OldModel, Program, TaskData
 
 # Of `hoc_case`, to see that a program works.
 SMALL = {"batch_size": 8, "width": 4, "num_slots": 32, "num_new": 40, "num_memory": 20}
@@ -36,9 +38,9 @@ class Case:
       data: teacher, images, new samples and memory.
     """
 
-    program: training.Program
-    variables: training.Variables
-    data: training.TaskData
+    program: Program
+    variables: Variables
+    data: TaskData
 
 
 def image_options() -> ImageOptions:
@@ -58,7 +60,7 @@ def images(num: int, num_classes: int, *, size: int = 32, seed: int = 0) -> Imag
     )
 
 
-def random_variables(model: nn.Module, *, seed: int = 0, size: int = 32) -> training.Variables:
+def random_variables(model: nn.Module, *, seed: int = 0, size: int = 32) -> Variables:
     """Variables like freshly initialised ones, without a program to compile for them."""
     rng = np.random.default_rng(seed)
 
@@ -91,7 +93,7 @@ def hoc_case(
       **options: others of the backbone.
     """
     model = models.create("resnet18", num_slots - 1, width=width, **options)
-    program = training.Program(
+    program = Program(
         model=model,
         old_model=model,
         loss=methods.get("hoc").loss,
@@ -101,18 +103,23 @@ def hoc_case(
     stream_classes = min(25, num_slots)
     train = images(num_new + num_memory, stream_classes)
     slots = simplex.downstream_slot(train.labels, num_slots)
-    data = training.TaskData(
-        old=training.OldModel(jax.device_put(random_variables(model, seed=1)), jnp.asarray(True)),
+    data = TaskData(
+        old=OldModel(jax.device_put(random_variables(model, seed=1)), jnp.asarray(True)),
         classifier=jnp.asarray(simplex.dsimplex(num_slots)),
-        dataset=training.Dataset.of(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32)),
+        dataset=Dataset.of(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32)),
         new=make_pool(np.arange(num_new), max(num_new, batch_size)),
         memory=make_pool(np.arange(num_new, num_new + num_memory), max(num_memory, batch_size)),
     )
     return Case(program, random_variables(model), data)
 
 
-def at_once(case: Case, seeds: int) -> tuple[training.Variables, training.TaskData, jax.Array]:
-    """Variables, data and keys of so many seeds of a case, for a `SeedsEpoch`."""
+def drawn(data: TaskData, key: jax.Array, batch_size: int) -> Drawn:
+    """The batches of an epoch, as `fit` draws them before its first step."""
+    return Drawn(data.dataset, *draw_epoch(key, data.new, data.memory, batch_size))
+
+
+def at_once(case: Case, seeds: int) -> tuple[Variables, TaskData, jax.Array]:
+    """Variables, data and keys of so many seeds of a case, for a `CompiledEpoch` of them."""
     known = jnp.zeros(len(case.data.classifier), bool)
     data = case.data.replace(classes=methods.Classes(active=known, new=known, known=known))
     keys = jax.random.split(jax.random.key(0), seeds)

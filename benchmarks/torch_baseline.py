@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.torch_import import to_torch_state_dict
-from iamcl2r_jax.training.training import TaskData, Variables
+from iamcl2r_jax.training.step import TaskData
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -169,7 +170,7 @@ class Trainer:
         compiled: bool = False,
         device: torch.device | str = "cpu",
     ) -> "Trainer":
-        """The trainer for what `training.CompiledEpoch` is given.
+        """The trainer for what `CompiledEpoch` is given.
 
         Raises:
           ValueError: if there is no memory; only batches half from memory are written here.

@@ -19,7 +19,7 @@ from iamcl2r_jax.config import recipes
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import lifelong
-from iamcl2r_jax.training.task import ProgramsBySpec, Setting, stream_dataset
+from iamcl2r_jax.training.context import Context, ProgramsByArchitecture, stream_dataset
 
 
 class Silent(Reporter):
@@ -29,12 +29,13 @@ class Silent(Reporter):
         pass
 
 
-def setting_of(config, num_classes: int, per_class: int) -> Setting:
-    """The setting of a run on random images."""
+def context_of(config, num_classes: int, per_class: int, workdir: str) -> Context:
+    """The context of a run on random images."""
     stream = synthetic.stream(config, num_classes, per_class)
-    programs = ProgramsBySpec(config)
+    programs = ProgramsByArchitecture(config)
     dataset = stream_dataset(config, stream, programs)
-    return Setting(config, stream, dataset, programs, Silent(), Preemption())
+    external = synthetic.external_models(config)
+    return Context(config, workdir, stream, dataset, external, programs, Silent(), Preemption())
 
 
 def main(argv: list[str] | None = None):
@@ -48,12 +49,12 @@ def main(argv: list[str] | None = None):
     config.num_slots, config.model.options.width = 64, 4
     config.train.epochs, config.train.batch_size = 2, 16
     config.stream.initial_classes, config.memory_per_class = 4, 2
-    setting = setting_of(config, num_classes=3 + args.tasks, per_class=8)
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as workdir:
-        records, _ = lifelong.train_stream(setting, synthetic.external_models(config), workdir)
+        context = context_of(config, 3 + args.tasks, 8, workdir)
+        (records,) = lifelong.train_stream([context], workdir)
     seconds = time.perf_counter() - started
-    traces, memory = setting.programs.traces(), [len(record["memory"]) for record in records]
+    traces, memory = context.programs.traces(), [len(record["memory"]) for record in records]
     if len(records) != args.tasks or len(set(memory)) != args.tasks:
         raise AssertionError(f"{len(records)} tasks with memories {memory}: no growing lifetime")
     rows = [

@@ -23,14 +23,14 @@ import torch_baseline
 
 from iamcl2r_jax.data.augment import augmented_batch, normalize_images
 from iamcl2r_jax.data.sampling import sample_batch, shuffled
-from iamcl2r_jax.training import training
+from iamcl2r_jax.training.step import CompiledEpoch
 
 _RATE = 0.01
 _TOLERANCE = 1e-3  # of float32 losses after two updates; the first agrees to about 1e-6
 
 
 def batches(case: synthetic.Case, key: jax.Array, number: int):
-    """Images and labels of the first steps of an epoch, as `training.train_steps` draws them."""
+    """Images and labels of the first steps of an epoch, as `train_steps` draws them."""
     key_shuffle, key_steps = jax.random.split(key)
     new = shuffled(key_shuffle, case.data.new)
     for index in range(number):
@@ -42,13 +42,14 @@ def batches(case: synthetic.Case, key: jax.Array, number: int):
 
 
 def assert_same_losses(
-    case: synthetic.Case, epoch: training.CompiledEpoch, trainer: torch_baseline.Trainer
+    case: synthetic.Case, epoch: CompiledEpoch, trainer: torch_baseline.Trainer
 ) -> list[tuple[float, float]]:
     """Three steps of both sides from the same parameters on the same batches: their losses."""
     key, state = jax.random.key(7), case.program.init_state(case.variables)
+    samples = synthetic.drawn(case.data, key, case.program.batch_size)
     found = []
     for index, (images, labels) in enumerate(batches(case, key, 3)):
-        state, sums, _ = epoch(state, case.data, index, index + 1, _RATE, key)
+        state, sums, _ = epoch(state, case.data, samples, index, index + 1, _RATE, key)
         theirs = torch.from_numpy(images).permute(0, 3, 1, 2)
         theirs = theirs.contiguous(memory_format=torch_baseline.LAYOUTS[trainer.layout])
         loss = trainer.step(theirs, torch.from_numpy(labels).long())
@@ -82,14 +83,18 @@ def compiled_steps(trainer: torch_baseline.Trainer) -> tuple[bool, str]:
     return True, ""
 
 
-def our_steps(case: synthetic.Case, epoch: training.CompiledEpoch, number: int) -> Callable:
-    """So many steps by the compiled program, going on from where the call before ended."""
+def our_steps(case: synthetic.Case, epoch: CompiledEpoch, number: int) -> Callable:
+    """So many steps by the compiled program, going on from where the call before ended.
+
+    As in a run, the batches are drawn before.
+    """
     state, key = case.program.init_state(case.variables), jax.random.key(0)
+    samples = synthetic.drawn(case.data, key, case.program.batch_size)
 
     def steps():
         nonlocal state, key
         key, here = jax.random.split(key)
-        state, sums, _ = epoch(state, case.data, 0, number, _RATE, here)
+        state, sums, _ = epoch(state, case.data, samples, 0, number, _RATE, here)
         jax.block_until_ready((state, sums))
 
     return steps
@@ -109,7 +114,7 @@ def main(argv: list[str] | None = None):
         args.steps, args.no_compile = 2, True
         sizes = synthetic.SMALL
     case = synthetic.hoc_case(**sizes)
-    epoch = training.CompiledEpoch(case.program)
+    epoch = CompiledEpoch(case.program)
 
     def trainer(layout, **options):
         given = case.variables, case.data, case.program.image_options, case.program.batch_size

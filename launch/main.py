@@ -6,7 +6,7 @@ from ml_collections import config_flags
 from iamcl2r_jax.reports.report import print_results, print_seeds
 from iamcl2r_jax.system import cli, distributed
 from iamcl2r_jax.system.preemption import on_sigterm
-from iamcl2r_jax.training import lifelong, seeds
+from iamcl2r_jax.training import lifelong
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of the run.")
 _WORKDIR = cli.path_flag("workdir", None, "Directory of the run; default runs/NAME.")
@@ -17,10 +17,9 @@ def main(_):
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
     with on_sigterm() as preemption:
-        several = config.num_seeds > 1
-        run, show = (seeds.run, print_seeds) if several else (lifelong.run, print_results)
-        results = run(config, workdir, preemption=preemption, command=cli.command())
+        results = lifelong.run(config, workdir, preemption=preemption, command=cli.command())
     if distributed.is_first():
+        show = print_seeds if config.num_seeds > 1 else print_results
         show(results, workdir)
 
 

@@ -23,6 +23,8 @@ import threading
 import time
 import traceback
 
+from iamcl2r_jax.training.step import CompiledEpoch
+
 _BEFORE_IMPORTS = time.monotonic()
 
 import jax  # noqa: E402
@@ -32,7 +34,7 @@ import smallworld  # noqa: E402
 from iamcl2r_jax.evaluation import features, pairs  # noqa: E402, F401
 from iamcl2r_jax.reports import report  # noqa: E402, F401
 from iamcl2r_jax.system import cli, runtime  # noqa: E402, F401
-from iamcl2r_jax.training import lifelong, training  # noqa: E402, F401
+from iamcl2r_jax.training import lifelong  # noqa: E402, F401
 
 _IMPORTING = time.monotonic() - _BEFORE_IMPORTS
 ROOT = pathlib.Path(__file__).parents[1]
@@ -203,7 +205,7 @@ def count_events(request, notes) -> None:
 
         return call
 
-    training.CompiledEpoch.__call__ = counted(training.CompiledEpoch.__call__, b"s")
+    CompiledEpoch.__call__ = counted(CompiledEpoch.__call__, b"s")
     features.FeatureExtractor.__call__ = counted(features.FeatureExtractor.__call__, b"f")
     sys.addaudithook(audit)
 

@@ -13,9 +13,10 @@ from iamcl2r_jax import config
 from iamcl2r_jax.evaluation import adapters, pairs
 from iamcl2r_jax.evaluation.features import Features
 from iamcl2r_jax.methods import heads
+from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DivergenceError, InputError
-from iamcl2r_jax.training import lifelong, task
+from iamcl2r_jax.training import context, runs, task
 
 D, HIDDEN, K, PAIRS, CAPACITY = 6, 24, 7, 90, 100
 ACTIVE = np.arange(K) >= 3
@@ -169,15 +170,18 @@ def test_divergence_of_an_adapter_ends_the_run_in_one_line(monkeypatch):
     programs = types.SimpleNamespace(
         of=lambda spec: types.SimpleNamespace(features=lambda *_: np.zeros((1, D)))
     )
-    setting = task.Setting(c, stream, None, programs, None, None)
+    run_context = context.Context(c, "", stream, None, {}, programs, None, None)
     rows = jnp.zeros((K, D))
-    model = task.Model({}, heads.attach({"params": {}}, rows), (0, K))
+    model = stored.Model(
+        types.SimpleNamespace(architecture=None, head=heads.LINEAR),
+        heads.attach({"params": {}}, rows),
+    )
     message = (
         r"^adapter of task 2/2, step 4: loss or gradient is not finite; "
         r"try a lower adapter\.learning_rate$"
     )
     with pytest.raises(DivergenceError, match=message):
-        task.with_adapter(setting, 1, model, model)
+        task.with_adapter(run_context, 1, model, model)
 
 
 def test_more_pairs_than_the_capacity_are_refused():
@@ -215,9 +219,9 @@ def test_settings_are_part_of_a_run_that_adapts_and_of_no_other(tmp_path):
         files.write_json(str(workdir / "config.json"), written)
         if method == "fan":
             with pytest.raises(InputError, match=r"adapter"):
-                lifelong.refuse_other_config(c, str(workdir))
+                runs.refuse_other_config(c, str(workdir))
         else:
-            lifelong.refuse_other_config(c, str(workdir))
+            runs.refuse_other_config(c, str(workdir))
 
 
 @pytest.mark.parametrize(

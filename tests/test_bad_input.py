@@ -515,7 +515,14 @@ def test_a_record_that_is_not_right_is_refused(world, external, data):
 @given(data=st.data())
 def test_a_record_of_a_task_that_is_not_right_is_refused(external, data):
     cases["records of tasks"] += 1
-    about = {"task": 1, "memory": [3, 1], "task_accuracy": 0.5, "history": [{"loss": 1.0}]}
+    about = {
+        "task": 1,
+        "replaced_by": "there",
+        "external": {"classes": 3, "accuracy": None},
+        "memory": [3, 1],
+        "task_accuracy": 0.5,
+        "history": [{"loss": 1.0}],
+    }
     changed = external[0] | {"kind": "task", "about": data.draw(changes(about))}
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_metadata", lambda path: changed)

@@ -15,7 +15,7 @@ import pytest
 
 from iamcl2r_jax import losses
 from iamcl2r_jax.models.conv import conv2d
-from iamcl2r_jax.training import training
+from iamcl2r_jax.training.step import CompiledEpoch
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
@@ -77,7 +77,7 @@ def test_a_train_step_that_differs_is_not_timed(load):
         others, case.data, case.program.image_options, case.program.batch_size, learning_rate=0.01
     )
     with pytest.raises(AssertionError, match="Not equal to tolerance"):
-        train_step.assert_same_losses(case, training.CompiledEpoch(case.program), trainer)
+        train_step.assert_same_losses(case, CompiledEpoch(case.program), trainer)
 
 
 def test_features(load, tmp_path, capsys):

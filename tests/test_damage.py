@@ -32,9 +32,9 @@ from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.torch_import import torch_files
-from iamcl2r_jax.training import inputs, lifelong, pretraining, runs, task
+from iamcl2r_jax.training import inputs, lifelong, pretraining, runs
+from iamcl2r_jax.training.fit import Position
 from iamcl2r_jax.training.resume import ProgressStore
-from iamcl2r_jax.training.training import Position
 
 tried = {}
 
@@ -173,25 +173,28 @@ def random_external_model(trainer, classes, *_, **__):
     return model, [{"loss": 1.0, "accuracy": 0.5}]
 
 
-def saves_and_stops_in_the_last_task(setting, number, start, variables, memory, centres, store):
+def saves_and_stops_in_the_last_task(group, number, starts, store):
+    (run,), (start,) = group, starts
     if number == smallworld.NUM_TASKS - 1:
-        states = [state_of(setting, start, random_like(variables, 10 + i)) for i in range(2)]
+        states = [state_of(run, start, random_like(start.variables, 10 + i)) for i in range(2)]
         for epoch, state in enumerate(states, 1):
             store.save(state, Position(tuple({"loss": float(e)} for e in range(epoch))))
         store.wait()
         raise StoppedHere(*jax.device_get(states))
-    model = task.trained_model(setting, number, start, random_like(variables, number))
-    return model, [{"loss": 1.0, "accuracy": 0.5}]
+    return [(random_like(start.variables, number), [{"loss": 1.0, "accuracy": 0.5}])]
 
 
-def state_of(setting, start, variables):
-    return setting.programs.of(start.architecture).epoch.program.init_state(variables)
+def state_of(run, start, variables):
+    epoch = run.context.programs.of(start.old.architecture).epoch
+    return epoch.program.init_state(variables)
 
 
-def tells_what_it_was_given(setting, number, start, variables, memory, centres, store):
+def tells_what_it_was_given(group, number, starts, store):
     """In place of training: where it would begin, and from what."""
-    state, position = store.latest(state_of(setting, start, variables))
-    raise StoppedHere(number, jax.device_get(state), position, start.variables, memory.tolist())
+    (run,), (start,) = group, starts
+    state, position = store.latest(state_of(run, start, start.variables))
+    given = jax.device_get(state), position, start.old.variables, run.memory.tolist()
+    raise StoppedHere(number, *given)
 
 
 def test_every_file_of_a_task(world):
@@ -239,17 +242,17 @@ def test_every_file_of_a_training_under_way(world, tmp_path):
             shutil.rmtree(copy)
 
 
-@pytest.mark.parametrize("name", ["config.json", "data.json"])
+@pytest.mark.parametrize("name", ["config.json", "data.json", "numerics.json"])
 def test_what_a_run_says_of_itself(world, name):
     root, c, _ = world
     run = root / "run"
     digests = files.read_json(run / "data.json")
 
     def read():
-        if name == "config.json":
-            lifelong.refuse_other_config(c, str(run))
+        if name == "data.json":
+            runs.refuse_other_data(digests, str(run))
         else:
-            lifelong.refuse_other_data(digests, str(run))
+            runs.refuse_other_config(c, str(run))
         return files.read_json(run / name)
 
     try_all(name, [run / name] * 4, read, str(run), rounds=6, seed=3)
@@ -263,7 +266,7 @@ def test_results_that_are_damaged_are_made_again(world, tmp_path):
     rng = np.random.default_rng(4)
     for damage in DAMAGES * 6:
         with damaged(path, damage, rng):
-            read = lifelong._finished(str(tmp_path), Reporter(Console(quiet=True)))
+            read = runs.finished(str(tmp_path), Reporter(Console(quiet=True)))
         tried["results.json"] = tried.get("results.json", 0) + 1
         assert read is None or (read == results and damage in (flipped, truncated))
 
@@ -402,15 +405,15 @@ def test_other_images_for_a_pre_training_under_way_are_refused(world, tmp_path):
     train = sources.load(recipe.dataset, "train", image_size=8)
     place = str(tmp_path / "place")
     pathlib.Path(place).mkdir()
-    pretraining._refuse_other_images(train, place)
-    pretraining._refuse_other_images(train, place)
+    pretraining._refuse_other_origin(train, place)
+    pretraining._refuse_other_origin(train, place)
     other = sources.ImageSet(255 - train.images, train.labels, train.class_names)
     with pytest.raises(InputError, match="are not those that the pre-training in"):
-        pretraining._refuse_other_images(other, place)
+        pretraining._refuse_other_origin(other, place)
     (tmp_path / "place" / "data.json").unlink()
     (tmp_path / "place" / "000001").mkdir()
     with pytest.raises(InputError, match=r"data\.json, which tells from what images"):
-        pretraining._refuse_other_images(train, place)
+        pretraining._refuse_other_origin(train, place)
 
 
 # --- Disks --------------------------------------------------------------------------------------

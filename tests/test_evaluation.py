@@ -24,7 +24,7 @@ from iamcl2r_jax.evaluation.intervals import paired_intervals
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import lifelong
+from iamcl2r_jax.training import results, runs
 
 METRICS = ("recall_at_1", "identification")
 NUM_TASKS = 3
@@ -96,17 +96,18 @@ def test_each_model_of_a_run_is_restored_once(sets, monkeypatch):
 
     def load_task(config, workdir, task):
         restored.append(task)
-        return types.SimpleNamespace(architecture={}, variables=task, adapter=None)
+        return types.SimpleNamespace(architecture=None, variables=task, adapter=None)
 
-    monkeypatch.setattr(lifelong, "load_task", load_task)
-    setting = types.SimpleNamespace(
+    monkeypatch.setattr(runs, "load_task", load_task)
+    context = types.SimpleNamespace(
+        workdir="",
         config=types.SimpleNamespace(metrics=METRICS),
         stream=types.SimpleNamespace(tasks=range(NUM_TASKS)),
         programs=types.SimpleNamespace(of=lambda _: types.SimpleNamespace(features=features)),
         reporter=Reporter(),
         preemption=Preemption(),
     )
-    found, passes = lifelong.evaluate(setting, "", sets)
+    found, passes = results.evaluate(context, sets)
     assert restored == [0, 1, 2]
     assert passes == 2 * NUM_TASKS
     named = [

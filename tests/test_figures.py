@@ -92,6 +92,7 @@ def write_run(tmp_path, variables):
             about = {
                 "task": task,
                 "replaced_by": "external" if task in replaced else None,
+                "external": None,
                 "retrained": task in retrained,
                 "memory": [],
                 "task_accuracy": 0.5,

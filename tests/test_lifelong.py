@@ -18,7 +18,6 @@ from iamcl2r_jax.system.errors import InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, lifelong, pretraining, runs
-from iamcl2r_jax.training import task as task_module
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -142,16 +141,18 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
     is replaced, else the one of the task before.
     """
     workdir, results = finished
-    for name in ("config.json", "data.json"):
+    for name in ("config.json", "data.json", "numerics.json"):
         shutil.copy(workdir / name, tmp_path)
     for task in range(kept):
         shutil.copytree(workdir / "tasks" / str(task), tmp_path / "tasks" / str(task))
     taught_by, started_from = [], []
 
-    def spy(setting, task, start, variables, *args):
-        taught_by.append(start.variables)
-        started_from.append(variables)
-        return task_module.train_task(setting, task, start, variables, *args)
+    train_task = lifelong.train_task
+
+    def spy(group, task, starts, store):
+        taught_by.extend(start.old.variables for start in starts)
+        started_from.extend(start.variables for start in starts)
+        return train_task(group, task, starts, store)
 
     monkeypatch.setattr(lifelong, "train_task", spy)
     continued = lifelong.run(tiny, str(tmp_path))
@@ -196,7 +197,7 @@ def test_metrics_are_those_of_the_results(finished, tiny):
 
 def test_metrics_after_a_stop_within_a_task(finished, tiny, tmp_path, monkeypatch):
     workdir, _ = finished
-    for name in ("config.json", "data.json"):
+    for name in ("config.json", "data.json", "numerics.json"):
         shutil.copy(workdir / name, tmp_path)
     for task in ("0", "1"):
         shutil.copytree(workdir / "tasks" / task, tmp_path / "tasks" / task)

@@ -23,8 +23,9 @@ from iamcl2r_jax.system import files, values
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import lifelong, reevaluation, runs, training
+from iamcl2r_jax.training import context, lifelong, reevaluation, runs
 from iamcl2r_jax.training import task as task_module
+from iamcl2r_jax.training.step import OldModel, Program, train_step
 
 K, D, BATCH, SIZE = 10, 9, 8, 8
 EARLIER, NEW, UNSEEN = (9, 8, 7), (6, 5), (4, 3, 2, 1, 0)
@@ -287,7 +288,7 @@ def one_step(name):
     """A program of the method and the arguments of its step after `state`, in mid-stream."""
     method = methods.get(name)
     model = small_runs.Small(D)
-    program = training.Program(
+    program = Program(
         model=model,
         old_model=model if method.uses_old_model else None,
         loss=method.loss,
@@ -307,7 +308,7 @@ def one_step(name):
     inputs = jax.tree.map(jnp.asarray, random_inputs(name))
     images = jnp.asarray(rng.normal(size=(BATCH, SIZE, SIZE, 3)), jnp.float32)
     classifier = None if heads.is_learnable(method.head) else jnp.asarray(simplex.dsimplex(K))
-    old = training.OldModel(variables(1), jnp.asarray(True))
+    old = OldModel(variables(1), jnp.asarray(True))
     batch = images, inputs.labels, inputs.from_memory, jnp.asarray(0.1)
     return program, program.init_state(variables(0)), (old, classifier), batch, inputs.classes
 
@@ -318,7 +319,7 @@ def test_no_gradient_reaches_what_is_old_or_fixed(name):
 
     def loss(variables, classifier, centres, boundaries):
         given = classes.replace(centres=centres, boundaries=boundaries)
-        _, metrics = training.train_step(
+        _, metrics = train_step(
             program, state, old.replace(variables=variables), classifier, *batch, given
         )
         return metrics["loss"]
@@ -332,7 +333,7 @@ def test_no_gradient_reaches_what_is_old_or_fixed(name):
 @pytest.mark.parametrize("name", LEARNABLE)
 def test_rows_of_unseen_classes_stay_and_take_no_part(name):
     program, state, old, batch, classes = one_step(name)
-    step = jax.jit(partial(training.train_step, program))
+    step = jax.jit(partial(train_step, program))
     before = np.asarray(heads.rows_of(state.variables))
     after, metrics = step(state, *old, *batch, classes)
     again, _ = step(after, *old, *batch, classes)  # with momentum
@@ -488,9 +489,9 @@ def test_accuracy_is_among_the_classes_seen_so_far(run_of):
 
 
 def setting_of(c, stream):
-    programs = task_module.ProgramsByArchitecture(c)
-    dataset = task_module.stream_dataset(c, stream, programs)
-    return task_module.Setting(c, stream, dataset, programs, Reporter(), Preemption())
+    programs = context.ProgramsByArchitecture(c)
+    dataset = context.stream_dataset(c, stream, programs)
+    return context.Context(c, "", stream, dataset, {}, programs, Reporter(), Preemption())
 
 
 def load_external(c, results):
@@ -517,7 +518,7 @@ def test_fan_carries_every_gallery_through_all_later_adapters(run_of):
     c, workdir, results = run_of("fan")
     evaluation = lifelong.inputs.load_evaluations(c)["open"]
     models = [runs.load_task(c, str(workdir), task) for task in range(3)]
-    programs = task_module.ProgramsByArchitecture(c)
+    programs = context.ProgramsByArchitecture(c)
     matrix = results["evaluations"]["open"]["matrix"]
     for t, model in enumerate(models):
         features = programs.of(model.architecture).features
@@ -540,7 +541,7 @@ def test_fan_adapts_from_the_model_of_the_task_before(run_of):
     records = runs.task_records(str(workdir))
     assert [record["adapter"] is None for record in records] == [True, False, False]
     stream = lifelong.inputs.load_stream(c)
-    programs = task_module.ProgramsByArchitecture(c)
+    programs = context.ProgramsByArchitecture(c)
     for task in (1, 2):
         images = stream.train.images[stream.train_indices(task)]
         before, after = (

@@ -13,7 +13,7 @@ RATES = (0.1, 0.05, 0.02, 0.01)
 
 
 def trained(optimizer):
-    """The parameters after four steps, as `training.train_step` takes them."""
+    """The parameters after four steps, as `train_step` takes them."""
     params, state = PARAMS, optimizer.init(PARAMS)
     for gradients, rate in zip(GRADIENTS, RATES, strict=True):
         direction, state = optimizer.update(gradients, state, params)

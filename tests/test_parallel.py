@@ -21,7 +21,6 @@ sys.path.insert(0, sys.argv[1])
 import test_training
 from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.system import parallel
-from iamcl2r_jax.training import training
 from iamcl2r_jax.data import augment
 from iamcl2r_jax.system import runtime
 
@@ -30,18 +29,18 @@ program = test_training.make_program()
 split = dataclasses.replace(program, batch_sharding=parallel.batch_sharding(program.batch_size))
 given = test_training.make_arguments(program)
 (one, one_metrics), (eight, eight_metrics) = (
-    test_training.run_epoch(training.CompiledEpoch(p), given, steps=50, rate=0.01)
+    test_training.run_epoch(CompiledEpoch(p), given, steps=50, rate=0.01)
     for p in (program, split)
 )
 chex.assert_trees_all_close(jax.device_get(eight_metrics), jax.device_get(one_metrics), rtol=1e-4)
 chex.assert_trees_all_close(jax.device_get(eight), jax.device_get(one), rtol=1e-3, atol=1e-4)
 
 # Streamed images, split over the devices, give what those on each of them give.
-host = training.HostDataset(*map(numpy.asarray, (given["dataset"].images, given["dataset"].labels)))
+host = HostDataset(*map(numpy.asarray, (given["dataset"].images, given["dataset"].labels)))
 resident, streamed = (
     list(
-        training.fit(
-            training.CompiledEpoch(split),
+        fit(
+            CompiledEpoch(split),
             split.init_state(given["variables"]),
             test_training.task_data(given | {"dataset": dataset}),
             [0.1],

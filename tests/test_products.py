@@ -26,7 +26,7 @@ from quick import initial_variables, run
 from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.training import training
+from iamcl2r_jax.training.step import OldModel, Program, train_step
 
 K, SIZE, BATCH = 12, 8, 4
 NAMES = list(models.BACKBONES)
@@ -49,7 +49,7 @@ def expected(name):
 
 def make_program(method, student, teacher):
     method = methods.get(method)
-    return training.Program(
+    return Program(
         model=cut(student),
         old_model=cut(teacher) if method.uses_old_model else None,
         loss=method.loss,
@@ -71,7 +71,7 @@ def shapes_of_step(program, student, teacher):
     known = array(bool, K)
     return (
         jax.eval_shape(program.init_state, variables),
-        training.OldModel(old if program.old_model else {}, array(bool)),
+        OldModel(old if program.old_model else {}, array(bool)),
         None if heads.is_learnable(program.head) else array(np.float32, K, K - 1),
         array(np.float32, BATCH, SIZE, SIZE, 3),
         array(np.int32, BATCH),
@@ -87,7 +87,7 @@ def test_traced_step(method, student):
     teacher = NAMES[(NAMES.index(student) + 1) % len(NAMES)]
     program = make_program(method, student, teacher)
     state, *arguments = shapes_of_step(program, student, teacher)
-    after, metrics = jax.eval_shape(partial(training.train_step, program), state, *arguments)
+    after, metrics = jax.eval_shape(partial(train_step, program), state, *arguments)
     chex.assert_trees_all_equal_shapes_and_dtypes(after, state)
     variables = heads.attach_expected(expected(student), program.head, K, K - 1)
     assert jax.tree.structure(after.variables) == jax.tree.structure(variables)
@@ -101,9 +101,7 @@ def test_traced_step(method, student):
 def test_a_step_can_be_lowered_for_accelerators(method, student):
     """That every operation has a rule there; no compiler of theirs is needed."""
     program = make_program(method, student, student)
-    traced = jax.jit(partial(training.train_step, program)).trace(
-        *shapes_of_step(program, student, student)
-    )
+    traced = jax.jit(partial(train_step, program)).trace(*shapes_of_step(program, student, student))
     for platform in ("cuda", "tpu"):
         assert "stablehlo" in traced.lower(lowering_platforms=(platform,)).as_text()
 
@@ -117,9 +115,9 @@ def test_step(name):
     images = rng.normal(size=(BATCH, SIZE, SIZE, 3)).astype(np.float32)
     state = program.init_state(variables)
     after, metrics = run(
-        partial(training.train_step, program),
+        partial(train_step, program),
         state,
-        training.OldModel(variables, jnp.asarray(True)),
+        OldModel(variables, jnp.asarray(True)),
         jnp.asarray(simplex.dsimplex(K)),
         images,
         jnp.asarray([11, 10, 9, 9]),

@@ -28,8 +28,9 @@ from iamcl2r_jax.system import files, preemption
 from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
 from iamcl2r_jax.system.preemption import on_sigterm
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training.fit import Position
 from iamcl2r_jax.training.resume import ProgressStore
-from iamcl2r_jax.training.training import Position, TrainState
+from iamcl2r_jax.training.step import TrainState
 
 
 def state_of(value):
@@ -280,7 +281,7 @@ def test_saving_the_default_costs_less_than_3_percent(make_store, tmp_path):
 def test_divergence_is_noted_beside_the_last_good_state(make_store, tmp_path):
     store = make_store()
     save(store, position_of(1))
-    store.note_divergence(DivergenceError(1, 4), "task 1/3", [0.5, 0.25])
+    store.note_divergence(DivergenceError(1, 4, "task 1/3"), [0.5, 0.25])
     noted = files.read_json(str(tmp_path / "progress" / "divergence.json"))
     assert noted["training"] == "task 1/3"
     assert (noted["epoch"], noted["step"], noted["learning_rate"]) == (1, 4, 0.25)

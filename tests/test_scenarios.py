@@ -10,6 +10,7 @@ import io
 import pathlib
 import shlex
 import shutil
+import types
 from functools import partial
 
 import chex
@@ -29,8 +30,7 @@ from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.reports import report
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import arrivals, lifelong, runs
-from iamcl2r_jax.training import task as task_module
+from iamcl2r_jax.training import arrivals, context, lifelong, runs
 
 HEADS = {heads.SIMPLEX: "hoc", heads.LINEAR: "bct_er", heads.COSINE: "cvs"}
 
@@ -84,7 +84,7 @@ def test_architecture_changes_twice(images, tmp_path, monkeypatch):
     assert [sum(value is not None for value in row) for row in matrix] == [1, 2, 3]
 
     evaluation = lifelong.inputs.load_evaluations(c)["open"]
-    programs = task_module.ProgramsByArchitecture(c)
+    programs = context.ProgramsByArchitecture(c)
 
     def features(task, images):
         model = runs.load_task(c, workdir, task)
@@ -120,7 +120,7 @@ def test_teacher_and_student_may_differ(images, tmp_path, monkeypatch):
 def test_a_method_without_old_model_needs_no_program_for_each_teacher(images):
     small, wide = (stored.Architecture(name, K - 1) for name in ("small", "wide"))
     for method, shared in (("er", True), ("hoc", False)):
-        programs = task_module.ProgramsByArchitecture(small_config(images, method))
+        programs = context.ProgramsByArchitecture(small_config(images, method))
         assert (programs.of(small, teacher=wide) is programs.of(small)) == shared
         assert programs.of(small, teacher=small) is programs.of(small)
         assert programs.of(wide) is not programs.of(small)
@@ -128,13 +128,13 @@ def test_a_method_without_old_model_needs_no_program_for_each_teacher(images):
 
 def spy_on_training(monkeypatch):
     """The variables that each task starts from and the data that it trains with, as they come."""
-    seen, train = [], task_module.fit_resumably
+    seen, train = [], lifelong.train_resumably
 
     def spy(title, epoch, variables, data, *args, **options):
         seen.append((variables, data))
         return train(title, epoch, variables, data, *args, **options)
 
-    monkeypatch.setattr(task_module, "fit_resumably", spy)
+    monkeypatch.setattr(lifelong, "train_resumably", spy)
     return seen
 
 
@@ -207,7 +207,7 @@ def test_resumed_retraining_equals_the_uninterrupted_one(images, tmp_path):
     c.replacements.retrain = (1,)
     results = lifelong.run(c, str(tmp_path / "whole"))
     resumed = tmp_path / "resumed"
-    for part in ("config.json", "data.json"):
+    for part in ("config.json", "data.json", "numerics.json"):
         resumed.mkdir(exist_ok=True)
         shutil.copy(tmp_path / "whole" / part, resumed)
     shutil.copytree(tmp_path / "whole" / "tasks" / "0", resumed / "tasks" / "0")
@@ -258,8 +258,21 @@ class Deliverer(Reporter):
     def message(self, text):
         self.lines.append(text)
         for task, deliver in self.deliveries.items():
-            if text.startswith(f"task {task}/"):
+            if text.startswith(f"task {task}/") and "new classes" in text:
                 deliver()
+
+
+def take(c, workdir, task, records=(), reporter=None):
+    """What a task takes up, as a run asks for it."""
+    context = types.SimpleNamespace(
+        config=c, workdir=str(workdir), reporter=reporter or Deliverer({})
+    )
+    return arrivals.take(context, task, records)
+
+
+def record_of(model):
+    """The part of a task's record that says what it took up."""
+    return {"external": None if model is None else arrivals.merits(model.metadata)}
 
 
 def watching(images, tmp_path, method="hoc"):
@@ -330,12 +343,12 @@ def test_a_resumed_run_keeps_to_what_it_took(images, tmp_path, monkeypatch):
     assert results["replacements"] == [0, 2]
 
     shutil.rmtree(watched / "second")
-    train = task_module.train_task
+    train = lifelong.train_task
 
-    def until_the_last(setting, task, *args):
+    def until_the_last(group, task, *args):
         if task == 2:
             raise KeyboardInterrupt
-        return train(setting, task, *args)
+        return train(group, task, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(lifelong, "train_task", until_the_last)
@@ -350,23 +363,38 @@ def test_a_resumed_run_keeps_to_what_it_took(images, tmp_path, monkeypatch):
     same_outcome(results, again, (whole, stopped), c)
 
 
+def test_finished_tasks_are_replaced_by_what_their_records_say(images, tmp_path):
+    """Whatever became of the decisions, and of what lies in the watched directory, since then."""
+    c, watched = watching(images, tmp_path)
+    save_external(watched / "first", c, 2)
+    results = lifelong.run(c, str(tmp_path / "run"), Deliverer({}))
+    assert results["replacements"] == [0]
+    for name in ("results.json", "arrivals/0.json", "arrivals/1.json"):
+        (tmp_path / "run" / name).unlink()
+    save_external(watched / "better", c, 4, seed=1)
+    again = lifelong.run(c, str(tmp_path / "run"), Deliverer({}))
+    for part in ("replacements", "external_models", "references", "evaluations"):
+        assert again[part] == results[part]
+
+
 def test_a_decision_cut_short_keeps_the_copy(images, tmp_path):
     """A copy is taken even if the line that says so was not written any more."""
     c, watched = watching(images, tmp_path)
     save_external(watched / "first", c, 2)
     workdir = str(tmp_path / "run")
-    taken = arrivals.take(c, workdir, 0, {}, Deliverer({}))
+    taken = take(c, workdir, 0)
     (tmp_path / "run" / "arrivals" / "0.json").unlink()
     save_external(watched / "better", c, 3, seed=1)
-    again = arrivals.take(c, workdir, 0, {}, Deliverer({}))
-    chex.assert_trees_all_equal(again[0].variables, taken[0].variables)
+    again = take(c, workdir, 0)
+    chex.assert_trees_all_equal(again.variables, taken.variables)
+    records = [record_of(again)]
     # And a decision that nothing is taken holds as well.
     (nothing := tmp_path / "empty").mkdir()
     c.replacements.watch = str(nothing)
-    assert arrivals.take(c, workdir, 1, again, Deliverer({})) == {}
+    assert take(c, workdir, 1, records) is None
     c.replacements.watch = str(watched)
-    assert arrivals.take(c, workdir, 1, again, Deliverer({})) == {}
-    assert list(arrivals.take(c, workdir, 2, again, Deliverer({}))) == [2]
+    assert take(c, workdir, 1, records) is None
+    assert take(c, workdir, 2, [*records, record_of(None)]).metadata.slots == (0, 3)
 
 
 def test_fixed_tasks_and_retraining_are_not_looked_for(images, tmp_path):
@@ -374,7 +402,7 @@ def test_fixed_tasks_and_retraining_are_not_looked_for(images, tmp_path):
     save_external(watched / "first", c, 2)
     c.replacements.tasks, c.replacements.retrain = (0,), (1,)
     for task in (0, 1):
-        assert arrivals.take(c, str(tmp_path), task, {}, Deliverer({})) == {}
+        assert take(c, tmp_path, task) is None
     assert not (tmp_path / "arrivals").exists()
 
 
@@ -399,8 +427,8 @@ def test_what_a_watched_directory_may_hold(images, tmp_path):
     file.write_bytes(file.read_bytes() + b"x")
     (watched / "notes.txt").write_text("about these models")
     reporter = Deliverer({})
-    taken = arrivals.take(c, str(tmp_path / "run"), 0, {}, reporter)
-    assert taken[0].metadata.about["taken_from"] == good
+    taken = take(c, tmp_path / "run", 0, reporter=reporter)
+    assert taken.metadata.about["taken_from"] == good
     left = [line for line in reporter.lines if "left alone" in line]
     assert len(left) == len(strange)
     for name in strange:
@@ -418,11 +446,11 @@ def test_a_directory_that_is_not_there_is_refused(images, tmp_path):
 def test_a_damaged_decision_is_refused(images, tmp_path):
     c, _ = watching(images, tmp_path)
     workdir = str(tmp_path / "run")
-    assert arrivals.take(c, workdir, 0, {}, Deliverer({})) == {}
+    assert take(c, workdir, 0) is None
     decision = tmp_path / "run" / "arrivals" / "0.json"
     decision.write_text(decision.read_text().replace("false", "true"))
     with pytest.raises(InputError, match=r"0\.json is damaged"):
-        arrivals.take(c, workdir, 0, {}, Deliverer({}))
+        take(c, workdir, 0)
 
 
 @pytest.mark.parametrize(("start", "tasks"), [("", ()), (":start=external", (0,))])
@@ -445,8 +473,7 @@ def test_the_fixed_schedule_is_flags_that_can_follow_those_of_the_run(monkeypatc
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     path = pathlib.Path(__file__).parents[1] / "configs" / "glyphs.py"
-    external = {task: stored.Model(None, {}, path) for task, path in paths.items()}
-    schedule = shlex.split(arrivals.fixed_schedule(external))
+    schedule = shlex.split(arrivals.fixed_schedule(paths))
     argv = ["main.py", f"--config={path}", "--config.replacements.watch=DIR", *schedule]
     monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for fields
     values(argv)

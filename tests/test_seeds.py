@@ -1,5 +1,6 @@
 """Seeds trained at once are the runs of each alone, up to rounding."""
 
+import json
 from functools import partial
 
 import chex
@@ -16,7 +17,7 @@ from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
-from iamcl2r_jax.training import lifelong, runs, seeds
+from iamcl2r_jax.training import lifelong, runs
 
 # Float32 rounding, amplified over 26 steps: variables were found to differ by up to 3.3e-6, metrics
 # by 2.3e-7; the two seeds by more than 0.01.
@@ -82,7 +83,7 @@ def together(folder, tmp_path_factory):
     load_images = sources.load
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "load", load)
-        summary = seeds.run(make_config(folder, seed=3, num_seeds=2), str(workdir))
+        summary = lifelong.run(make_config(folder, seed=3, num_seeds=2), str(workdir))
     # The stream's two splits, and the same two as queries and gallery.
     assert sorted(loaded) == sorted(2 * [(folder, "train"), (folder, "test")])
     return workdir, summary
@@ -172,10 +173,10 @@ def test_stopped_seeds_go_on_as_if_they_had_not_been(folder, together, tmp_path,
     """After the first of two epochs of the first task, and of the second; one look an epoch."""
     c = make_config(folder, seed=3, num_seeds=2)
     with pytest.raises(PreemptedError):
-        seeds.run(c, str(tmp_path), preemption=StopsSoon(looks))
+        lifelong.run(c, str(tmp_path), preemption=StopsSoon(looks))
     left = [path.name for path in (tmp_path / "progress").iterdir()]
     assert left == [f"{task}-3-4"]
-    seeds.run(c, str(tmp_path))
+    lifelong.run(c, str(tmp_path))
     for seed in (3, 4):
         places = [place / f"seed{seed}" for place in (together[0], tmp_path)]
         for number in range(2):
@@ -193,22 +194,15 @@ def test_the_seed_that_diverges_is_named(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(lifelong, "start_variables", broken)
     which = "task 1/2 of 2 seeds, seed 4"
     with pytest.raises(DivergenceError, match=f"^{which}, epoch 1, step 1: loss or gradient"):
-        seeds.run(make_config(folder, seed=3, num_seeds=2), str(tmp_path))
+        lifelong.run(make_config(folder, seed=3, num_seeds=2), str(tmp_path))
     noted = files.read_json(tmp_path / "progress" / "0-3-4" / "divergence.json")
     assert noted["training"] == which
 
 
-def test_one_program_serves_all_tasks(folder, tmp_path, monkeypatch):
-    made = []
-
-    class Spy(seeds.SeedsEpoch):
-        def __init__(self, program):
-            super().__init__(program)
-            made.append(self)
-
-    monkeypatch.setattr(seeds, "SeedsEpoch", Spy)
-    seeds.run(make_config(folder, "lce_er", num_seeds=2), str(tmp_path / "together"))
-    assert [epoch.traces for epoch in made] == [1]
+def test_one_program_serves_all_tasks(folder, tmp_path):
+    lifelong.run(make_config(folder, "lce_er", num_seeds=2), str(tmp_path / "together"))
+    written = files.read_json(str(tmp_path / "together" / "seed1" / "results.json"))
+    assert written["train_traces"] == 1
     lifelong.run(make_config(folder, "lce_er", seed=1), str(tmp_path / "alone"))
     assert_same_run(make_config(folder), tmp_path / "together" / "seed1", tmp_path / "alone")
 
@@ -223,18 +217,25 @@ def test_one_program_serves_all_tasks(folder, tmp_path, monkeypatch):
 )
 def test_seeds_that_cannot_be_are_refused(folder, tmp_path, fields, message):
     with pytest.raises(InputError, match=message):
-        seeds.run(make_config(folder, **fields), str(tmp_path / "run"))
+        lifelong.run(make_config(folder, **fields), str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
-def test_one_run_has_one_seed(folder, tmp_path):
-    with pytest.raises(InputError, match=r"num_seeds=2: must be 1 here"):
-        lifelong.run(make_config(folder, num_seeds=2), str(tmp_path / "run"))
-    assert not list(tmp_path.iterdir())
+def test_each_seed_is_tracked_while_it_trains(folder, tmp_path):
+    """Its epochs are in its own metrics.jsonl when the training of all stops."""
+    c = make_config(folder, seed=3, num_seeds=2)
+    with pytest.raises(PreemptedError):
+        lifelong.run(c, str(tmp_path), preemption=StopsSoon(1))
+    told = [
+        [json.loads(line)["train/loss"] for line in path.read_text().splitlines()]
+        for path in (tmp_path / f"seed{seed}" / "metrics.jsonl" for seed in (3, 4))
+    ]
+    assert [len(losses) for losses in told] == [2, 2]
+    assert told[0] != told[1]
 
 
 def test_a_run_of_one_seed_is_not_overwritten(folder, tmp_path):
     files.write_json(str(tmp_path / "config.json"), make_config(folder).to_dict())
     with pytest.raises(InputError, match="holds a run of one seed; choose another workdir"):
-        seeds.run(make_config(folder, num_seeds=2), str(tmp_path))
+        lifelong.run(make_config(folder, num_seeds=2), str(tmp_path))
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -17,11 +17,14 @@ from iamcl2r_jax import config
 from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled, steps_per_epoch
 from iamcl2r_jax.data.streaming import Dataset, HostDataset
+from iamcl2r_jax.models import stored
 from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system.errors import InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import inputs, lifelong, pretraining, runs, seeds, training
+from iamcl2r_jax.training import lifelong, pretraining, runs
+from iamcl2r_jax.training.fit import fit
+from iamcl2r_jax.training.step import CompiledEpoch
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 # New samples and memory: none, half a batch each, a pool smaller than a batch.
@@ -46,7 +49,7 @@ def on_host(given):
 @pytest.fixture(scope="module")
 def epochs():
     """The compiled programs, resident and streamed: of the same program, as of one run."""
-    return training.CompiledEpoch(make_program()), training.CompiledEpoch(make_program())
+    return CompiledEpoch(make_program()), CompiledEpoch(make_program())
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +96,7 @@ def test_blocks_hold_what_the_sampler_draws(tmp_path, kind, steps_per_call):
 def trained(epoch, given, start=None, **options):
     """A copy of the state after each call, and its position."""
     state = epoch.program.init_state(given["variables"]) if start is None else start
-    parts = training.fit(epoch, state, task_data(given), [0.1, 0.05], jax.random.key(3), **options)
+    parts = fit(epoch, state, task_data(given), [0.1, 0.05], jax.random.key(3), **options)
     return [(jax.tree.map(np.array, state), position) for state, position in parts]
 
 
@@ -121,7 +124,7 @@ def test_streamed_is_resident_from_every_position(given, on_host, epochs, kind):
 
 
 def test_one_trace_for_all_sizes(given, on_host):
-    epoch = training.CompiledEpoch(make_program())
+    epoch = CompiledEpoch(make_program())
     for kind in POOLS:
         new, memory = pools(kind)
         trained(
@@ -142,7 +145,7 @@ def test_a_training_that_is_given_up_reads_no_further(given, on_host, epochs):
     epoch = epochs[1]
     state = epoch.program.init_state(given["variables"])
     data = task_data(given | {"dataset": on_host})
-    calls = training.fit(epoch, state, data, [0.1] * 50, jax.random.key(0), steps_per_call=2)
+    calls = fit(epoch, state, data, [0.1] * 50, jax.random.key(0), steps_per_call=2)
     next(calls)
     assert [thread for thread in threading.enumerate() if "grain" in thread.name]
     calls.close()  # and no thread is left
@@ -258,7 +261,7 @@ def test_imagenet32_is_pre_trained_both_ways(small, images, tmp_path, said):
 
         record, text = finish_stopped(run, [2] if name == "streamed" else [], said)
         assert ("continuing after epoch 0, step 4" in text) == (name == "streamed")
-        model = inputs.load_external(c, path)
+        model = stored.load_model(path)
         found.append((pathlib.Path(path).name, record["history"], model.variables))
     (name, history, variables), (expected_name, expected_history, expected) = reversed(found)
     assert name == expected_name
@@ -272,4 +275,4 @@ def test_several_seeds_at_once_are_not_streamed(small, images, tmp_path):
     with pytest.raises(
         InputError, match=r"^resident_gib=0\.0: must be at least 3\.5762786865234375e-06, .*num_s"
     ):
-        seeds.run(c, str(tmp_path / "run"))
+        lifelong.run(c, str(tmp_path / "run"))

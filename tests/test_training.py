@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from iamcl2r_jax import losses, methods, models, simplex
-from iamcl2r_jax.data.augment import ImageOptions, crop_flip
-from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled
+from iamcl2r_jax.data.augment import ImageOptions, augmented_batch, crop_flip
+from iamcl2r_jax.data.sampling import draw_epoch, make_pool, sample_batch, shuffled
+from iamcl2r_jax.data.streaming import Dataset, Drawn
 from iamcl2r_jax.system.errors import DivergenceError
-from iamcl2r_jax.training import training
+from iamcl2r_jax.training.fit import cosine_schedule, fit
+from iamcl2r_jax.training.step import CompiledEpoch, OldModel, Program, TaskData, train_step
 
 K, SIZE, BATCH = 12, 16, 8
 IMAGE = ImageOptions((0.5,) * 3, (0.25,) * 3, partial(crop_flip, padding=2, flip=True))
@@ -32,7 +34,7 @@ class Tiny(nn.Module):
 
 def make_program(method="hoc", **changes):
     model = Tiny()
-    program = training.Program(
+    program = Program(
         model=model,
         old_model=model if methods.get(method).uses_old_model else None,
         loss=methods.get(method).loss,
@@ -48,9 +50,9 @@ def make_arguments(program):
     other = models.init_variables(program.model, jax.random.key(1), SIZE)
     return {
         "variables": models.init_variables(program.model, jax.random.key(0), SIZE),
-        "old": training.OldModel(other, jnp.asarray(True)),
+        "old": OldModel(other, jnp.asarray(True)),
         "classifier": jnp.asarray(simplex.dsimplex(K)),
-        "dataset": training.Dataset.of(
+        "dataset": Dataset.of(
             jnp.asarray(rng.integers(0, 256, (40, SIZE, SIZE, 3), dtype=np.uint8)),
             jnp.asarray(rng.integers(0, K, 40), jnp.int32),
         ),
@@ -67,21 +69,26 @@ def setting():
 
 @pytest.fixture(scope="module")
 def epoch(setting):
-    return training.CompiledEpoch(setting[0])
+    return CompiledEpoch(setting[0])
 
 
 def task_data(given):
-    return training.TaskData(
+    return TaskData(
         given["old"], given["classifier"], given["dataset"], given["new"], given["memory"]
     )
+
+
+def drawn(data, key):
+    """The batches of an epoch, as they are drawn before it."""
+    return Drawn(data.dataset, *draw_epoch(key, data.new, data.memory, BATCH))
 
 
 def run_epoch(epoch, given, *, steps=3, rate=0.1, seed=2, **changes):
     """The state and the metrics' means over the steps."""
     given = given | changes
     state = epoch.program.init_state(given["variables"])
-    key = jax.random.key(seed)
-    state, sums, diverged = epoch(state, task_data(given), 0, steps, rate, key)
+    key, data = jax.random.key(seed), task_data(given)
+    state, sums, diverged = epoch(state, data, drawn(data, key), 0, steps, rate, key)
     assert diverged == -1
     return state, {name: total / steps for name, total in sums.items()}
 
@@ -97,10 +104,8 @@ def test_no_gradient_reaches_old_model_or_classifier(setting):
     state = program.init_state(given["variables"])
 
     def loss(old_variables, classifier):
-        old = training.OldModel(old_variables, jnp.asarray(True))
-        _, metrics = training.train_step(
-            program, state, old, classifier, *one_batch(), jnp.asarray(0.1)
-        )
+        old = OldModel(old_variables, jnp.asarray(True))
+        _, metrics = train_step(program, state, old, classifier, *one_batch(), jnp.asarray(0.1))
         return metrics["loss"]
 
     grads = jax.jit(jax.grad(loss, argnums=(0, 1)))(given["old"].variables, given["classifier"])
@@ -140,7 +145,7 @@ def test_step_is_pytorch_sgd(setting):
 
         return jax.grad(loss)(state.params)
 
-    step = jax.jit(partial(training.train_step, program))
+    step = jax.jit(partial(train_step, program))
     velocity = jax.tree.map(jnp.zeros_like, state.params)
     for seed in (3, 4):
         batch = one_batch(seed)
@@ -158,9 +163,9 @@ def test_step_is_pytorch_sgd(setting):
 def test_without_old_model_hoc_is_cross_entropy(setting):
     program, given = setting
     images, labels, from_memory = one_batch()
-    absent = training.OldModel(given["old"].variables, jnp.asarray(False))
+    absent = OldModel(given["old"].variables, jnp.asarray(False))
     state = program.init_state(given["variables"])
-    _, hoc = jax.jit(partial(training.train_step, program))(
+    _, hoc = jax.jit(partial(train_step, program))(
         state, absent, given["classifier"], images, labels, from_memory, jnp.asarray(0.1)
     )
     np.testing.assert_allclose(hoc["loss"], hoc["ce"], rtol=1e-6)
@@ -171,14 +176,14 @@ def test_metrics_are_means_over_the_steps(setting, epoch):
     program, given = setting
     state, metrics = run_epoch(epoch, given, steps=3)
     by_hand = program.init_state(given["variables"])
-    step = jax.jit(partial(training.train_step, program))
+    step = jax.jit(partial(train_step, program))
     key_shuffle, key_steps = jax.random.split(jax.random.key(2))
     new = shuffled(key_shuffle, given["new"])
     sums = []
     for index in range(3):
         key_sample, key_augment = jax.random.split(jax.random.fold_in(key_steps, index))
         indices, from_memory = sample_batch(key_sample, index, new, given["memory"], BATCH)
-        images = training.augmented_batch(
+        images = augmented_batch(
             key_augment, given["dataset"].images, indices, program.image_options
         )
         labels = given["dataset"].labels[indices]
@@ -193,7 +198,7 @@ def test_metrics_are_means_over_the_steps(setting, epoch):
 
 def test_one_trace_for_all_sizes_rates_and_keys(setting):
     _, given = setting
-    epoch = training.CompiledEpoch(setting[0])
+    epoch = CompiledEpoch(setting[0])
     for size, steps, rate in ((20, 2, 0.1), (5, 1, 0.01), (24, 3, 0.001)):
         for memory in (0, 10):
             run_epoch(
@@ -234,20 +239,18 @@ def test_simplex_training_learns():
     images = np.clip(
         colours[labels][:, None, None] + rng.normal(0, 20, (64, SIZE, SIZE, 3)), 0, 255
     )
-    epoch = training.CompiledEpoch(make_program("simplex"))
+    epoch = CompiledEpoch(make_program("simplex"))
     variables = models.init_variables(epoch.program.model, jax.random.key(0), SIZE)
-    data = training.TaskData(
-        training.OldModel({}, jnp.asarray(False)),
+    data = TaskData(
+        OldModel({}, jnp.asarray(False)),
         jnp.asarray(simplex.dsimplex(K)),
-        training.Dataset.of(jnp.asarray(images, jnp.uint8), jnp.asarray(labels)),
+        Dataset.of(jnp.asarray(images, jnp.uint8), jnp.asarray(labels)),
         make_pool(np.arange(64), 64),
         make_pool(np.zeros(0, np.int32), 64),
     )
-    rates = training.cosine_schedule(0.02, 0.001, 8)
+    rates = cosine_schedule(0.02, 0.001, 8)
     state = epoch.program.init_state(variables)
-    for _, position in training.fit(
-        epoch, state, data, rates, jax.random.key(1), steps_per_call=100
-    ):
+    for _, position in fit(epoch, state, data, rates, jax.random.key(1), steps_per_call=100):
         history = position.history
     assert len(history) == 8
     assert history[0]["accuracy"] < 0.6
@@ -256,7 +259,7 @@ def test_simplex_training_learns():
 
 
 def test_cosine_schedule_by_hand():
-    rates = training.cosine_schedule(1.0, 0.2, 4)
+    rates = cosine_schedule(1.0, 0.2, 4)
     expected = [0.2 + 0.8 * (1 + np.cos(np.pi * e / 4)) / 2 for e in range(4)]
     np.testing.assert_allclose(rates, expected, rtol=1e-6)
     assert rates[0] == pytest.approx(1.0)
@@ -266,16 +269,16 @@ def test_divergence_names_epoch_and_step(setting, epoch):
     _, given = setting
     state = epoch.program.init_state(given["variables"])
     with pytest.raises(DivergenceError, match=r"epoch \d+, step \d+: loss or gradient"):
-        for _ in training.fit(
+        for _ in fit(
             epoch, state, task_data(given), [1e20] * 5, jax.random.key(0), steps_per_call=2
         ):
             pass
 
 
 @pytest.mark.parametrize(
-    ("told", "step", "member"), [(3, 3, 0), ([-1, 3, 2], 2, 2), ([2, 2], 2, 0), ([-1, 0], 0, 1)]
+    ("told", "step", "seed"), [([-1, 3, 2], 2, 9), ([2, 2, 3], 2, 7), ([-1, 0, -1], 0, 8)]
 )
-def test_of_models_trained_at_once_the_first_to_diverge_is_named(setting, told, step, member):
+def test_of_seeds_trained_at_once_the_first_to_diverge_is_named(setting, told, step, seed):
     _, given = setting
 
     class Told:
@@ -286,11 +289,11 @@ def test_of_models_trained_at_once_the_first_to_diverge_is_named(setting, told, 
         def __call__(self, state, *_):
             return state, {"loss": np.float32(np.nan)}, np.asarray(told, np.int32)
 
+    options = {"steps_per_call": 4, "title": "all", "seeds": [7, 8, 9]}
     with pytest.raises(DivergenceError) as error:
-        next(
-            training.fit(Told(), None, task_data(given), [0.1], jax.random.key(0), steps_per_call=4)
-        )
-    assert (error.value.epoch, error.value.step, error.value.member) == (0, step, member)
+        next(fit(Told(), None, task_data(given), [0.1], jax.random.key(0), **options))
+    found = error.value.epoch, error.value.step, error.value.training
+    assert found == (0, step, f"all, seed {seed}")
 
 
 def test_first_step_with_a_gradient_that_is_not_finite_is_told(setting, epoch):
@@ -298,7 +301,8 @@ def test_first_step_with_a_gradient_that_is_not_finite_is_told(setting, epoch):
     _, given = setting
     broken = jax.tree.map(lambda p: p * jnp.nan, given["variables"])
     state = epoch.program.init_state(broken)
-    _, _, diverged = epoch(state, task_data(given), 1, 4, 0.1, jax.random.key(0))
+    key, data = jax.random.key(0), task_data(given)
+    _, _, diverged = epoch(state, data, drawn(data, key), 1, 4, 0.1, key)
     assert diverged == 1
 
 
@@ -306,7 +310,8 @@ def test_parameters_that_a_finite_gradient_leads_out_of_the_numbers_are_told(set
     """At the last step no further loss would show it."""
     _, given = setting
     state = epoch.program.init_state(given["variables"])
-    state, sums, diverged = epoch(state, task_data(given), 0, 1, 3e38, jax.random.key(0))
+    key, data = jax.random.key(0), task_data(given)
+    state, sums, diverged = epoch(state, data, drawn(data, key), 0, 1, 3e38, key)
     assert all(np.isfinite(value) for value in sums.values())
     assert diverged == 0
 
@@ -318,7 +323,7 @@ def test_training_in_parts_is_training_at_once(setting, epoch, steps_per_call):
     rates, key = [0.1, 0.05], jax.random.key(3)
 
     def trained(start, **options):
-        parts = training.fit(epoch, start, task_data(given), rates, key, **options)
+        parts = fit(epoch, start, task_data(given), rates, key, **options)
         return [(jax.tree.map(np.array, state), position) for state, position in parts]
 
     def fresh():

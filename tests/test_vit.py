@@ -15,8 +15,9 @@ from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.vit import TransformerBlock
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import training
+from iamcl2r_jax.training.fit import Position
 from iamcl2r_jax.training.resume import ProgressStore
+from iamcl2r_jax.training.step import OldModel, Program, train_step
 
 K, SIZE, BATCH = 8, 8, 4
 SMALL = {"width": 8, "depth": 2, "heads": 2}
@@ -158,7 +159,7 @@ def test_gradient_reaches_every_parameter(small):
 def test_trained_saved_and_restored_without_statistics(small, tmp_path):
     """One step of HOC with itself as teacher; what it leaves is a checkpoint like any other."""
     model, variables, images = small
-    program = training.Program(
+    program = Program(
         model=model,
         old_model=model,
         loss=methods.get("hoc").loss,
@@ -166,9 +167,9 @@ def test_trained_saved_and_restored_without_statistics(small, tmp_path):
         batch_size=BATCH,
     )
     state, metrics = run(
-        partial(training.train_step, program),
+        partial(train_step, program),
         program.init_state(variables),
-        training.OldModel(variables, jnp.asarray(True)),
+        OldModel(variables, jnp.asarray(True)),
         jnp.asarray(simplex.dsimplex(K)),
         images,
         jnp.arange(BATCH),
@@ -187,11 +188,11 @@ def test_trained_saved_and_restored_without_statistics(small, tmp_path):
 def test_training_under_way_is_saved_and_restored(small, tmp_path):
     model, variables, _ = small
     image = ImageOptions(mean=(0.5,) * 3, std=(0.25,) * 3)
-    program = training.Program(model, None, methods.get("simplex").loss, image, BATCH)
+    program = Program(model, None, methods.get("simplex").loss, image, BATCH)
     state = program.init_state(variables)
     reporter = Reporter(Console(quiet=True))
     store = ProgressStore(str(tmp_path / "progress"), config.default().saving, reporter)
-    store.save(state, training.Position(step=3, sums={"loss": 1.5}))
+    store.save(state, Position(step=3, sums={"loss": 1.5}))
     store.wait()
     other = program.init_state(jax.tree.map(lambda leaf: leaf + 1, variables))
     restored, position = store.latest(other)

@@ -21,7 +21,7 @@ from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DivergenceError, InputError, LockedError
 from iamcl2r_jax.system.preemption import Preemption, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import inputs, lifelong, pretraining
+from iamcl2r_jax.training import inputs, lifelong, pretraining, runs
 
 # Exit statuses of launch/compare.py.
 DONE, FAILED = 0, 1
@@ -86,7 +86,7 @@ def run(
     reporter = reporter or Reporter()
     all_cells = cells.expand(config, workdir)
     for cell in all_cells:
-        lifelong.refuse_other_config(cell.config, cell.workdir)
+        runs.refuse_other_config(cell.config, cell.workdir)
     unfinished = [cell for cell in cells.select(all_cells, only) if not cell.finished()]
     for cell in unfinished:
         _check_stream(cell)

@@ -51,7 +51,7 @@ def default() -> ConfigDict:
     # Options of each method, by its name; only those of `method` are used.
     c.method_options = _options({name: m.loss for name, m in methods.METHODS.items()})
     c.seed = 0  # of initialisation, memory, batches and augmentation
-    c.num_seeds = 1  # runs trained at once, with seed, seed + 1, ..., see seeds.run
+    c.num_seeds = 1  # runs trained at once, with seed, seed + 1, ..., see lifelong.run
     c.data_dir = ""  # where TFDS keeps data sets; "" for TFDS's default
     c.num_slots = 1024  # K, pre-allocated classes of the simplex; features have K - 1 dimensions
     c.image = _image()  # the network's input

@@ -3,7 +3,7 @@
 Every set of samples is a `Pool` of one fixed shape, so that one compiled program serves all tasks.
 """
 
-from collections.abc import Callable
+from functools import partial
 
 import chex
 import flax.struct
@@ -50,26 +50,52 @@ def epoch_key(key: jax.Array, epoch: int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(0, None))(key, epoch)
 
 
-def step_keys(key: jax.Array, step: jax.Array) -> jax.Array:
+def _step_keys(key: jax.Array, step: jax.Array) -> jax.Array:
     """Random keys of a step, to draw its batch and to augment it, from that of its epoch."""
     _, key_steps = jax.random.split(key)
     return jax.random.split(jax.random.fold_in(key_steps, step))
 
 
-def epoch_batches(
-    key: jax.Array, new: Pool, memory: Pool, batch_size: int
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """What an epoch trains on: a function of the step, with the results of `sample_batch`.
+def augmentation_key(key: jax.Array, step: jax.Array) -> jax.Array:
+    """Random key to augment the batch of a step, from that of its epoch."""
+    return _step_keys(key, step)[1]
 
-    A step's batch depends on the epoch's key and the step alone, wherever it is drawn.
+
+@partial(jax.jit, static_argnames="batch_size")
+def draw_epoch(
+    key: jax.Array, new: Pool, memory: Pool, batch_size: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draws all batches of an epoch, of every step as `sample_batch` does.
 
     Args:
-      key: random key of this epoch.
-      new, memory, batch_size: see `sample_batch`; `new` in any order.
+      key: random key of this epoch; or of the epoch of each of S seeds, [S], whose memories then
+        have a leading axis too.
+      new: samples of the current task, in any order.
+      memory: samples of earlier tasks, possibly none.
+      batch_size: B.
+
+    Returns:
+      Positions in the data set, int32 [N, B], and whether each came from memory, bool [N, B]; with
+      a leading axis S for several seeds. N is the number of steps of the longest epoch that the
+      pools have room for; what lies beyond this epoch's last step is zero.
     """
+    if key.ndim:
+        draw = partial(draw_epoch, batch_size=batch_size)
+        # Sizes do not differ between seeds, and so remain what decides how batches are drawn: were
+        # they vectorised, every way of drawing would be computed.
+        return jax.vmap(draw, in_axes=(0, None, Pool(indices=0, size=None)))(key, new, memory)
     key_shuffle, _ = jax.random.split(key)
     new = shuffled(key_shuffle, new)
-    return lambda step: sample_batch(step_keys(key, step)[0], step, new, memory, batch_size)
+    num_steps = jnp.maximum(1, (new.size + memory.size) // batch_size)
+    longest = steps_per_epoch(len(new.indices), len(memory.indices), batch_size)
+
+    def add_step(step, drawn):
+        of_step = sample_batch(_step_keys(key, step)[0], step, new, memory, batch_size)
+        return jax.tree.map(lambda steps, one: steps.at[step].set(one), drawn, of_step)
+
+    # One step after the other: all at once would take much memory.
+    nothing = jnp.zeros((longest, batch_size), jnp.int32), jnp.zeros((longest, batch_size), bool)
+    return jax.lax.fori_loop(0, num_steps, add_step, nothing)
 
 
 def _random_order(key: jax.Array, pool: Pool) -> jax.Array:

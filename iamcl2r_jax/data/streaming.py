@@ -7,7 +7,7 @@ their samples travel, a call of the compiled program ahead of the one that compu
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import lru_cache
 from typing import Any
 
 import flax.struct
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from iamcl2r_jax.data.sampling import Pool, epoch_batches, epoch_key, steps_per_epoch
+from iamcl2r_jax.data.sampling import Pool, draw_epoch, epoch_key, steps_per_epoch
 from iamcl2r_jax.system import parallel
 
 # One ready and one on its way, beside that in use. The one on its way waits for its batches to be
@@ -65,18 +65,47 @@ class HostDataset:
 
 
 @flax.struct.dataclass
+class Drawn:
+    """The batches of an epoch, drawn from a data set on the device.
+
+    Attributes:
+      dataset: the images of all tasks.
+      indices: positions in it, int32 [N, B].
+      from_memory: whether each came from the memory, bool [N, B].
+    """
+
+    dataset: Dataset
+    indices: jax.Array
+    from_memory: jax.Array
+
+    def batch(self, step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Images, which of them are the batch of a step, its labels and `from_memory`."""
+        indices, from_memory = self.indices[step], self.from_memory[step]
+        return self.dataset.images, indices, self.dataset.labels[indices], from_memory
+
+
+@flax.struct.dataclass
 class Block:
-    """The samples of S consecutive steps, on the device.
+    """The samples of S consecutive steps, read on the host and brought to the device.
 
     Attributes:
       images: uint8 [S, B, H, W, 3].
       labels: int32 [S, B].
       from_memory: whether each came from the memory, bool [S, B].
+      first: the first of the steps, int32 scalar.
     """
 
     images: jax.Array
     labels: jax.Array
     from_memory: jax.Array
+    first: jax.Array
+
+    def batch(self, step: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        """Images, which of them are the batch of a step, its labels and `from_memory`."""
+        images, labels, from_memory = (
+            of_steps[step - self.first] for of_steps in (self.images, self.labels, self.from_memory)
+        )
+        return images, jnp.arange(len(images)), labels, from_memory
 
 
 def fits(images: np.ndarray, resident_gib: float) -> bool:
@@ -131,17 +160,18 @@ def blocks(
       batch_sharding: see `parallel.batch_sharding`. Each process reads what is its devices'.
     """
     longest = steps_per_epoch(len(new.indices), len(memory.indices), batch_size)
-    draw = partial(
-        _drawn,
-        new=new,
-        memory=memory,
-        batch_size=batch_size,
-        num_steps=min(steps_per_call, longest),
-    )
+    num_steps = min(steps_per_call, longest)
+
+    @lru_cache(maxsize=1)  # an epoch takes several calls
+    def drawn(epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        return jax.device_get(draw_epoch(epoch_key(key, epoch), new, memory, batch_size))
 
     def read(start: tuple[int, int]) -> Block:
         epoch, first = start
-        positions, from_memory = jax.device_get(draw(epoch_key(key, epoch), first))
+        positions, from_memory = (
+            np.pad(steps, [(0, num_steps), (0, 0)])[first : first + num_steps]
+            for steps in drawn(epoch)
+        )
 
         def put(of_part: Callable[[Any], np.ndarray], *shape: int) -> jax.Array:
             return _put(of_part, (*positions.shape, *shape), batch_sharding)
@@ -150,6 +180,7 @@ def blocks(
             put(lambda part: dataset.images[positions[part]], *dataset.images.shape[1:]),
             put(lambda part: dataset.labels[positions[part]]),
             put(lambda part: from_memory[part]),
+            parallel.replicate(np.int32(first), batch_sharding),
         )
 
     # No threads of Grain's for the reading itself, which is one copy for a whole block.
@@ -160,16 +191,6 @@ def blocks(
     )
     with contextlib.closing(iter(pipeline)) as ahead:
         yield from ahead
-
-
-@partial(jax.jit, static_argnames=("batch_size", "num_steps"))
-def _drawn(
-    key: jax.Array, first: jax.Array, new: Pool, memory: Pool, batch_size: int, num_steps: int
-) -> tuple[jax.Array, jax.Array]:
-    """Positions in the data set of the samples of steps from `first` on, and `from_memory`."""
-    batch = epoch_batches(key, new, memory, batch_size)
-    # One after the other, as the training draws them: all at once would take much memory.
-    return jax.lax.map(batch, first + jnp.arange(num_steps))
 
 
 def _put(

@@ -31,7 +31,7 @@ from iamcl2r_jax.reports.html_report import FILE
 from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 from iamcl2r_jax.training import inputs, runs
-from iamcl2r_jax.training.task import ProgramsByArchitecture
+from iamcl2r_jax.training.context import ProgramsByArchitecture
 
 
 def write(

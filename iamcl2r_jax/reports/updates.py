@@ -16,7 +16,7 @@ from iamcl2r_jax.reports.tables import markdown
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
-from iamcl2r_jax.training.pretraining import image_options
+from iamcl2r_jax.training.context import image_options
 
 # Kinds of updates.
 FINE_TUNED, REPLACED, RETRAINED = "fine-tuned", "across a replacement", "across a retraining"

@@ -17,31 +17,6 @@ class WriteError(RuntimeError):
     """Something cannot be written, exit status 1; the message is one line."""
 
 
-class DivergenceError(RuntimeError):
-    """Training left the finite numbers, exit status 1; the message names where.
-
-    Attributes:
-      epoch, step: 0-based place of the first loss or gradient that is not finite; the epoch is None
-        for a training without any.
-      member: which of several models trained at once it was, from 0.
-    """
-
-    def __init__(
-        self,
-        epoch: int | None,
-        step: int,
-        training: str = "training",
-        *,
-        member: int = 0,
-        field: str = "train.learning_rate",
-    ):
-        self.epoch, self.step, self.member = epoch, step, member
-        place = f"step {step + 1}" if epoch is None else f"epoch {epoch + 1}, step {step + 1}"
-        super().__init__(
-            f"{training}, {place}: loss or gradient is not finite; try a lower {field}"
-        )
-
-
 class PreemptedError(RuntimeError):
     """The run was asked to stop, has saved where it stands, and continues when started again."""
 
@@ -52,3 +27,27 @@ class PreemptedError(RuntimeError):
 def one_line(error: BaseException) -> str:
     """The message of an error as one line; the error's name if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+class DivergenceError(RuntimeError):
+    """Training left the finite numbers, exit status 1; the message names where.
+
+    Attributes:
+      epoch, step: 0-based place of the first loss or gradient that is not finite; the epoch is None
+        for a training without any.
+      training: which one it was.
+    """
+
+    def __init__(
+        self,
+        epoch: int | None,
+        step: int,
+        training: str = "training",
+        *,
+        field: str = "train.learning_rate",
+    ):
+        self.epoch, self.step, self.training = epoch, step, training
+        place = f"step {step + 1}" if epoch is None else f"epoch {epoch + 1}, step {step + 1}"
+        super().__init__(
+            f"{training}, {place}: loss or gradient is not finite; try a lower {field}"
+        )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from typing import Any
 
 import jax
 from jax import monitoring
@@ -36,10 +37,24 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES}
 
 
+_NUMERICS = (
+    "jax_enable_x64",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_default_matmul_precision",
+)
+
+
+def numerics() -> dict[str, Any]:
+    """How JAX is set to compute and to draw random numbers; other settings give other results."""
+    return {name: getattr(jax.config, name) for name in _NUMERICS}
+
+
 def environment() -> dict:
-    """Versions and devices, for results.json."""
+    """Versions, numerics and devices, for results.json."""
     device = jax.devices()[0]
     return {
+        "numerics": numerics(),
         "versions": versions(),
         "platform": platform.platform(),
         "device": {

@@ -1,7 +1,7 @@
 """External models that appear in a watched directory while the stream runs.
 
-What was taken up is copied into the run's workdir, and that nothing was is written there too: a
-decision is made once, and holds whatever happens to the directory afterwards.
+A task asks once, when it begins. What it takes up is copied into the run's workdir, and while the
+task trains, arrivals/<t>.json says whether it took up one; once it is finished, its record does.
   arrivals/<t>        the model that task t took up
   arrivals/<t>.json   whether it took up one
 """
@@ -9,15 +9,17 @@ decision is made once, and holds whatever happens to the directory afterwards.
 import dataclasses
 import os
 import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.stored import Model, save_model
+from iamcl2r_jax.models.stored import Metadata, Model, save_model
 from iamcl2r_jax.system import distributed, files
 from iamcl2r_jax.system.errors import DamagedError, InputError
-from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training.context import Context
 from iamcl2r_jax.training.inputs import load_external
 
 
@@ -28,72 +30,59 @@ def check_watched(config: ConfigDict) -> None:
         raise InputError(f"replacements.watch={watch!r}: there is no such directory")
 
 
-def take(
-    config: ConfigDict,
-    workdir: str,
-    task: int,
-    external: dict[int, Model],
-    reporter: Reporter,
-) -> dict[int, Model]:
-    """What a task takes up from the watched directory.
+def take(context: Context, task: int, records: Sequence[dict[str, Any]]) -> Model | None:
+    """What a task that begins takes up from the watched directory.
 
-    The best model there that is better than the one in use, which is the last external one. An
-    earlier start's decision is kept to.
+    The best model there that is better than the one in use, which is the last external one. A
+    decision that an earlier start made while it trained this task is kept to.
 
     Args:
-      config: of the run.
-      workdir: of the run.
+      context: of the run.
       task: about to be trained.
-      external: external models by task.
-      reporter: told what is taken up, and what cannot be.
+      records: of the tasks before it.
 
     Returns:
-      {task: the model, loaded from its copy}; {} if there is none, or nothing is watched for.
+      The model, loaded from its copy; None if there is none, or nothing is watched for.
 
     Raises:
-      InputError: if an earlier start's decision or copy is damaged.
+      DamagedError: if an earlier start's decision or copy is damaged.
     """
-    replacements = config.replacements
+    replacements = context.config.replacements
     if not replacements.watch or task in (*replacements.tasks, *replacements.retrain):
-        return {}
-    copy = os.path.join(workdir, "arrivals", str(task))
+        return None
+    copy = os.path.join(context.workdir, "arrivals", str(task))
     # Of a job of several processes the first decides, and the others read what it has written.
     with distributed.first_alone_first(copy):
-        taken = _decide(config, copy, task, external, reporter)
-    return {task: load_external(config, copy)} if taken else {}
+        taken = _decide(context, copy, task, records)
+    return load_external(context.config, copy) if taken else None
 
 
-def _decide(
-    config: ConfigDict,
-    copy: str,
-    task: int,
-    external: dict[int, Model],
-    reporter: Reporter,
-) -> bool:
+def _decide(context: Context, copy: str, task: int, records: Sequence[dict[str, Any]]) -> bool:
     try:
         decision = files.read_json(f"{copy}.json")
     except DamagedError as error:
-        raise InputError(f"{error}; choose another workdir") from None
+        raise DamagedError(f"{error}; choose another workdir") from None
     if decision is None:
         if not checkpoints.exists(copy):  # else an earlier start came as far as the copy
-            before = [earlier for earlier in external if earlier < task]
-            best = _best(config, external[max(before)] if before else None, reporter)
+            in_use = [record["external"] for record in records if record["external"]]
+            best = _best(context, _rank(in_use[-1]) if in_use else _LOWEST)
             if best is not None:
                 about = best.metadata.about | {"taken_from": os.path.abspath(best.path)}
                 metadata = dataclasses.replace(best.metadata, about=about)
                 save_model(copy, dataclasses.replace(best, metadata=metadata))
-                reporter.message(f"task {task + 1}: takes up {best.path}, {_describe(best)}")
+                context.reporter.message(
+                    f"task {task + 1}: takes up {best.path}, {_describe(best.metadata)}"
+                )
         decision = {"taken": checkpoints.exists(copy)}
         files.write_json(f"{copy}.json", decision)
     return decision["taken"]
 
 
-def fixed_schedule(external: dict[int, Model]) -> str:
+def fixed_schedule(replaced_by: Mapping[int, str]) -> str:
     """The flags that give a run these external models at these tasks, whatever is watched."""
-    tasks = tuple(sorted(external))
     values = {
-        "tasks": repr(tasks),
-        "checkpoints": repr(tuple(external[task].path for task in tasks)),
+        "tasks": repr(tuple(replaced_by)),
+        "checkpoints": repr(tuple(replaced_by.values())),
         "watch": "",
     }
     return " ".join(
@@ -101,24 +90,27 @@ def fixed_schedule(external: dict[int, Model]) -> str:
     )
 
 
-def _best(config: ConfigDict, in_use: Model | None, reporter: Reporter) -> Model | None:
-    best, highest = in_use, _rank(in_use) if in_use else (-1, -1.0)
-    for path in _children(config.replacements.watch):
+def _best(context: Context, highest: tuple[int, float]) -> Model | None:
+    """The best model in the watched directory, if it ranks above `highest`."""
+    best = None
+    for path in _children(context.config.replacements.watch):
         try:
             if not checkpoints.exists(path):  # one being written
                 continue
-            candidate = load_external(config, path)
-            rank = _rank(candidate)
+            candidate = load_external(context.config, path)
+            rank = _rank(merits(candidate.metadata))
         except (InputError, OSError) as error:
-            reporter.message(f"{path} cannot be taken up and is left alone: {error}")
+            context.reporter.message(f"{path} cannot be taken up and is left alone: {error}")
             continue
-        # Whatever a record says must not end a run that can do without the model.
+        # Whatever metadata say must not end a run that can do without the model.
         except (ValueError, TypeError, KeyError) as error:
-            reporter.message(f"{path} is left alone: its record makes no sense ({error!r})")
+            context.reporter.message(
+                f"{path} is left alone: its metadata make no sense ({error!r})"
+            )
             continue
         if rank > highest:
             best, highest = candidate, rank
-    return None if best is in_use else best
+    return best
 
 
 def _children(directory: str) -> list[str]:
@@ -130,17 +122,25 @@ def _children(directory: str) -> list[str]:
     return [os.path.join(directory, name) for name in names if not name.startswith(".")]
 
 
-def _rank(model: Model) -> tuple[int, float]:
+_LOWEST = (-1, -1.0)
+
+
+def merits(metadata: Metadata) -> dict[str, Any]:
+    """What an external model is ranked by: its classes of pre-training and held-out accuracy."""
+    return {"classes": metadata.slots[1], "accuracy": metadata.about.get("accuracy")}
+
+
+def _rank(merits: Mapping[str, Any]) -> tuple[int, float]:
     """Number of classes of pre-training, then held-out accuracy; unknown is below any."""
-    classes, accuracy = model.metadata.slots[1], model.metadata.about.get("accuracy")
+    classes, accuracy = merits["classes"], merits["accuracy"]
     if accuracy is None:
         return classes, -1.0
     if not 0 <= accuracy <= 1:
-        raise InputError(f"checkpoint {model.path}: accuracy={accuracy}: must be in [0, 1]")
+        raise InputError(f"accuracy={accuracy}: must be in [0, 1]")
     return classes, accuracy
 
 
-def _describe(model: Model) -> str:
-    classes, accuracy = _rank(model)
+def _describe(metadata: Metadata) -> str:
+    classes, accuracy = _rank(merits(metadata))
     known = "" if accuracy < 0 else f", held-out accuracy {accuracy:.1%}"
     return f"pre-trained on {classes} classes{known}"

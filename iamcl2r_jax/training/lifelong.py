@@ -3,62 +3,58 @@
 A workdir holds:
   config.json    the configuration; another one is refused
   data.json      digests of the images; others are refused
+  numerics.json  how JAX computes and draws random numbers; another way is refused
   arrivals/      what was taken up from the watched directory, see `arrivals`
   progress/<t>   where the training of task t stands, while it is under way
-  tasks/<t>      the model after task t: its variables and a record (memory, accuracy, history)
+  tasks/<t>      the model after task t; its metadata hold the record of the task
   metrics.jsonl  the run's scalars, and tensorboard/ as well, see `tracking`
-  results.json   the finished run, see `results`
+  results.json   the finished run
   report.html    the same for a person, see `html_report`; its plots are in figures/
+
+Of several seeds, seed<s>/ holds each run, results.json mean and standard deviation over them, and
+progress/<t>-<seeds> where the training of task t stands.
 """
 
 import dataclasses
 import os
 import time
-from collections.abc import Generator
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods
-from iamcl2r_jax.config import (
-    WITHOUT_EFFECT,
-    check_stream,
-    differences,
-    validate,
-    without_unused_options,
-)
-from iamcl2r_jax.data.stream import Stream, remember
-from iamcl2r_jax.evaluation import adapters
-from iamcl2r_jax.evaluation.features import Evaluation, embed
-from iamcl2r_jax.evaluation.pairs import evaluate_models, evaluate_pairs
+from iamcl2r_jax.config import check_stream, validate
+from iamcl2r_jax.data import streaming
+from iamcl2r_jax.data.stream import remember
 from iamcl2r_jax.methods.centres import ClassCentres
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.stored import Model, save_model
 from iamcl2r_jax.reports import html_report, tracking
 from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import distributed, files, runtime
-from iamcl2r_jax.system.errors import DamagedError, InputError
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.system.runtime import Clock
-from iamcl2r_jax.training import arrivals, inputs
-from iamcl2r_jax.training.resume import ProgressStore
-from iamcl2r_jax.training.runs import intact_task_records, load_task, task_path
+from iamcl2r_jax.training import arrivals, inputs, runs, seeds
+from iamcl2r_jax.training.context import Context, ProgramsByArchitecture, stream_dataset
+from iamcl2r_jax.training.fit import cosine_schedule, history_of_seed
+from iamcl2r_jax.training.results import results_of
+from iamcl2r_jax.training.resume import ProgressStore, train_resumably
 from iamcl2r_jax.training.task import (
-    ProgramsByArchitecture,
-    Setting,
     first_model,
+    new_architecture,
     start_variables,
-    stream_dataset,
     task_accuracy,
-    train_task,
+    task_data,
+    trained_model,
     with_adapter,
     with_task_centres,
 )
-from iamcl2r_jax.training.training import Variables
-
-_OF_A_RUN = ("progress", "tasks", "results.json")
 
 
 def run(
@@ -76,6 +72,10 @@ def run(
     with the results of a run that never stopped (on the same kind of device); if the run is
     finished it returns what was written.
 
+    With `config.num_seeds` > 1 it does so for `config.seed` and the seeds after it, all trained at
+    once by one vectorised program. Their runs are those of each seed alone up to rounding: a
+    vectorised product adds in another order, and training amplifies that.
+
     Args:
       config: see `config.default`.
       workdir: directory of the run.
@@ -85,86 +85,111 @@ def run(
       loaded: the images of this configuration, where the caller has them; loaded if None.
 
     Returns:
-      What stands in workdir/results.json.
+      What stands in workdir/results.json; for several seeds see `seeds.summary`.
 
     Raises:
       InputError: before any training; the message is one line.
-      LockedError: if another process runs in the workdir.
       DivergenceError: if training left the finite numbers.
     """
     reporter, preemption = reporter or Reporter(), preemption or Preemption()
+    command = command or f"lifelong.run(config, {workdir!r})"
     validate(config)
-    if config.num_seeds != 1:
-        raise InputError(f"num_seeds={config.num_seeds}: must be 1 here; seeds.run takes several")
     tracking.check(config.tracking)
     distributed.check_same("configuration", config.to_dict() | {"workdir": workdir})
-    refuse_other_config(config, workdir)
-    finished = _finished(workdir, reporter)
-    if finished is not None:
-        reporter.message(f"{workdir} holds this run, finished; nothing is run again")
-        tidy(workdir, reporter)
-        if not os.path.exists(os.path.join(workdir, html_report.FILE)):
-            html_report.write_or_tell(config, workdir, finished, reporter)
-        return finished
-    files.require_writable(workdir)
+    places = runs.of_seeds(config, workdir)
+    for place, seed_config in places.items():
+        runs.refuse_other_config(seed_config, place)
+    results = {place: runs.finished(place, reporter) for place in places}
+    for place in places:
+        if results[place] is not None:
+            reporter.message(f"{place} holds this run, finished; nothing is run again")
+            if not os.path.exists(os.path.join(place, html_report.FILE)):
+                html_report.write_or_tell(places[place], place, results[place], reporter)
+    unfinished = {place: of for place, of in places.items() if results[place] is None}
+    if unfinished:
+        files.require_writable(workdir)
+        results |= _run_unfinished(
+            config, workdir, unfinished, reporter, preemption, command, loaded
+        )
+    if config.num_seeds == 1:
+        return results[workdir]
+    found = seeds.summary([results[place] for place in places])
+    files.write_json(os.path.join(workdir, "results.json"), found)
+    return found
 
+
+def _run_unfinished(
+    config: ConfigDict,
+    workdir: str,
+    places: dict[str, ConfigDict],
+    reporter: Reporter,
+    preemption: Preemption,
+    command: str,
+    loaded: inputs.ImageSets | None,
+) -> dict[str, dict[str, Any]]:
+    """The results of each run, by its directory; `places` are those that are not finished."""
     programs = ProgramsByArchitecture(config)
-    with runtime.measure_compilation() as compilation:
-        clock = Clock()
+    with runtime.measure_compilation() as compilation, ExitStack() as stack:
+        clock = runtime.Clock()
         arrivals.check_watched(config)
         check_stream(config, *inputs.stream_size(config))
         stream, evaluations = loaded or inputs.load_all(config)
         if loaded is None:
             inputs.report_passed_over(config, reporter)
+        if config.num_seeds > 1 and not streaming.fits(stream.train.images, config.resident_gib):
+            raise InputError(
+                f"resident_gib={config.resident_gib}: must be at least "
+                f"{stream.train.images.nbytes / 2**30}, what the stream's images take, since "
+                "several seeds at once (num_seeds) are not streamed"
+            )
         digests = inputs.digests(stream, evaluations)
         distributed.check_same("data", digests)
-        refuse_other_data(digests, workdir)
+        for place in places:
+            runs.refuse_other_data(digests, place)
         clock.lap("data")
         external = inputs.external_models(config, reporter, preemption, command)
         clock.lap("pretrain")
+        for place in dict.fromkeys((workdir, *places)):
+            stack.enter_context(files.one_writer(place))
         dataset = stream_dataset(config, stream, programs)
-        with files.one_writer(workdir), tracking.open_tracker(config, workdir) as tracker:
-            # Again: until the lock was had, another process may have begun a run here.
-            refuse_other_config(config, workdir)
-            refuse_other_data(digests, workdir)
-            files.write_json(os.path.join(workdir, "config.json"), config.to_dict())
-            files.write_json(os.path.join(workdir, "data.json"), digests)
-            setting = Setting(config, stream, dataset, programs, reporter, preemption, tracker)
-            records, external = train_stream(setting, external, workdir)
-            clock.lap("train")
-            evaluated, passes = evaluate(setting, workdir, evaluations)
-            reference_figures = references(config, evaluations, external, programs)
+        contexts = []
+        for place, seed_config in places.items():
+            runs.begin(seed_config, digests, place)
+            tracker = stack.enter_context(tracking.open_tracker(seed_config, place))
+            contexts.append(
+                Context(
+                    config=seed_config,
+                    workdir=place,
+                    stream=stream,
+                    dataset=dataset,
+                    external=external,
+                    programs=programs,
+                    reporter=reporter,
+                    preemption=preemption,
+                    tracker=tracker,
+                )
+            )
+        records = train_stream(contexts, workdir)
+        clock.lap("train")
+        results = {}
+        for context, of in zip(contexts, records, strict=True):
+            results[context.workdir] = found = results_of(context, of, evaluations)
             clock.lap("evaluate")
-            results = {
-                "name": config.name,
-                "method": config.method,
-                "seed": config.seed,
-                "num_tasks": len(stream.tasks),
-                "classes_per_task": [len(classes) for classes in stream.tasks],
-                "replacements": sorted(external),
-                "retrained": list(config.replacements.retrain),
-                "external_models": {str(task): external[task].path for task in sorted(external)},
-                "fixed_schedule": (
-                    arrivals.fixed_schedule(external) if config.replacements.watch else None
-                ),
-                "task_accuracy": [record["task_accuracy"] for record in records],
-                "evaluations": evaluated,
-                "references": reference_figures,
-                "feature_passes": passes,
-                "reference_passes": sum(map(len, reference_figures.values())),
+            found |= {
                 "train_traces": programs.traces(),
-                # Of this start; tasks that an earlier one finished keep theirs in their records.
+                # Of this start, and of all seeds; tasks that an earlier start finished keep theirs
+                # in their records.
                 "seconds": clock.seconds
                 | {"compile": compilation.seconds, "total": sum(clock.seconds.values())},
-                "command": command or f"lifelong.run(config, {workdir!r})",
+                "command": command,
                 "environment": runtime.environment(),
             }
-            files.write_json(os.path.join(workdir, "results.json"), results)
-            tracker.evaluations(evaluated, Schedule.of_results(results), reporter)
+            files.write_json(os.path.join(context.workdir, "results.json"), found)
+            context.tracker.evaluations(found["evaluations"], Schedule.of_results(found), reporter)
             html_report.write_or_tell(
-                config,
-                workdir,
-                results,
+                context.config,
+                context.workdir,
+                found,
                 reporter,
                 programs=programs,
                 stream=stream,
@@ -173,278 +198,198 @@ def run(
     return results
 
 
-def _finished(workdir: str, reporter: Reporter) -> dict[str, Any] | None:
-    """The results of a finished run; None if there are none to rely on."""
-    try:
-        return files.read_json(os.path.join(workdir, "results.json"))
-    except DamagedError as error:
-        reporter.message(f"{error}; it is made again from the tasks")
-        return None
+@dataclasses.dataclass
+class Progress:
+    """How far a run has come.
 
-
-def refuse_other_config(config: ConfigDict, workdir: str) -> None:
-    """Raises `InputError` if the workdir holds a run with another configuration.
-
-    How often a run saves, who is told of it and where its images are is no part of what it is, nor
-    are the options of other methods.
+    Attributes:
+      context: of the run.
+      records: of the finished tasks.
+      model: after the last of them; None before the first.
+      memory: positions in the stream's training images of what is remembered, int32 [M].
+      centres: of the classes of finished tasks, for a method that uses them.
     """
-    try:
-        there = files.read_json(os.path.join(workdir, "config.json"))
-    except DamagedError as error:
-        raise InputError(f"workdir={workdir}: {error}; choose another workdir") from None
-    if there is None:
-        if _has_begun(workdir):
-            raise InputError(
-                f"workdir={workdir} holds a run without the config.json that tells which it is; "
-                "choose another workdir"
-            )
-        return
-    differing = differences(_identity(there), _identity(files.as_json(config.to_dict())))
-    if differing:
-        raise InputError(
-            f"workdir={workdir} holds a run with another configuration ({'; '.join(differing)}); "
-            "choose another workdir"
-        )
 
-
-def _has_begun(workdir: str) -> bool:
-    """Whether a workdir holds anything that depends on configuration and data."""
-    return any((epath.Path(workdir) / name).exists() for name in _OF_A_RUN)
-
-
-def _identity(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration without the fields on which no result depends.
-
-    Options of other methods are such, and those of adapters for a method that trains none: a new
-    method does not make finished runs unknown. Nor does a scenario that a run does not have.
-    """
-    return _of_effect(without_unused_options(config))
-
-
-def _of_effect(config: dict[str, Any]) -> dict[str, Any]:
-    without = {"num_seeds", *WITHOUT_EFFECT}
-    without |= {name for name in ("retrain", "watch") if not config.get(name)}
-    kept = {name: value for name, value in config.items() if name not in without}
-    if "method" in kept and not methods.get(kept["method"]).adapts:
-        kept.pop("adapter", None)
-    return {n: _of_effect(v) if isinstance(v, dict) else v for n, v in kept.items()}
-
-
-def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
-    """Raises `InputError` if the workdir holds a run that began with other images or labels."""
-    try:
-        there = files.read_json(os.path.join(workdir, "data.json"))
-    except DamagedError as error:
-        raise InputError(f"workdir={workdir}: {error}; choose another workdir") from None
-    if there is None and _has_begun(workdir):
-        raise InputError(
-            f"workdir={workdir} holds a run without the data.json that tells its images from "
-            "others; choose another workdir"
-        )
-    for name, digest in digests.items() if there else ():
-        if there.get(name) != digest:
-            raise InputError(
-                f"{name}: its images or labels are not those that the run in workdir={workdir} "
-                "began with; restore the data set, or choose another workdir"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class TaskTraining:
-    """A task that is to be trained; see `task.train_task`."""
-
-    task: int
-    start: Model
-    variables: Variables
+    context: Context
+    records: list[dict[str, Any]]
+    model: Model | None
     memory: np.ndarray
     centres: ClassCentres
 
 
-Trained = tuple[Model, list[dict[str, float]]]  # the model, and the metrics of each epoch
-# The record of each task, and the external models with those that arrived.
-Finished = tuple[list[dict[str, Any]], dict[int, Model]]
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a task trains from.
+
+    Attributes:
+      old: the frozen teacher, from which the new model starts too: the external model where the
+        model is replaced, else the one after the task before.
+      variables: of the new model, see `task.start_variables`.
+      replaced: whether the model is replaced.
+      began: when the task began, on the clock of `time.monotonic`.
+    """
+
+    old: Model
+    variables: Variables
+    replaced: bool
+    began: float
 
 
-def train_stream(setting: Setting, external: dict[int, Model], workdir: str) -> Finished:
+def train_stream(contexts: Sequence[Context], workdir: str) -> list[list[dict[str, Any]]]:
     """Trains task after task, from where an earlier start stopped, and saves each.
 
     Args:
-      setting: of the run.
-      external: the external models of fixed tasks.
-      workdir: of the run.
+      contexts: of the runs, which differ in their seed alone; one for a run of one seed.
+      workdir: keeps where the training of a task stands.
 
     Returns:
-      The record of each task, and the external models with those that arrived.
+      The record of each task of each run.
     """
-    tasks = stream_tasks(setting, external, workdir)
-    training, finished = following(tasks)
-    while training is not None:
-        store = ProgressStore(
-            os.path.join(workdir, "progress", str(training.task)),
-            setting.config.saving,
-            setting.reporter,
-        )
-        trained = train_task(
-            setting,
-            training.task,
-            training.start,
-            training.variables,
-            training.memory,
-            training.centres,
-            store,
-        )
-        training, finished = following(tasks, trained)
+    progress = [resumed(context) for context in contexts]
+    for task in range(len(contexts[0].stream.tasks)):
+        # All runs, unless an earlier start ended while it saved one after another.
+        group = [run for run in progress if len(run.records) == task]
+        if not group:
+            continue
+        starts = [prepare(run, task) for run in group]
+        store = progress_store(group, task, workdir, several=len(contexts) > 1)
+        for run, start, trained in zip(
+            group, starts, train_task(group, task, starts, store), strict=True
+        ):
+            finish(run, task, start, *trained)
         store.clear()
-    return finished
+    distributed.wait_for_all(f"{workdir}: tasks saved")
+    if distributed.is_first():
+        files.discard(epath.Path(workdir) / "progress")
+    return [run.records for run in progress]
 
 
-def following(
-    tasks: Generator[TaskTraining, Trained, Finished], trained: Trained | None = None
-) -> tuple[TaskTraining | None, Finished | None]:
-    """Hands what was trained to `stream_tasks`: the next training, or the outcome at the end."""
-    try:
-        return tasks.send(trained), None
-    except StopIteration as end:
-        return None, end.value
+def resumed(context: Context) -> Progress:
+    """Where an earlier start of a run stopped, or its beginning."""
+    config = context.config
+    records = runs.intact_task_records(context.workdir, context.reporter)
+    centres = ClassCentres.none(config.num_slots, config.num_slots - 1)
+    progress = Progress(context, records, None, np.zeros(0, np.int32), centres)
+    for record in records:
+        context.tracker.task(record)
+    if records:
+        context.reporter.message(
+            f"continuing {context.workdir} after task {len(records)}/{len(context.stream.tasks)}"
+        )
+        progress.memory = np.asarray(records[-1]["memory"], np.int32)
+        uses_centres = methods.get(config.method).uses_centres
+        for task in range(0 if uses_centres else len(records) - 1, len(records)):
+            progress.model = runs.load_task(config, context.workdir, task)
+            if uses_centres:
+                progress.centres = with_task_centres(
+                    context, task, progress.model, progress.centres
+                )
+    return progress
 
 
-def stream_tasks(
-    setting: Setting, external: dict[int, Model], workdir: str
-) -> Generator[TaskTraining, Trained, Finished]:
-    """The procedure but for the training itself, which the caller does.
+def prepare(run: Progress, task: int) -> Start:
+    """Decides what a task trains from: an external model, the model before, or a random one."""
+    began, context = time.monotonic(), run.context
+    external = context.external.get(task) or arrivals.take(context, task, run.records)
+    old = external or run.model or first_model(context.config)
+    replaced = external is not None
+    variables = start_variables(context.config, task, old, replaced=replaced)
+    return Start(old, variables, replaced, began)
 
-    Args: see `train_stream`.
 
-    Yields:
-      Each task that is to be trained, from where an earlier start stopped. It is sent the outcome,
-      and has saved it when it yields the next.
+def progress_store(
+    group: Sequence[Progress], task: int, workdir: str, *, several: bool
+) -> ProgressStore:
+    """Keeps where the training of a task stands; several seeds at once are named."""
+    names = [str(task), *(str(run.context.config.seed) for run in group if several)]
+    context = group[0].context
+    place = os.path.join(workdir, "progress", "-".join(names))
+    return ProgressStore(place, context.config.saving, context.reporter)
+
+
+def train_task(
+    group: Sequence[Progress], task: int, starts: Sequence[Start], store: ProgressStore
+) -> list[tuple[Variables, list[dict[str, float]]]]:
+    """Trains a task of several runs at once, or of one, or what an earlier start left of it.
 
     Returns:
-      See `train_stream`.
+      Of each run the variables of the new model and the metrics of each epoch.
     """
-    config, stream, reporter = setting.config, setting.stream, setting.reporter
-    method = methods.get(config.method)
-    centres = ClassCentres.none(config.num_slots, config.num_slots - 1)
-    records = intact_task_records(workdir, reporter)
-    for record in records:
-        setting.tracker.task(record)
-    memory = np.asarray(records[-1]["memory"] if records else [], np.int32)
-    model = None
-    for task in range(len(records)):
-        external = external | arrivals.take(config, workdir, task, external, reporter)
-    if records:
-        reporter.message(f"continuing {workdir} after task {len(records)}/{len(stream.tasks)}")
-        for task in range(len(records)) if method.uses_centres else ():
-            centres = with_task_centres(setting, task, load_task(config, workdir, task), centres)
-        model = load_task(config, workdir, len(records) - 1)
+    context, old = group[0].context, starts[0].old  # the architectures are those of all
+    config, train = context.config, context.config.train
+    architecture = new_architecture(config, task, old)
+    title = f"task {task + 1}/{len(context.stream.tasks)}"
+    several = [run.context.config.seed for run in group] if len(group) > 1 else []
 
-    for task in range(len(records), len(stream.tasks)):
-        started = time.monotonic()
-        external = external | arrivals.take(config, workdir, task, external, reporter)
-        previous, adapter = model, None
-        if task in external:
-            model = external[task]
-        elif model is None:
-            model = first_model(config)
-        variables = start_variables(config, task, model, replaced=task in external)
-        model, history = yield TaskTraining(task, model, variables, memory, centres)
-        if method.uses_memory:
-            memory = remember(stream, task, memory, config.memory_per_class, config.seed)
-        if method.uses_centres:
-            centres = with_task_centres(setting, task, model, centres)
-        if method.adapts and task:
-            model, adapter = with_adapter(setting, task, previous, model)
-        record = {
-            "task": task,
-            "replaced_by": external[task].path if task in external else None,
-            "retrained": task in config.replacements.retrain,
-            "memory": memory.tolist(),
-            "task_accuracy": task_accuracy(setting, task, model),
-            "history": history,
-            "adapter": adapter,
-            "seconds": time.monotonic() - started,
-            "versions": runtime.versions(),
-        }
-        if distributed.is_first():
-            metadata = dataclasses.replace(model.metadata, about=record)
-            save_model(task_path(workdir, task), dataclasses.replace(model, metadata=metadata))
-        records.append(record)
-        setting.tracker.task(record)
-        _report_task(record, stream, reporter)
-    distributed.wait_for_all(f"{workdir}: tasks saved")
-    tidy(workdir, reporter)
-    return records, external
+    def track(history):
+        for index, run in enumerate(group):
+            run.context.tracker.epochs(task, history_of_seed(history, index))
+
+    variables, history = train_resumably(
+        f"{title} of {len(group)} seeds" if several else title,
+        context.programs.of(architecture, old.architecture, len(group)).epoch,
+        seeds.stacked([start.variables for start in starts]),
+        seeds.stacked_data(
+            [
+                task_data(run.context, task, start.old, run.memory, run.centres)
+                for run, start in zip(group, starts, strict=True)
+            ]
+        ),
+        cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs),
+        seeds.stacked(
+            [jax.random.fold_in(jax.random.key(run.context.config.seed), task) for run in group]
+        ),
+        store=store,
+        steps_per_call=config.saving.steps_per_call,
+        reporter=context.reporter,
+        preemption=context.preemption,
+        seeds=several,
+        on_epoch=track,
+    )
+    return [
+        (seeds.of_seed(variables, index, len(group)), history_of_seed(history, index))
+        for index in range(len(group))
+    ]
 
 
-def tidy(workdir: str, reporter: Reporter) -> None:
-    """Removes what only unfinished tasks need; mentions what cannot be removed."""
-    progress = epath.Path(workdir) / "progress"
-    if distributed.is_first() and (complaint := files.discard(progress)):
-        reporter.message(complaint)
-
-
-def _report_task(record: dict[str, Any], stream: Stream, reporter: Reporter) -> None:
-    classes = stream.tasks[record["task"]]
-    reporter.message(
-        f"task {record['task'] + 1}/{len(stream.tasks)}, {len(classes)} new classes"
-        f"{', model replaced' if record['replaced_by'] else ''}"
+def finish(
+    run: Progress, task: int, start: Start, variables: Variables, history: list[dict[str, float]]
+) -> None:
+    """Saves what a task made, the model and its record, and goes on from it."""
+    context, config = run.context, run.context.config
+    method, stream = methods.get(config.method), run.context.stream
+    model, adapter = trained_model(context, task, start.old, variables), None
+    if method.uses_memory:
+        run.memory = remember(stream, task, run.memory, config.memory_per_class, config.seed)
+    if method.uses_centres:
+        run.centres = with_task_centres(context, task, model, run.centres)
+    if method.adapts and task:
+        model, adapter = with_adapter(context, task, run.model, model)
+    record = {
+        "task": task,
+        "replaced_by": start.old.path if start.replaced else None,
+        # What an arriving model must be better than.
+        "external": arrivals.merits(start.old.metadata) if start.replaced else None,
+        "retrained": task in config.replacements.retrain,
+        "memory": run.memory.tolist(),
+        "task_accuracy": task_accuracy(context, task, model),
+        "history": history,
+        "adapter": adapter,
+        "seconds": time.monotonic() - start.began,
+        "versions": runtime.versions(),
+    }
+    if distributed.is_first():
+        metadata = dataclasses.replace(model.metadata, about=record)
+        place = runs.task_path(context.workdir, task)
+        save_model(place, dataclasses.replace(model, metadata=metadata))
+    run.model = model
+    run.records.append(record)
+    context.tracker.task(record)
+    classes = stream.tasks[task]
+    context.reporter.message(
+        f"task {task + 1}/{len(stream.tasks)}, {len(classes)} new classes"
+        f"{', model replaced' if start.replaced else ''}"
         f"{', retrained on all images so far' if record['retrained'] else ''}: "
-        f"loss {record['history'][-1]['loss']:.3f}, accuracy {record['task_accuracy']:.1%} on "
+        f"loss {history[-1]['loss']:.3f}, accuracy {record['task_accuracy']:.1%} on "
         f"held-out images of the {classes.stop} classes so far, {record['seconds']:.0f} s"
     )
-
-
-def evaluate(
-    setting: Setting, workdir: str, evaluations: dict[str, Evaluation]
-) -> tuple[dict[str, Any], int]:
-    """Every pair of models of a run on every evaluation.
-
-    Returns:
-      {evaluation: figures of its matrix}, and the number of feature passes: each model over each
-      evaluation once.
-    """
-    config, num_tasks = setting.config, len(setting.stream.tasks)
-    passes = 0
-
-    def embeddings():
-        nonlocal passes
-        with setting.reporter.stage("evaluation", num_tasks * len(evaluations)) as stage:
-            for task in range(num_tasks):
-                model = load_task(config, workdir, task)
-                extract = setting.programs.of(model.architecture).features
-                for name, evaluation in evaluations.items():
-                    setting.preemption.check()
-                    yield name, embed(extract, model.variables, evaluation, adapters.carrier(model))
-                    passes += 1
-                    stage.advance()
-
-    return evaluate_models(evaluations, embeddings(), config.metrics), passes
-
-
-def references(
-    config: ConfigDict,
-    evaluations: dict[str, Evaluation],
-    external: dict[int, Model],
-    programs: ProgramsByArchitecture,
-) -> dict[str, dict[str, float]]:
-    """What models that never saw the stream reach on the evaluations, in percent as AA.
-
-    A model that is never updated has one accuracy for every pair, which is its AA: that of the
-    untrained network, and that of the first external model.
-    """
-    models = {"untrained": first_model(config)}
-    if external:
-        models["first_external"] = external[min(external)]
-    return {
-        evaluation_name: {
-            name: 100 * float(_own_accuracy(config, evaluation, model, programs))
-            for name, model in models.items()
-        }
-        for evaluation_name, evaluation in evaluations.items()
-    }
-
-
-def _own_accuracy(config, evaluation, model, programs) -> float:
-    embedded = embed(programs.of(model.architecture).features, model.variables, evaluation)
-    metric, labels = config.metrics[0], (evaluation.query.labels, evaluation.gallery.labels)
-    return evaluate_pairs([embedded], *labels, [metric])[metric].matrix[0, 0]

@@ -16,7 +16,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from etils import epath
 from ml_collections import ConfigDict
 
@@ -24,16 +23,15 @@ from iamcl2r_jax import methods, simplex
 from iamcl2r_jax.config import (
     WITHOUT_EFFECT,
     default_pretrain,
+    differences,
     validate_pretrain,
     without_unused_options,
 )
 from iamcl2r_jax.data import sources, streaming
-from iamcl2r_jax.data.augment import AUGMENTATIONS, ImageOptions
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
 from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.methods.optimizers import OPTIMIZERS
 from iamcl2r_jax.models import checkpoints, init_variables
 from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.stored import (
@@ -42,6 +40,7 @@ from iamcl2r_jax.models.stored import (
     ImageInput,
     Metadata,
     Model,
+    load_model,
     save_model,
 )
 from iamcl2r_jax.reports import tracking
@@ -50,26 +49,10 @@ from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
-from iamcl2r_jax.training.training import (
-    CompiledEpoch,
-    OldModel,
-    Program,
-    TaskData,
-    cosine_schedule,
-)
-
-
-def image_options(image: ConfigDict) -> ImageOptions:
-    """The configuration's `image` as the compiled program takes it."""
-    options = image.augmentation_options[image.augmentation]
-    augment = partial(AUGMENTATIONS[image.augmentation], **options)
-    return ImageOptions(tuple(image.mean), tuple(image.std), augment)
-
-
-def optimizer(train: ConfigDict) -> optax.GradientTransformation:
-    """The configuration's `train.optimizer` with its options."""
-    return OPTIMIZERS[train.optimizer](**train.optimizer_options[train.optimizer])
+from iamcl2r_jax.training.context import image_options, optimizer
+from iamcl2r_jax.training.fit import cosine_schedule, history_of_seed
+from iamcl2r_jax.training.resume import ProgressStore, train_resumably
+from iamcl2r_jax.training.step import CompiledEpoch, OldModel, Program, TaskData
 
 
 def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
@@ -144,9 +127,15 @@ def pretrain(
     for classes, path in sorted(paths.items()):
         place = _progress_place(path)
         with files.one_writer(place):
+            # Again: until the lock was had, another process may have made it. The first process
+            # of a job has the lock, so that what it sees holds.
+            if distributed.any_process(distributed.is_first() and checkpoints.exists(path)):
+                reporter.message(f"external model {path}: another process has made it meanwhile")
+                made[classes] = load_model(path)
+                continue
             started = time.monotonic()
             if distributed.is_first():
-                _refuse_other_images(train, place)
+                _refuse_other_origin(train, place)
             store = ProgressStore(place, config.saving, reporter)
             with tracking.open_tracker(config, place) as tracker:
                 model, history = trainer.train(
@@ -225,24 +214,30 @@ def _progress_place(path: str) -> str:
     return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.progress")
 
 
-def _refuse_other_images(train: ImageSet, place: str) -> None:
-    """Raises `InputError` if a training left here began with other images or labels."""
-    noted, digest = os.path.join(place, "data.json"), train.digest()
+def _refuse_other_origin(train: ImageSet, place: str) -> None:
+    """Raises `InputError` if a training left here began with other images, labels or numerics."""
+    noted = os.path.join(place, "data.json")
+    here = {"train": train.digest()} | runtime.numerics()
     try:
         there = files.read_json(noted)
     except DamagedError as error:
-        raise InputError(f"{error}; move {place} away") from None
+        raise DamagedError(f"{error}; move {place} away") from None
     if there is None and any(child.name.isdigit() for child in epath.Path(place).iterdir()):
         raise InputError(
             f"{noted}, which tells from what images the training there comes, is missing; "
             f"move {place} away"
         )
-    if there is not None and there["train"] != digest:
+    if there is not None and there["train"] != here["train"]:
         raise InputError(
             f"the images or labels are not those that the pre-training in {place} began with; "
             "restore the data set, or move that directory away"
         )
-    files.write_json(noted, {"train": digest})
+    if there is not None and (differing := differences(there, here)):
+        raise InputError(
+            f"the pre-training in {place} began with JAX set up otherwise "
+            f"({'; '.join(differing)}); set it as it was, or move that directory away"
+        )
+    files.write_json(noted, here)
 
 
 class _Trainer:
@@ -308,7 +303,7 @@ class _Trainer:
             memory=make_pool(np.zeros(0, np.int32), capacity),
             classes=self._classes(classes),
         )
-        variables, history = fit_resumably(
+        variables, history = train_resumably(
             f"pre-training on {classes} classes",
             self._epoch,
             variables,
@@ -329,7 +324,7 @@ class _Trainer:
             slots=(0, classes),
             image=ImageInput.of(config.image),
         )
-        return Model(metadata, variables), history
+        return Model(metadata, variables), history_of_seed(history, 0)
 
     def _classes(self, classes: int) -> methods.Classes:
         trained = jnp.arange(self._config.num_slots) < classes

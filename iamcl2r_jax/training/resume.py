@@ -15,19 +15,13 @@ from flax import serialization
 from ml_collections import ConfigDict
 
 from iamcl2r_jax.models import checkpoints
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.system import distributed, files, runtime
-from iamcl2r_jax.system.errors import DamagedError, PreemptedError
+from iamcl2r_jax.system.errors import DamagedError, DivergenceError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training.training import (
-    CompiledEpoch,
-    DivergenceError,
-    Position,
-    TaskData,
-    TrainState,
-    Variables,
-    fit,
-)
+from iamcl2r_jax.training.fit import Means, Position, fit
+from iamcl2r_jax.training.step import CompiledEpoch, TaskData, TrainState
 
 _KEPT = 2  # should the newest be damaged
 
@@ -115,9 +109,7 @@ class ProgressStore:
         self._saved_epoch = position.epoch
         return serialization.from_state_dict(state, arrays), position
 
-    def note_divergence(
-        self, error: DivergenceError, title: str, learning_rates: Sequence[float]
-    ) -> None:
+    def note_divergence(self, error: DivergenceError, learning_rates: Sequence[float]) -> None:
         """Writes beside the last good state what led out of the finite numbers.
 
         Training is deterministic: the same command goes from that state to the same step.
@@ -126,7 +118,7 @@ class ProgressStore:
         files.write_json(
             self._directory / "divergence.json",
             {
-                "training": title,
+                "training": error.training,
                 "epoch": error.epoch,
                 "step": error.step,
                 "learning_rate": learning_rates[error.epoch],
@@ -149,7 +141,7 @@ class ProgressStore:
         return [int(name) for name in names if re.fullmatch(r"\d{6}", name)]
 
 
-def fit_resumably(
+def train_resumably(
     title: str,
     epoch: CompiledEpoch,
     variables: Variables,
@@ -161,10 +153,10 @@ def fit_resumably(
     steps_per_call: int,
     reporter: Reporter,
     preemption: Preemption,
-    members: Sequence[str] = (),
-    on_epoch: Callable[[Sequence[dict[str, float]]], None] = lambda history: None,
-) -> tuple[Variables, list[dict[str, float]]]:
-    """`training.fit` from where an earlier start of the same training stopped.
+    seeds: Sequence[int] = (),
+    on_epoch: Callable[[Sequence[Means]], None] = lambda history: None,
+) -> tuple[Variables, Sequence[Means]]:
+    """`fit` from where an earlier start of the same training stopped, saving on the way.
 
     Args:
       title: what is shown as under way.
@@ -172,10 +164,10 @@ def fit_resumably(
       store: what earlier starts left, and where this one saves.
       reporter: shows the progress.
       preemption: saves and raises `PreemptedError` once requested.
-      members: what several models trained at once are called.
-      on_epoch: is handed the metrics of all epochs so far, first those of an earlier start, then
-        again after every epoch.
-      epoch, data, learning_rates, key, steps_per_call: see `training.fit`.
+      seeds: those trained at once, if there are several.
+      on_epoch: gets the metrics of all epochs so far, first those of an earlier start, then again
+        after every epoch.
+      epoch, data, learning_rates, key, steps_per_call: see `fit`.
 
     Returns:
       The variables after the last epoch, as NumPy arrays, and the metrics of each epoch.
@@ -195,12 +187,14 @@ def fit_resumably(
             key,
             steps_per_call=steps_per_call,
             position=position,
+            title=title,
+            seeds=seeds,
         )
         try:
             with contextlib.closing(calls):
                 for state, position in calls:
                     if not position.step:
-                        stage.epoch(position.history[-1])
+                        stage.epoch({n: np.mean(v) for n, v in position.history[-1].items()})
                         on_epoch(position.history)
                     stop = preemption.agreed()
                     if stop or store.due(position):
@@ -209,8 +203,7 @@ def fit_resumably(
                         store.wait()
                         raise PreemptedError
         except DivergenceError as error:
-            which = ", ".join([title, *members[error.member : error.member + 1]])
-            store.note_divergence(error, which, learning_rates)
-            raise DivergenceError(error.epoch, error.step, which) from None
+            store.note_divergence(error, learning_rates)
+            raise
     store.wait()
-    return jax.device_get(state.variables), list(position.history)
+    return jax.device_get(state.variables), position.history

@@ -1,13 +1,15 @@
-"""What a run leaves in its workdir: the model after each task, and a record of it."""
+"""What a run leaves in its workdir, and what of it refuses another run there."""
 
 import os
 import time
 from typing import Any
 
+import jax
 from etils import epath
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.config import recorded
+from iamcl2r_jax import methods
+from iamcl2r_jax.config import WITHOUT_EFFECT, differences, recorded, without_unused_options
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.stored import (
     TASK,
@@ -17,9 +19,10 @@ from iamcl2r_jax.models.stored import (
     load_metadata,
     load_model,
 )
-from iamcl2r_jax.system import distributed, files
+from iamcl2r_jax.system import distributed, files, runtime
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training.seeds import one_seed
 
 
 def read_config(workdir: str) -> ConfigDict | None:
@@ -35,6 +38,123 @@ def read_config(workdir: str) -> ConfigDict | None:
         return None if written is None else recorded(written)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+
+def of_seeds(config: ConfigDict, workdir: str) -> dict[str, ConfigDict]:
+    """Directory and configuration of the run of each seed; of a single one in the workdir itself.
+
+    Raises:
+      InputError: if several seeds cannot be trained at once here.
+    """
+    if config.num_seeds == 1:
+        return {workdir: config}
+    if jax.process_count() > 1:
+        raise InputError(
+            f"num_seeds={config.num_seeds}: must be 1 in a job of several processes; give each "
+            "process seeds of its own, without a job"
+        )
+    if os.path.exists(os.path.join(workdir, "config.json")):
+        raise InputError(f"workdir={workdir} holds a run of one seed; choose another workdir")
+    return {
+        os.path.join(workdir, f"seed{seed}"): one_seed(config, seed)
+        for seed in range(config.seed, config.seed + config.num_seeds)
+    }
+
+
+def finished(workdir: str, reporter: Reporter) -> dict[str, Any] | None:
+    """The results of a finished run; None if there are none to rely on."""
+    try:
+        return files.read_json(os.path.join(workdir, "results.json"))
+    except DamagedError as error:
+        reporter.message(f"{error}; it is made again from the tasks")
+        return None
+
+
+def begin(config: ConfigDict, digests: dict[str, str], workdir: str) -> None:
+    """Marks a directory as that of a run, once no other process can begin one there.
+
+    Raises:
+      InputError: if it holds another run, as `refuse_other_config` and `refuse_other_data` say.
+    """
+    refuse_other_config(config, workdir)
+    refuse_other_data(digests, workdir)
+    for name, value in (
+        (_CONFIG, config.to_dict()),
+        (_DATA, digests),
+        (_NUMERICS, runtime.numerics()),
+    ):
+        files.write_json(os.path.join(workdir, name), value)
+
+
+def refuse_other_config(config: ConfigDict, workdir: str) -> None:
+    """Raises `InputError` if the workdir holds a run of another configuration.
+
+    Nor may JAX compute or draw random numbers in another way than when the run began. How often a
+    run saves, who is told of it and where its images are is not part of what it is, nor are the
+    options of other methods.
+    """
+    there = _written(workdir, _CONFIG)
+    differing = (
+        differences(_identity(there), _identity(files.as_json(config.to_dict()))) if (there) else []
+    )
+    if differing:
+        raise InputError(
+            f"workdir={workdir} holds a run with another configuration ({'; '.join(differing)}); "
+            "choose another workdir, or remove this one"
+        )
+    numerics = _written(workdir, _NUMERICS)
+    differing = differences(numerics, runtime.numerics()) if numerics else []
+    if differing:
+        raise InputError(
+            f"workdir={workdir} holds a run that began with JAX set up otherwise "
+            f"({'; '.join(differing)}); set it as it was, or choose another workdir"
+        )
+
+
+def refuse_other_data(digests: dict[str, str], workdir: str) -> None:
+    """Raises `InputError` if the workdir holds a run that began with other images or labels."""
+    there = _written(workdir, _DATA)
+    for name, digest in digests.items() if there else ():
+        if there.get(name) != digest:
+            raise InputError(
+                f"{name}: its images or labels are not those that the run in workdir={workdir} "
+                "began with; restore the data set, or choose another workdir"
+            )
+
+
+_CONFIG, _DATA, _NUMERICS = "config.json", "data.json", "numerics.json"
+_OF_A_RUN = ("progress", "tasks", "results.json")  # what depends on these
+
+
+def _written(workdir: str, name: str) -> dict[str, Any] | None:
+    """What a run wrote into one of its files when it began; None if none has begun."""
+    try:
+        there = files.read_json(os.path.join(workdir, name))
+    except DamagedError as error:
+        raise DamagedError(f"workdir={workdir}: {error}; choose another workdir") from None
+    if there is None and any((epath.Path(workdir) / part).exists() for part in _OF_A_RUN):
+        raise InputError(
+            f"workdir={workdir} holds a run without its {name}; choose another workdir"
+        )
+    return there
+
+
+def _identity(config: dict[str, Any]) -> dict[str, Any]:
+    """A configuration without the fields on which no result depends.
+
+    Options of other methods are such, and those of adapters for a method that trains none: a new
+    method does not make finished runs unknown. Nor does a scenario that a run does not have.
+    """
+    return _without_idle_fields(without_unused_options(config))
+
+
+def _without_idle_fields(config: dict[str, Any]) -> dict[str, Any]:
+    without = {"num_seeds", *WITHOUT_EFFECT}
+    without |= {name for name in ("retrain", "watch") if not config.get(name)}
+    kept = {name: value for name, value in config.items() if name not in without}
+    if "method" in kept and not methods.get(kept["method"]).adapts:
+        kept.pop("adapter", None)
+    return {n: _without_idle_fields(v) if isinstance(v, dict) else v for n, v in kept.items()}
 
 
 def task_path(workdir: str, task: int) -> str:
@@ -64,6 +184,8 @@ def load_task_record(path: str, task: int) -> dict[str, Any]:
     match record:
         case {
             "task": number,
+            "replaced_by": None | str(),
+            "external": None | {"classes": int()},
             "memory": list(memory),
             "task_accuracy": float(),
             "history": [*epochs],

@@ -1,7 +1,6 @@
 """One task of a compared system: what it starts from, trains with and knows of the classes."""
 
 import dataclasses
-from functools import partial
 from typing import Any
 
 import jax
@@ -10,14 +9,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, simplex
-from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation import adapters
-from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import init_variables
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.stored import (
     TASK,
     UNTRAINED,
@@ -26,104 +24,9 @@ from iamcl2r_jax.models.stored import (
     Metadata,
     Model,
 )
-from iamcl2r_jax.reports.tracking import Tracker
 from iamcl2r_jax.system.errors import DivergenceError
-from iamcl2r_jax.system.parallel import batch_sharding
-from iamcl2r_jax.system.preemption import Preemption
-from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import training
-from iamcl2r_jax.training.pretraining import image_options, optimizer
-from iamcl2r_jax.training.resume import ProgressStore, fit_resumably
-
-
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled programs of one architecture, and of one teacher's."""
-
-    epoch: training.CompiledEpoch
-    features: FeatureExtractor
-
-
-class ProgramsByArchitecture:
-    """Compiled programs by architecture, made when first asked for.
-
-    Attributes:
-      batch_sharding: of all of them, see `parallel.batch_sharding`.
-
-    Raises:
-      InputError: if the devices cannot share a batch.
-    """
-
-    def __init__(self, config: ConfigDict):
-        self._config = config
-        self._made: dict[tuple[Architecture, Architecture], Programs] = {}
-        self.batch_sharding = batch_sharding(config.train.batch_size)
-
-    def of(self, architecture: Architecture, teacher: Architecture | None = None) -> Programs:
-        """The programs for models of this architecture.
-
-        Args:
-          architecture: of the model.
-          teacher: of the old model that it is trained with; by default the same.
-        """
-        if teacher is None or not methods.get(self._config.method).uses_old_model:
-            teacher = architecture
-        key = architecture, teacher
-        if key not in self._made:
-            self._made[key] = self._make(*key)
-        return self._made[key]
-
-    def traces(self) -> int:
-        """How often a train program was traced."""
-        return sum(programs.epoch.traces for programs in self._made.values())
-
-    def _make(self, architecture: Architecture, teacher: Architecture) -> Programs:
-        config = self._config
-        model = architecture.module()
-        method = methods.get(config.method)
-        options = image_options(config.image)
-        program = training.Program(
-            model=model,
-            old_model=teacher.module() if method.uses_old_model else None,
-            loss=partial(method.loss, **config.method_options[config.method]),
-            head=method.head,
-            image_options=options,
-            batch_size=config.train.batch_size,
-            optimizer=optimizer(config.train),
-            batch_sharding=self.batch_sharding,
-        )
-        return Programs(training.CompiledEpoch(program), FeatureExtractor(model, options))
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """What is the same for all tasks of a run.
-
-    Attributes:
-      config: see `config.default`.
-      stream: images of all tasks.
-      dataset: the stream's training images, labelled by row of the classifier.
-      programs: compiled programs by architecture.
-      reporter: shows the progress.
-      preemption: tells when to save and stop.
-      tracker: is told of every epoch; by default tells nobody.
-    """
-
-    config: ConfigDict
-    stream: Stream
-    dataset: streaming.Dataset | streaming.HostDataset
-    programs: ProgramsByArchitecture
-    reporter: Reporter
-    preemption: Preemption
-    tracker: Tracker = dataclasses.field(default_factory=Tracker)
-
-
-def stream_dataset(
-    config: ConfigDict, stream: Stream, programs: ProgramsByArchitecture
-) -> streaming.Dataset | streaming.HostDataset:
-    """The stream's training images, labelled by row of the classifier, on the devices or not."""
-    slots = simplex.downstream_slot(stream.train.labels, config.num_slots)
-    return streaming.place(stream.train.images, slots, config.resident_gib, programs.batch_sharding)
+from iamcl2r_jax.training.context import Context
+from iamcl2r_jax.training.step import OldModel, TaskData
 
 
 def first_model(config: ConfigDict) -> Model:
@@ -170,9 +73,7 @@ def _with_random_head(config: ConfigDict, architecture: Architecture, variables:
     return heads.attach(variables, rows)
 
 
-def start_variables(
-    config: ConfigDict, task: int, start: Model, *, replaced: bool
-) -> training.Variables:
+def start_variables(config: ConfigDict, task: int, start: Model, *, replaced: bool) -> Variables:
     """From what a task trains: the old model `start`, but for what the method makes anew.
 
     A learnable head starts anew when the model is replaced, since the external model's is that of
@@ -192,18 +93,18 @@ def start_variables(
 
 
 def with_task_centres(
-    setting: Setting, task: int, model: Model, centres: ClassCentres
+    context: Context, task: int, model: Model, centres: ClassCentres
 ) -> ClassCentres:
     """Adds the centres of a task's classes, by the model after that task."""
-    train = setting.stream.train
-    indices = setting.stream.train_indices(task)
-    rows = simplex.downstream_slot(train.labels[indices], setting.config.num_slots)
-    extract = setting.programs.of(model.architecture).features
+    train = context.stream.train
+    indices = context.stream.train_indices(task)
+    rows = simplex.downstream_slot(train.labels[indices], context.config.num_slots)
+    extract = context.programs.of(model.architecture).features
     return centres.with_classes(extract(model.variables, train.images[indices]), rows)
 
 
 def with_adapter(
-    setting: Setting, task: int, previous: Model, model: Model
+    context: Context, task: int, previous: Model, model: Model
 ) -> tuple[Model, dict[str, Any]]:
     """The model after a task with an adapter from the model of the task before.
 
@@ -216,13 +117,13 @@ def with_adapter(
     Raises:
       DivergenceError: if its training left the finite numbers.
     """
-    config, stream = setting.config, setting.stream
+    config, stream = context.config, context.stream
     head = methods.get(config.method).head
     learnable = heads.is_learnable(head)
     indices = stream.train_indices(task)
     images = stream.train.images[indices]
     old, new = (
-        setting.programs.of(m.architecture).features(m.variables, images) for m in (previous, model)
+        context.programs.of(m.architecture).features(m.variables, images) for m in (previous, model)
     )
     pairs = adapters.make_pairs(
         old,
@@ -277,58 +178,20 @@ def task_indices(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
     return stream.train_indices(task)
 
 
-def train_task(
-    setting: Setting,
-    task: int,
-    start: Model,
-    variables: training.Variables,
-    memory: np.ndarray,
-    centres: ClassCentres,
-    store: ProgressStore,
-) -> tuple[Model, list[dict[str, float]]]:
-    """Trains one task, or what an earlier start left of it.
+def task_data(
+    context: Context, task: int, start: Model, memory: np.ndarray, centres: ClassCentres
+) -> TaskData:
+    """What a task trains with, in shapes that are the same for all tasks.
 
     Args:
-      setting: of the run.
+      context: of the run.
       task: which.
       start: the frozen teacher.
-      variables: from which the new model starts, see `start_variables`.
       memory: positions in the stream's training images, integer [M]; not used where the protocol
         retrains, on all images so far.
       centres: of the classes of earlier tasks.
-      store: keeps where the training stands.
-
-    Returns:
-      The new model, and the metrics of each epoch.
     """
-    train = setting.config.train
-    architecture = new_architecture(setting.config, task, start)
-    variables, history = fit_resumably(
-        f"task {task + 1}/{len(setting.stream.tasks)}",
-        setting.programs.of(architecture, teacher=start.architecture).epoch,
-        variables,
-        task_data(setting, task, start, memory, centres),
-        training.cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs),
-        task_key(setting.config, task),
-        store=store,
-        steps_per_call=setting.config.saving.steps_per_call,
-        reporter=setting.reporter,
-        preemption=setting.preemption,
-        on_epoch=partial(setting.tracker.epochs, task),
-    )
-    return trained_model(setting, task, start, variables), history
-
-
-def task_key(config: ConfigDict, task: int) -> jax.Array:
-    """Random key of a task's training."""
-    return jax.random.fold_in(jax.random.key(config.seed), task)
-
-
-def task_data(
-    setting: Setting, task: int, start: Model, memory: np.ndarray, centres: ClassCentres
-) -> training.TaskData:
-    """What a task trains with, in shapes that are the same for all tasks; see `train_task`."""
-    config, stream = setting.config, setting.stream
+    config, stream = context.config, context.stream
     method = methods.get(config.method)
     pools = [task_indices(config, stream, t) for t in range(len(stream.tasks))]
     most_new = max(map(len, pools))
@@ -338,38 +201,36 @@ def task_data(
     # Without a use for it, the old model's architecture is no part of the program.
     old_variables = jax.device_put(start.variables) if method.uses_old_model else {}
     fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_slots)
-    return training.TaskData(
-        old=training.OldModel(old_variables, jnp.asarray(start.trained)),
+    return TaskData(
+        old=OldModel(old_variables, jnp.asarray(start.trained)),
         classifier=None if fixed is None else jnp.asarray(fixed),
-        dataset=setting.dataset,
+        dataset=context.dataset,
         new=make_pool(pools[task], max(most_new, config.train.batch_size)),
         memory=make_pool(memory, max(most_memory, config.train.batch_size)),
         classes=task_classes(config, stream, task, start, centres),
     )
 
 
-def trained_model(
-    setting: Setting, task: int, start: Model, variables: training.Variables
-) -> Model:
+def trained_model(context: Context, task: int, start: Model, variables: Variables) -> Model:
     """The model that a task's training from `start` made."""
-    config = setting.config
+    config = context.config
     metadata = Metadata(
         kind=TASK,
         architecture=new_architecture(config, task, start),
         head=methods.get(config.method).head,
         num_slots=config.num_slots,
-        slots=(config.num_slots - setting.stream.tasks[task].stop, config.num_slots),
+        slots=(config.num_slots - context.stream.tasks[task].stop, config.num_slots),
         image=ImageInput.of(config.image),
     )
     return Model(metadata, variables)
 
 
-def task_accuracy(setting: Setting, task: int, model: Model) -> float:
+def task_accuracy(context: Context, task: int, model: Model) -> float:
     """Top-1 accuracy of `Model.classify` on held-out images of all stream classes seen so far."""
-    config, stream = setting.config, setting.stream
+    config, stream = context.config, context.stream
     seen = stream.seen_test_indices(task)
     slots = simplex.downstream_slot(stream.test.labels[seen], config.num_slots)
-    extract = setting.programs.of(model.architecture).features
+    extract = context.programs.of(model.architecture).features
     features = extract(model.variables, stream.test.images[seen])
     chosen = model.classify(features, seen_rows(config, stream, task))
     return float(np.mean(chosen == slots))
