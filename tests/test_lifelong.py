@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import chex
+import jax
 import numpy as np
 import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
@@ -243,6 +244,19 @@ def test_other_configuration_is_refused(finished, tiny):
     with pytest.raises(InputError, match=r"train\.epochs: 4 there, 7 here"):
         lifelong.run(tiny, str(workdir))
     assert files.read_json(str(workdir / "results.json")) == results
+
+
+def test_a_run_is_not_continued_with_other_random_numbers(finished, tiny):
+    workdir, results = finished
+    assert results["environment"]["numerics"] == files.read_json(workdir / "numerics.json")
+    with (
+        jax.default_prng_impl("rbg"),
+        pytest.raises(
+            InputError,
+            match=r"JAX set up otherwise .*jax_default_prng_impl: 'threefry2x32' there, 'rbg'",
+        ),
+    ):
+        lifelong.run(tiny, str(workdir))
 
 
 def test_tasks_of_an_unknown_configuration_are_refused(finished, tiny, tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import shutil
 
+import jax
 import pytest
 import small_runs
 from ml_collections import ConfigDict
@@ -10,10 +12,10 @@ from small_runs import K
 
 from iamcl2r_jax import config
 from iamcl2r_jax.config import without_unused_options
-from iamcl2r_jax.data import alphabets
+from iamcl2r_jax.data import alphabets, sources
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.errors import PreemptedError
+from iamcl2r_jax.system.errors import InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, pretraining
@@ -167,3 +169,31 @@ def test_other_recipes_make_their_own(field, value):
     assert pretraining.shipped_path(recipe, 100)
     recipe[field] = value
     assert pretraining.shipped_path(recipe, 100) is None
+
+
+def test_a_model_that_another_process_made_meanwhile_is_taken(recipe, tmp_path, monkeypatch):
+    """It is there when the lock is had; nothing is trained."""
+    made(recipe, tmp_path / "theirs")
+    load = sources.load
+
+    def while_images_load(*args, **options):
+        if not (tmp_path / "ours").exists():
+            shutil.copytree(tmp_path / "theirs", tmp_path / "ours")
+        return load(*args, **options)
+
+    monkeypatch.setattr(sources, "load", while_images_load)
+    monkeypatch.setattr(pretraining._Trainer, "train", None)
+    found = pretraining.pretrain(recipe, {CLASSES: str(tmp_path / "ours")}, Reporter())[CLASSES]
+    assert found.metadata == stored.load_metadata(str(tmp_path / "theirs"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "theirs"]
+
+
+def test_a_training_is_not_continued_with_other_random_numbers(recipe, tmp_path):
+    with pytest.raises(PreemptedError):
+        made(recipe, tmp_path / "model", AfterSomeCalls(2))
+    with (
+        jax.threefry_partitionable(False),
+        pytest.raises(InputError, match=r"jax_threefry_partitionable: True there, False here"),
+    ):
+        made(recipe, tmp_path / "model")
+    made(recipe, tmp_path / "model")

@@ -129,42 +129,16 @@ def pretrain(
         with files.one_writer(place):
             # Again: until the lock was had, another process may have made it. The first process
             # of a job has the lock, so that what it sees holds.
-            if distributed.any_process(distributed.is_first() and checkpoints.exists(path)):
-                reporter.message(f"external model {path}: another process has made it meanwhile")
+            there = distributed.any_process(distributed.is_first() and checkpoints.exists(path))
+            if there:
                 made[classes] = load_model(path)
-                continue
-            started = time.monotonic()
-            if distributed.is_first():
-                _refuse_other_origin(train, place)
-            store = ProgressStore(place, config.saving, reporter)
-            with tracking.open_tracker(config, place) as tracker:
-                model, history = trainer.train(
-                    classes, store, reporter, preemption, on_epoch=partial(tracker.epochs, 0)
+            else:
+                made[classes] = trainer.make(
+                    classes, path, place, reporter, preemption, command=command
                 )
-                accuracy = trainer.held_out_accuracy(model)
-                seconds = time.monotonic() - started
-                tracker.task(
-                    {"task": 0, "history": history, "task_accuracy": accuracy, "seconds": seconds}
-                )
-            about = {
-                "dataset": config.dataset,
-                "class_names": list(train.class_names[:classes]),
-                "config": files.as_json(_with_classes(config, classes).to_dict()),
-                "accuracy": accuracy,
-                "history": history,
-                "seconds": seconds,
-                "command": command,
-                "environment": runtime.environment(),
-            }
-            metadata = dataclasses.replace(model.metadata, about=about)
-            made[classes] = dataclasses.replace(model, metadata=metadata, path=path)
-            if distributed.is_first():
-                save_model(path, made[classes], tracking.written(place))
-            store.clear()
-        reporter.message(
-            f"external model on {classes} classes of {config.dataset}"
-            f"{'' if accuracy is None else f', held-out accuracy {accuracy:.1%}'}: {path}"
-        )
+        if there:
+            reporter.message(f"external model {path}: another process has made it meanwhile")
+            tidy(path, reporter)
     distributed.wait_for_all("external models saved")
     return made
 
@@ -244,7 +218,7 @@ class _Trainer:
     """One compiled program and one data set for all numbers of classes."""
 
     def __init__(self, config: ConfigDict, train: ImageSet, test: ImageSet | None):
-        self._config, self._labels, self._test = config, train.labels, test
+        self._config, self._images, self._labels, self._test = config, train, train.labels, test
         self._learnable = heads.is_learnable(config.head)
         self._architecture = Architecture.of(
             config.model.backbone, config.num_slots - 1, config.model.options
@@ -269,6 +243,51 @@ class _Trainer:
         self._dataset = streaming.place(
             train.images, slots, config.resident_gib, self._epoch.program.batch_sharding
         )
+
+    def make(
+        self,
+        classes: int,
+        path: str,
+        place: str,
+        reporter: Reporter,
+        preemption: Preemption,
+        *,
+        command: str | None,
+    ) -> Model:
+        """Trains the model of the first `classes` classes and saves it at `path`."""
+        config, started = self._config, time.monotonic()
+        if distributed.is_first():
+            _refuse_other_origin(self._images, place)
+        store = ProgressStore(place, config.saving, reporter)
+        with tracking.open_tracker(config, place) as tracker:
+            model, history = self.train(
+                classes, store, reporter, preemption, on_epoch=partial(tracker.epochs, 0)
+            )
+            accuracy = self.held_out_accuracy(model)
+            seconds = time.monotonic() - started
+            tracker.task(
+                {"task": 0, "history": history, "task_accuracy": accuracy, "seconds": seconds}
+            )
+        about = {
+            "dataset": config.dataset,
+            "class_names": list(self._images.class_names[:classes]),
+            "config": files.as_json(_with_classes(config, classes).to_dict()),
+            "accuracy": accuracy,
+            "history": history,
+            "seconds": seconds,
+            "command": command,
+            "environment": runtime.environment(),
+        }
+        metadata = dataclasses.replace(model.metadata, about=about)
+        model = dataclasses.replace(model, metadata=metadata, path=path)
+        if distributed.is_first():
+            save_model(path, model, tracking.written(place))
+        store.clear()
+        reporter.message(
+            f"external model on {classes} classes of {config.dataset}"
+            f"{'' if accuracy is None else f', held-out accuracy {accuracy:.1%}'}: {path}"
+        )
+        return model
 
     def train(
         self,
