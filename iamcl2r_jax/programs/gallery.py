@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from iamcl2r_jax.programs import start
+
 # Everything else is imported by the verb that needs it: --help takes no time.
 
 _VERBS: dict[str, tuple[str, str]] = {
@@ -87,7 +89,7 @@ _VERBS: dict[str, tuple[str, str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = start.parse(_parser(), arguments)
     from iamcl2r_jax.programs import exits, gallery_verbs
 
     verb = getattr(gallery_verbs, options.verb)
