@@ -43,7 +43,7 @@ _VERBS: dict[str, tuple[str, str]] = {
         "Compares the new model with the stored one on labelled images, predicts what a backfill "
         "does to the search on the way and what it takes, and stores the verdict. The first gate "
         "of a model begins its upgrade. Stored vectors are not touched. Exit status 3 if the model "
-        "is not compatible, also with --accept-incompatible unset.",
+        "is not compatible and --accept-incompatible is not given.",
     ),
     "canary": (
         "gives the new model a share of the queries",
