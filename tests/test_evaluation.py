@@ -53,9 +53,9 @@ def features(seed, images):
 
 
 def embedded(seed, of):
-    carry = (lambda gallery: gallery[:, ::-1]) if seed == 1 else None
+    forward = (lambda gallery: gallery[:, ::-1]) if seed == 1 else None
     query, gallery = (features(seed, images) for images in (of.query.images, of.gallery.images))
-    return Features(query, gallery, carry)
+    return Features(query, gallery, forward)
 
 
 def alone(of, models, metrics=METRICS):

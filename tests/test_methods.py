@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import config, losses, methods, models, retrieval, simplex
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.evaluation import adapters
+from iamcl2r_jax.evaluation.features import forward_map
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import stored
@@ -514,7 +514,7 @@ def test_resumed_run_equals_the_uninterrupted_one(run_of, tmp_path, name):
     chex.assert_trees_all_equal(whole, again)
 
 
-def test_fan_carries_every_gallery_through_all_later_adapters(run_of):
+def test_fan_carries_every_gallery_through_all_later_maps(run_of):
     c, workdir, results = run_of("fan")
     evaluation = lifelong.inputs.load_evaluations(c)["open"]
     models = [runs.load_task(c, str(workdir), task) for task in range(3)]
@@ -526,7 +526,7 @@ def test_fan_carries_every_gallery_through_all_later_adapters(run_of):
         for k in range(t + 1):
             gallery = features(models[k].variables, evaluation.gallery.images)
             for later in models[k + 1 : t + 1]:  # the replaced model is the last
-                gallery = adapters.apply(later.adapter, gallery)
+                gallery = forward_map(later)(gallery)
             expected = retrieval.identification_accuracy(
                 np.asarray(gallery), evaluation.gallery.labels, query, evaluation.query.labels
             )
@@ -548,7 +548,7 @@ def test_fan_adapts_from_the_model_of_the_task_before(run_of):
             programs.of(m.architecture).features(m.variables, images)
             for m in (runs.load_task(c, str(workdir), t) for t in (task - 1, task))
         )
-        carried = adapters.carrier(runs.load_task(c, str(workdir), task))(before)
+        carried = forward_map(runs.load_task(c, str(workdir), task))(before)
         for name, features in (("before", before), ("after", carried)):
             mean_cosine = mean(cos(o, f) for o, f in zip(features, after, strict=True))
             written = records[task]["adapter"][f"cosine_{name}"]

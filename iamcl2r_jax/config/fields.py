@@ -65,7 +65,7 @@ def default() -> ConfigDict:
     # several; more are streamed to it from the host, four calls' batches at once at most. No result
     # depends on it.
     c.resident_gib = _RESIDENT_GIB
-    c.adapter = _adapter()  # of methods that carry stored galleries on, see adapters.Settings
+    c.adapter = _adapter()  # of methods that carry stored galleries on, see maps.fan.Settings
 
     c.stream = ConfigDict()
     c.stream.dataset = "glyphs/stream"  # TFDS name, or folder:DIR

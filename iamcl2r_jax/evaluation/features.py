@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +12,8 @@ import numpy as np
 
 from iamcl2r_jax.data.augment import ImageOptions, normalize_images
 from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.evaluation.maps import Fitted
+from iamcl2r_jax.models.stored import Model
 from iamcl2r_jax.system import parallel
 from iamcl2r_jax.system.errors import InputError
 
@@ -119,24 +120,24 @@ class Features:
     Attributes:
       query: float32 [Q, D].
       gallery: float32 [N, D].
-      carry: how the gallery of the model before, float32 [N, D], is brought to this one without
-        its images; None leaves stored galleries as they are.
+      forward: the map that brings a gallery of the model before to this one, without its images;
+        None leaves stored galleries as they are.
     """
 
     query: np.ndarray
     gallery: np.ndarray
-    carry: Callable[[np.ndarray], np.ndarray] | None = None
+    forward: Fitted | None = None
 
 
-def embed(
-    extractor: FeatureExtractor,
-    variables: dict[str, Any],
-    evaluation: Evaluation,
-    carry: Callable[[np.ndarray], np.ndarray] | None = None,
-) -> Features:
+def forward_map(model: Model) -> Fitted | None:
+    """The map of `Features.forward` that a model was saved with, if its method fits one."""
+    return None if model.adapter is None else Fitted("fan", model.adapter)
+
+
+def embed(extractor: FeatureExtractor, model: Model, evaluation: Evaluation) -> Features:
     """One feature pass: a model over the queries and the gallery of an evaluation."""
     return Features(
-        query=extractor(variables, evaluation.query.images),
-        gallery=extractor(variables, evaluation.gallery.images),
-        carry=carry,
+        query=extractor(model.variables, evaluation.query.images),
+        gallery=extractor(model.variables, evaluation.gallery.images),
+        forward=forward_map(model),
     )

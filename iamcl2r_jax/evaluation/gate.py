@@ -16,7 +16,6 @@ from iamcl2r_jax import compatibility
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import ImageSet
-from iamcl2r_jax.evaluation.adapters import carrier
 from iamcl2r_jax.evaluation.advice import advise_all
 from iamcl2r_jax.evaluation.feature_files import write_table
 from iamcl2r_jax.evaluation.feature_tables import GALLERY, QUERY, FeatureTable, make_table
@@ -111,7 +110,7 @@ def compare(
     """Compares models by the compatibility criterion, C[t, k] > C[k, k] for every t > k.
 
     Each model gets images as it was trained on: of its size, with its mean and std. Galleries stay
-    as they are: adapters that a run has trained are not used here.
+    as they are: maps that a run has fitted are not used here.
 
     Args:
       models: directories of two or more checkpoints, oldest first.
@@ -257,7 +256,7 @@ def embeddings(
             loaded = load_model(path)
             for name, of_size in evaluations.items():
                 evaluation = of_size[of.image.size]
-                embedded = embed(extractors[key], loaded.variables, evaluation, carrier(loaded))
+                embedded = embed(extractors[key], loaded, evaluation)
                 if not (np.isfinite(embedded.query).all() and np.isfinite(embedded.gallery).all()):
                     raise InputError(f"checkpoint {path}: its features are not all finite")
                 yield name, embedded

@@ -62,9 +62,9 @@ class _Rows:
 
     def add(self, features: Features) -> None:
         """The row of the next model."""
-        if features.carry is not None:
+        if features.forward is not None:
             self._galleries = [
-                self._stored(features.carry(gallery)) for gallery, _ in self._galleries
+                self._stored(features.forward(gallery)) for gallery, _ in self._galleries
             ]
         self._galleries.append(self._stored(features.gallery))
         query = jnp.asarray(features.query)  # to the device once for all galleries

@@ -18,7 +18,7 @@ def lwf(inputs: LossInputs, *, temperature: Positive = 2.0, distillation_weight:
     own head, as the pre-trained networks of the source. Departs from it in one CE over all classes
     seen so far (there over the new task's classes), and in that W_old itself is not trained on.
 
-    It is also the loss of FAN, whose stored features the adapters of `adapters` carry on; its
+    It is also the loss of FAN, whose stored features the map of `maps.fan` carries on; its
     source trains the network with these two terms and, as far as we recall, one on the features.
 
     Args:

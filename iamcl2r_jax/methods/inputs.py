@@ -99,7 +99,7 @@ class Method:
       uses_centres: whether the loss reads the centres of `Classes`.
       retrains: whether each task trains a new network on the images of all tasks so far. Random
         at first, or the external model where the protocol replaces the model.
-      adapts: whether stored galleries are carried to each new model, see `adapters`. Otherwise
+      adapts: whether stored galleries are mapped to each new model, see `maps.fan`. Otherwise
         they stay as they are.
     """
 

@@ -123,7 +123,7 @@ class Model:
       metadata: what it is.
       variables: as its module's `.apply` takes them, a learnable head among the parameters.
       path: where it was loaded from; "" for a model made here.
-      adapter: what carries galleries of the task before to this model, see `adapters`; None for
+      adapter: maps galleries of the task before to this model, see `maps.fan`; None for
         the first task, for external models and for methods that leave galleries as they are.
     """
 

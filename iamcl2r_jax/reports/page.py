@@ -18,8 +18,7 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import compatibility, methods, retrieval
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation.adapters import carrier
-from iamcl2r_jax.evaluation.features import Evaluation
+from iamcl2r_jax.evaluation.features import Evaluation, forward_map
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
 from iamcl2r_jax.evaluation.pairs import finite
 from iamcl2r_jax.methods import heads
@@ -66,13 +65,13 @@ def write(
         for name, model in models.items()
     }
     method = methods.get(config.method)
-    carriers = [
-        carrier(runs.load_task(config, workdir, task))
+    forward = [
+        forward_map(runs.load_task(config, workdir, task))
         for task in range(1, num_tasks if method.adapts else 1)
     ]
 
     def oldest_gallery(images: np.ndarray) -> np.ndarray:
-        return reduce(lambda gallery, carry: carry(gallery), carriers, embed["model 1"](images))
+        return reduce(lambda gallery, mapped: mapped(gallery), forward, embed["model 1"](images))
 
     fixed = not heads.is_learnable(method.head)
     directory = os.path.join(workdir, "figures")

@@ -145,7 +145,7 @@ def searches(
     strip = retrieval_strip.build(
         gallery, oldest(gallery.images), query, newest(query.images), _NEAREST
     )
-    carried_on = " and carried on by the adapters of the later models" if carried else ""
+    carried_on = " and carried on by the maps of the later models" if carried else ""
     searched = f"all {len(gallery):,} images of the gallery"
     if len(gallery) < len(evaluation.gallery):
         searched = (

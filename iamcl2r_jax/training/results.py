@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-from iamcl2r_jax.evaluation import adapters
 from iamcl2r_jax.evaluation.features import Evaluation, embed
 from iamcl2r_jax.evaluation.pairs import evaluate_models, evaluate_pairs
 from iamcl2r_jax.models.stored import load_model
@@ -60,7 +59,7 @@ def evaluate(context: Context, evaluations: dict[str, Evaluation]) -> tuple[dict
                 extract = context.programs.of(model.architecture).features
                 for name, evaluation in evaluations.items():
                     context.preemption.check()
-                    yield name, embed(extract, model.variables, evaluation, adapters.carrier(model))
+                    yield name, embed(extract, model, evaluation)
                     passes += 1
                     stage.advance()
 
@@ -85,7 +84,7 @@ def references(
         found[evaluation_name] = {}
         for name, model in models.items():
             extract = context.programs.of(model.architecture).features
-            embedded = embed(extract, model.variables, evaluation)
+            embedded = embed(extract, model, evaluation)
             labels = evaluation.query.labels, evaluation.gallery.labels
             matrix = evaluate_pairs([embedded], *labels, [metric])[metric].matrix
             found[evaluation_name][name] = 100 * float(matrix[0, 0])

@@ -142,7 +142,7 @@ def _written(workdir: str, name: str) -> dict[str, Any] | None:
 def _identity(config: dict[str, Any]) -> dict[str, Any]:
     """A configuration without the fields on which no result depends.
 
-    Options of other methods are such, and those of adapters for a method that trains none: a new
+    Options of other methods are such, and those of FAN's map for a method that fits none: a new
     method does not make finished runs unknown. Nor does a scenario that a run does not have.
     """
     return _without_idle_fields(without_unused_options(config))

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import methods, simplex
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation import adapters
+from iamcl2r_jax.evaluation.maps import fan
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import init_variables
@@ -112,7 +112,7 @@ def with_adapter(
 
     Returns:
       The model, and what its record says of the adapter: its hidden width and the metrics of
-      `adapters.fit`.
+      `fan.fit`.
 
     Raises:
       DivergenceError: if its training left the finite numbers.
@@ -125,14 +125,14 @@ def with_adapter(
     old, new = (
         context.programs.of(m.architecture).features(m.variables, images) for m in (previous, model)
     )
-    pairs = adapters.make_pairs(
+    pairs = fan.make_pairs(
         old,
         new,
         simplex.downstream_slot(stream.train.labels[indices], config.num_slots),
         max(len(stream.train_indices(t)) for t in range(len(stream.tasks))),
     )
-    adapter, metrics, diverged = adapters.fit(
-        adapters.Settings(**config.adapter),
+    adapter, metrics, diverged = fan.fit(
+        fan.Settings(**config.adapter),
         head,
         pairs,
         jnp.asarray(model.classifier_rows()),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from iamcl2r_jax.evaluation.maps import linear, trained
+from iamcl2r_jax.evaluation.maps import fan, linear, trained
 from iamcl2r_jax.evaluation.maps.linear import Params
 from iamcl2r_jax.system.errors import InputError
 
@@ -67,6 +67,7 @@ MAPS: dict[str, Map] = {
         "slerp, both models' queries",
         uses_target=True,
     ),
+    "fan": Map(fan.fan_fit, fan.apply, "network of FAN"),
 }
 
 
@@ -82,7 +83,7 @@ class Fitted:
 
     name: str
     params: Params
-    fit_seconds: float
+    fit_seconds: float = 0.0
 
     def __call__(self, features: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """Features [N, S] as the target model's, float32 [N, D]; `own` as in `Map.uses_target`."""

@@ -1,4 +1,4 @@
-"""Adapters: the loss from its equation, training on a known map, and galleries carried on."""
+"""The map of FAN: the loss from its equation, training on a known map, and galleries carried on."""
 
 import dataclasses
 import math
@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from iamcl2r_jax import config
-from iamcl2r_jax.evaluation import adapters, pairs
+from iamcl2r_jax.evaluation import maps, pairs
 from iamcl2r_jax.evaluation.features import Features
+from iamcl2r_jax.evaluation.maps import fan
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
@@ -20,7 +21,7 @@ from iamcl2r_jax.training import context, runs, task
 
 D, HIDDEN, K, PAIRS, CAPACITY = 6, 24, 7, 90, 100
 ACTIVE = np.arange(K) >= 3
-SETTINGS = adapters.Settings(
+SETTINGS = fan.Settings(
     hidden=HIDDEN, steps=500, batch_size=32, learning_rate=1e-2, similarity_weight=100.0
 )
 
@@ -37,7 +38,7 @@ def batch(num=5):
 
 def random_params():
     """With biases, which are zero at first."""
-    params = adapters.init(jax.random.key(0), D, HIDDEN)
+    params = fan.init(jax.random.key(0), D, HIDDEN)
     rng = np.random.default_rng(1)
     return jax.tree.map(lambda x: x + jnp.asarray(0.1 * rng.normal(size=x.shape)), params)
 
@@ -57,10 +58,10 @@ def test_loss_equals_the_naive_loop():
             scores = [sum(w * x) for w in rows]
             mass = sum(math.exp(scores[k]) for k in range(K) if ACTIVE[k])
             ce += (math.log(mass) - scores[y]) / len(labels)
-        total, terms = jax.jit(adapters.loss)(params, old, new, labels, rows, ACTIVE)
+        total, terms = jax.jit(fan.loss)(params, old, new, labels, rows, ACTIVE)
         np.testing.assert_allclose(total, 100 * distance + ce, rtol=1e-9)
         np.testing.assert_allclose((terms["distance"], terms["ce"]), (distance, ce), rtol=1e-9)
-        total, _ = adapters.loss(params, old, new, labels, rows, ACTIVE, similarity_weight=3.0)
+        total, _ = fan.loss(params, old, new, labels, rows, ACTIVE, similarity_weight=3.0)
         np.testing.assert_allclose(total, 3 * distance + ce, rtol=1e-9)
 
 
@@ -71,7 +72,7 @@ def test_gradient_reaches_the_adapter_alone_and_is_right():
 
         @jax.jit
         def loss(params, old, new, rows):
-            return adapters.loss(params, old, new, labels, rows, ACTIVE)[0]
+            return fan.loss(params, old, new, labels, rows, ACTIVE)[0]
 
         params = random_params()
         gradients = jax.grad(loss, argnums=(0, 1, 2, 3))(params, old, new, rows)
@@ -93,9 +94,9 @@ def test_only_directions_are_read_and_a_zero_feature_is_finite():
     params = random_params()
     old = jnp.asarray(batch()[0], jnp.float32)
     np.testing.assert_allclose(
-        adapters.apply(params, 7.0 * old), adapters.apply(params, old), rtol=1e-4, atol=1e-5
+        fan.apply(params, 7.0 * old), fan.apply(params, old), rtol=1e-4, atol=1e-5
     )
-    assert np.isfinite(adapters.apply(params, jnp.zeros((1, D)))).all()
+    assert np.isfinite(fan.apply(params, jnp.zeros((1, D)))).all()
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def rotation():
 
 def fitted(pairs, rows):
     rows = jnp.asarray(rows, jnp.float32)
-    params, metrics, diverged = adapters.fit(
+    params, metrics, diverged = fan.fit(
         SETTINGS, heads.LINEAR, pairs, rows, None, jax.random.key(0)
     )
     assert diverged == -1
@@ -120,13 +121,13 @@ def fitted(pairs, rows):
 def test_fit_finds_a_rotation_and_it_holds_for_other_images(rotation):
     q, old, labels = rotation
     train, test = slice(PAIRS), slice(PAIRS, None)
-    pairs = adapters.make_pairs(old[train], old[train] @ q, labels[train], CAPACITY)
+    pairs = fan.make_pairs(old[train], old[train] @ q, labels[train], CAPACITY)
     rows = np.stack([old[labels == k].mean(0) for k in range(K)]) @ q
     params, metrics = fitted(pairs, rows)
     before = np.mean([cos(o, o @ q) for o in old[train]])
     assert metrics["cosine_before"] == pytest.approx(before, abs=1e-5)
     assert before < 0.5 < 0.98 < metrics["cosine_after"]
-    carried = adapters.carry(params, old[test])
+    carried = maps.Fitted("fan", params)(old[test])
     assert np.mean([cos(a, b) for a, b in zip(carried, old[test] @ q, strict=True)]) > 0.95
 
     # Whatever stands behind the pairs is never looked at, and their number is no new program.
@@ -136,12 +137,12 @@ def test_fit_finds_a_rotation_and_it_holds_for_other_images(rotation):
         new=jnp.where(junk, -1e3, pairs.new),
         labels=jnp.where(junk[:, 0], 0, pairs.labels),
     )
-    traces = adapters.fit._cache_size()
+    traces = fan.fit._cache_size()
     again, again_metrics = fitted(other, rows)
     assert jax.tree.all(jax.tree.map(np.array_equal, (params, metrics), (again, again_metrics)))
-    fewer = adapters.make_pairs(old[:9], old[:9] @ q, labels[:9], CAPACITY)
+    fewer = fan.make_pairs(old[:9], old[:9] @ q, labels[:9], CAPACITY)
     fitted(fewer, rows)
-    assert adapters.fit._cache_size() == traces
+    assert fan.fit._cache_size() == traces
 
 
 @pytest.mark.parametrize(
@@ -150,16 +151,16 @@ def test_fit_finds_a_rotation_and_it_holds_for_other_images(rotation):
 def test_an_adapter_that_is_not_finite_is_told(rotation, broken, rate, step):
     """From its first step, with a classifier that is not; from its second, by too long a first."""
     q, old, labels = rotation
-    pairs = adapters.make_pairs(old[:PAIRS], old[:PAIRS] @ q, labels[:PAIRS], CAPACITY)
+    pairs = fan.make_pairs(old[:PAIRS], old[:PAIRS] @ q, labels[:PAIRS], CAPACITY)
     settings = dataclasses.replace(SETTINGS, learning_rate=float(rate), steps=3)
-    *_, diverged = adapters.fit(
+    *_, diverged = fan.fit(
         settings, heads.LINEAR, pairs, jnp.full((K, D), broken), None, jax.random.key(0)
     )
     assert diverged == step
 
 
 def test_divergence_of_an_adapter_ends_the_run_in_one_line(monkeypatch):
-    monkeypatch.setattr(adapters, "fit", lambda *_: ({}, {}, np.int32(3)))
+    monkeypatch.setattr(fan, "fit", lambda *_: ({}, {}, np.int32(3)))
     c = config.default()
     c.method, c.num_slots = "fan", K
     stream = types.SimpleNamespace(
@@ -186,7 +187,7 @@ def test_divergence_of_an_adapter_ends_the_run_in_one_line(monkeypatch):
 
 def test_more_pairs_than_the_capacity_are_refused():
     with pytest.raises(ValueError, match="capacity of 4 cannot hold 5 pairs"):
-        adapters.make_pairs(np.zeros((5, D)), np.zeros((5, D)), np.zeros(5, int), 4)
+        fan.make_pairs(np.zeros((5, D)), np.zeros((5, D)), np.zeros(5, int), 4)
 
 
 @pytest.mark.parametrize("metric", ["identification", "recall_at_1"])

@@ -1,9 +1,10 @@
-"""Adapters: what brings stored features into the space of the next model, without their images.
+"""The map of FAN: a small network that brings stored features forward, without their images.
 
-An adapter ψ_t is a small network trained after task t on pairs (o, f) of features of the task's own
-training images, o by the model of task t-1 and f by that of task t. A gallery that model k made
-reaches model t as ψ_t(… ψ_{k+1}(gallery)). At a replacement, too, o is by the model of the task
-before, whose galleries are what is stored, and not by the external model.
+As a method of a run, ψ_t is trained after task t on pairs (o, f) of features of the task's own
+training images, o by the model of task t-1 and f by that of task t: when the images are there, and
+kept with the model. A gallery that model k made reaches model t as ψ_t(… ψ_{k+1}(gallery)). At a
+replacement, too, o is by the model of the task before, whose galleries are what is stored, and not
+by the external model. As a map after the fact there is no classifier, and the pairs are any.
 
 Reference: Iscen et al., "Memory-Efficient Incremental Learning Through Feature Adaptation" (FAN),
 ECCV 2020, arXiv:2004.00713. Its abstract says: features are kept instead of images; a multi-layer
@@ -17,7 +18,6 @@ the classifier is not trained again on adapted features. That leaves retrieval a
 
 import dataclasses
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -30,14 +30,13 @@ import optax
 
 from iamcl2r_jax import losses
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.models.stored import Model
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How an adapter is made and trained.
+    """How the network is made and trained.
 
     Attributes:
       hidden: width of its hidden layer.
@@ -95,8 +94,8 @@ def make_pairs(old: np.ndarray, new: np.ndarray, labels: np.ndarray, capacity: i
     )
 
 
-def init(key: jax.Array, num_features: int, hidden: int) -> Params:
-    """A random adapter, D -> hidden -> D."""
+def init(key: jax.Array, num_features: int, hidden: int, num_out: int | None = None) -> Params:
+    """A random network, D -> hidden -> num_out, by default D."""
     key_hidden, key_out = jax.random.split(key)
     draw = jax.nn.initializers.he_normal()
 
@@ -105,7 +104,7 @@ def init(key: jax.Array, num_features: int, hidden: int) -> Params:
 
     return {
         "hidden": layer(key_hidden, num_features, hidden),
-        "out": layer(key_out, hidden, num_features),
+        "out": layer(key_out, hidden, num_out or num_features),
     }
 
 
@@ -114,11 +113,12 @@ def expected(num_features: int, hidden: int) -> Params:
     return jax.eval_shape(lambda: init(jax.random.key(0), num_features, hidden))
 
 
+@jax.jit
 def apply(params: Params, features: jax.Array) -> jax.Array:
     """ψ(o) = V relu(U √D o/‖o‖ + a) + b.
 
-    Retrieval stores and compares directions, so an adapter reads no more than these; √D gives its
-    input coordinates of unit variance. The length of its output means nothing to a next adapter.
+    Retrieval stores and compares directions, so the network reads no more than these; √D gives its
+    input coordinates of unit variance. The length of its output means nothing to a next one.
 
     Args:
       params: see `init`.
@@ -142,7 +142,7 @@ def loss(
     old: jax.Array,
     new: jax.Array,
     labels: jax.Array,
-    rows: jax.Array,
+    rows: jax.Array | None,
     active: jax.Array | None,
     *,
     head: str = heads.LINEAR,
@@ -155,7 +155,7 @@ def loss(
       old: o, [B, D].
       new: f, [B, D].
       labels: y, rows of the classifier, integer [B].
-      rows: W, [K, D].
+      rows: W, [K, D]; None leaves its term out.
       active: bool [K], the rows in use; None for all.
       head: what the rows are, see `heads`.
       similarity_weight: α.
@@ -163,12 +163,40 @@ def loss(
     Returns:
       The scalar, and its two terms.
     """
-    chex.assert_equal_shape([old, new])
+    chex.assert_equal_shape_prefix([old, new], 1)
     carried = apply(params, jax.lax.stop_gradient(old))
     distance = losses.feature_distillation(carried, new)
+    if rows is None:
+        return similarity_weight * distance, {"distance": distance}
     logits = heads.scores(head, carried, jax.lax.stop_gradient(rows))
     ce = losses.cross_entropy(logits, labels, mask=active)
     return similarity_weight * distance + ce, {"distance": distance, "ce": ce}
+
+
+@partial(jax.jit, static_argnames=("hidden", "steps", "batch_size", "learning_rate"))
+def fan_fit(
+    source: jax.Array,
+    target: jax.Array,
+    key: jax.Array,
+    *,
+    hidden: int = 1024,
+    steps: int = 500,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+) -> Params:
+    """ψ by mean (1 - cos(ψ(o), f)) alone, as a map after the fact; its settings are a run's.
+
+    There is nothing in it of the identity but what it learns: on equal features it comes near.
+
+    Args:
+      source, target: o [N, S] and f [N, D].
+      key: of the initialisation and the batches.
+      hidden, steps, batch_size, learning_rate: see `Settings`.
+    """
+    count = len(source)
+    pairs = Pairs(source, target, jnp.zeros(count, jnp.int32), jnp.asarray(count, jnp.int32))
+    settings = Settings(hidden, steps, batch_size, learning_rate, similarity_weight=1.0)
+    return fit(settings, heads.LINEAR, pairs, None, None, key)[0]
 
 
 @partial(jax.jit, static_argnames=("settings", "head"))
@@ -176,11 +204,11 @@ def fit(
     settings: Settings,
     head: str,
     pairs: Pairs,
-    rows: jax.Array,
+    rows: jax.Array | None,
     active: jax.Array | None,
     key: jax.Array,
 ) -> tuple[Params, dict[str, jax.Array], jax.Array]:
-    """Trains an adapter; one program for all tasks, whose pairs are of one shape.
+    """Trains the network; one program for all tasks, whose pairs are of one shape.
 
     Args:
       settings: see `Settings`.
@@ -189,9 +217,9 @@ def fit(
       key: random key of initialisation and batches.
 
     Returns:
-      The adapter; over all pairs the mean "cosine_before" of o and f and "cosine_after" of ψ(o) and
-      f; and the first step whose gradient is not finite (the last one, if only the adapter is not),
-      -1 if there is none.
+      Its parameters; over all pairs the mean "cosine_after" of ψ(o) and f, and "cosine_before" of o
+      and f where their widths are equal; and the first step whose gradient is not finite (the
+      last one, if only the network is not), -1 if there is none.
     """
     key_init, key_steps = jax.random.split(key)
     schedule = optax.cosine_decay_schedule(settings.learning_rate, settings.steps)
@@ -211,27 +239,17 @@ def fit(
         updates, state = optimizer.update(gradients, state)
         return optax.apply_updates(params, updates), state, diverged
 
-    params = init(key_init, pairs.old.shape[1], settings.hidden)
+    params = init(key_init, pairs.old.shape[1], settings.hidden, pairs.new.shape[1])
     carry = params, optimizer.init(params), jnp.asarray(-1, jnp.int32)
     params, _, diverged = jax.lax.fori_loop(0, settings.steps, step, carry)
     lost = (diverged < 0) & ~jnp.isfinite(optax.tree.norm(params))
     diverged = jnp.where(lost, settings.steps - 1, diverged)
     counts = jnp.arange(len(pairs.labels)) < pairs.size
-    before, after = (
-        1.0 - losses.feature_distillation(features, pairs.new, weight=counts)
-        for features in (pairs.old, apply(params, pairs.old))
-    )
-    return params, {"cosine_before": before, "cosine_after": after}, diverged
-
-
-def carry(params: Params, gallery: np.ndarray) -> np.ndarray:
-    """A gallery of the previous model, [N, D], as the model reads it to whom `params` belong."""
-    return np.asarray(_apply(params, gallery))
-
-
-def carrier(model: Model) -> Callable[[np.ndarray], np.ndarray] | None:
-    """How a gallery of the task before is brought to a model; None if it stays as it is."""
-    return None if model.adapter is None else partial(carry, model.adapter)
-
-
-_apply = jax.jit(apply)
+    met = {"cosine_after": apply(params, pairs.old)}
+    if pairs.old.shape == pairs.new.shape:
+        met["cosine_before"] = pairs.old
+    cosines = {
+        name: 1.0 - losses.feature_distillation(features, pairs.new, weight=counts)
+        for name, features in met.items()
+    }
+    return params, cosines, diverged
