@@ -121,7 +121,7 @@ def drawn(data: TaskData, key: jax.Array, batch_size: int) -> Drawn:
 def at_once(case: Case, seeds: int) -> tuple[Variables, TaskData, jax.Array]:
     """Variables, data and keys of so many seeds of a case, for a `CompiledEpoch` of them."""
     known = jnp.zeros(len(case.data.classifier), bool)
-    data = case.data.replace(classes=methods.Classes(active=known, new=known, known=known))
+    data = case.data.replace(classes=methods.Classes(active=known, new=known))
     keys = jax.random.split(jax.random.key(0), seeds)
     return stacked([case.variables] * seeds), stacked_data([data] * seeds), keys
 

@@ -57,10 +57,10 @@ def random_inputs(method, seed=0, *, first_task=False):
         classes=methods.Classes(
             active=mask((*earlier, *NEW)),
             new=mask(NEW),
-            known=mask(earlier),
             centres=np.where(mask(earlier)[:, None], centres / 3, 0.0),
             boundaries=rng.uniform(0.2, 0.9, K),
         ),
+        known=mask(earlier),
         old_head_logits=features @ old_rows.T,
         old_logits=old @ old_rows.T,
     )
@@ -134,7 +134,7 @@ def naive_er(i):
 
 
 def naive_bct_er(i, *, influence_weight=1.0):
-    known = rows_where(i.classes.known)
+    known = rows_where(i.known)
     influence = mean(
         nll(i.old_head_logits[n], i.labels[n], known) for n in range(BATCH) if i.labels[n] in known
     )
@@ -160,7 +160,7 @@ def naive_cvs(i, *, temperature=0.05, triplet_weight=10.0, margin=0.1, centre_we
 
 
 def naive_lwf(i, *, temperature=2.0, distillation_weight=1.0):
-    known = rows_where(i.classes.known)
+    known = rows_where(i.known)
     kd = 0.0
     for n in range(BATCH) if known else ():
         new, old = i.old_head_logits[n] / temperature, i.old_logits[n] / temperature
@@ -599,19 +599,21 @@ def test_earlier_classes_have_centres_and_the_old_head_knows_the_right_rows(run_
     slots = np.arange(12)
     assert (centres.centres.any(axis=1) == (slots >= 10)).all()
 
-    continued = task_module.task_classes(c, stream, 1, model, centres)
+    continued = task_module.task_classes(c, stream, 1, centres)
     np.testing.assert_array_equal(continued.earlier, slots >= 10)
     np.testing.assert_array_equal(continued.new, (slots >= 8) & (slots < 10))
-    np.testing.assert_array_equal(continued.known, slots >= 10)
+    known = task_module.known_rows(model.metadata)
+    np.testing.assert_array_equal(known, slots >= 10)
     assert (continued.num_new, continued.num_earlier) == (2, 2)
 
     external = load_external(c, results)
-    replaced = task_module.task_classes(c, stream, 2, external, centres)
-    np.testing.assert_array_equal(replaced.known, slots < 3)  # its own classes, none of the stream
+    replaced = task_module.task_classes(c, stream, 2, centres)
+    known = task_module.known_rows(external.metadata)
+    np.testing.assert_array_equal(known, slots < 3)  # its own classes, none of the stream
     np.testing.assert_array_equal(replaced.active, slots >= 6)
 
-    scratch = task_module.task_classes(c, stream, 0, task_module.first_model(c), none)
-    assert not scratch.known.any()
+    scratch = task_module.task_classes(c, stream, 0, none)
+    assert not task_module.known_rows(task_module.first_model(c).metadata).any()
     assert not scratch.earlier.any()
 
 

@@ -101,6 +101,7 @@ RUN = {
         "checkpoints": several(PATH),
         "classes": several(integer(2)),
         "recipe": PRETRAIN,
+        "replaced_weight": number("[0, 1]"),
         "directory": PATH,
         "retrain": several(integer(1)),
         "watch": PATH,

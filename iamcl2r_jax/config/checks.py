@@ -6,7 +6,7 @@ from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.config import bounds
 from iamcl2r_jax.config.fields import makes_external_models
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.system import paths, values
+from iamcl2r_jax.system import values
 from iamcl2r_jax.system.errors import InputError
 
 
@@ -17,10 +17,10 @@ def validate(config: ConfigDict) -> None:
       InputError: naming the field, its value and what would be right.
     """
     values.check(config, bounds.RUN)
-    _check_paths(config)
     _check_network(config)
     _check_seeds(config)
     _check_tasks(config)
+    _check_teacher(config)
     if config.replacements.tasks and makes_external_models(config):
         _check_recipe(config)
     for field in ("evaluations", "metrics"):
@@ -35,7 +35,6 @@ def validate_pretrain(config: ConfigDict) -> None:
       InputError: naming the field, its value and what would be right.
     """
     values.check(config, bounds.PRETRAIN)
-    _check_paths(config)
     _check_network(config)
     _check_classes(config, config.classes)
 
@@ -55,12 +54,6 @@ def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) ->
     made = config.replacements.classes if makes_external_models(config) else ()
     external = max(made, default=0) if config.replacements.tasks else 0
     simplex.check_slots(num_stream_classes, external, config.num_slots)
-
-
-def _check_paths(config: ConfigDict) -> None:
-    r = config.get("replacements", {})
-    for path in (config.data_dir, *(r and (r.directory, r.watch, *r.checkpoints))):
-        paths.check_storage(path)
 
 
 def _check_network(config: ConfigDict, prefix: str = "") -> None:
@@ -115,6 +108,15 @@ def _check_tasks(config: ConfigDict) -> None:
         raise InputError(
             f"replacements.{field}={r[field]}: must name one model for each of "
             f"replacements.tasks={r.tasks}"
+        )
+
+
+def _check_teacher(config: ConfigDict) -> None:
+    weight = config.replacements.replaced_weight
+    if weight and not methods.get(config.method).uses_old_model:
+        raise InputError(
+            f"replacements.replaced_weight={weight}: must be 0 with method={config.method!r}, "
+            "whose loss reads no old model"
         )
 
 

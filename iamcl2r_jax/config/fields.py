@@ -87,6 +87,9 @@ def default() -> ConfigDict:
     c.replacements.recipe = default_pretrain()
     c.replacements.recipe.num_slots = c.get_ref("num_slots")  # the simplex is the interface
     c.replacements.recipe.resident_gib = c.get_ref("resident_gib")
+    # α in [0, 1]: at a replacement, a method's terms that read an old model are 1-α of the external
+    # model's and α of the replaced one's. 0 is the paper's.
+    c.replacements.replaced_weight = 0.0
     c.replacements.directory = "runs/external"  # where models made by `recipe` are kept and found
     # 0-based tasks at which a new network is trained on the images of all tasks so far, without the
     # memory; the old model is that of the task before.

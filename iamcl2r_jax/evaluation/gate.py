@@ -145,7 +145,7 @@ def compare(
     names = check_names(maps) if maps else []
     embedded = embeddings(models, metadata, {"": evaluations}, reporter or Reporter())
     tables = [
-        features_table(path, features, evaluation)
+        _table(path, features, evaluation)
         for path, (_, features) in zip(models, embedded, strict=True)
     ]
     if write_features:
@@ -263,7 +263,7 @@ def embeddings(
                 stage.advance()
 
 
-def features_table(path: str, features: Features, evaluation: Evaluation) -> FeatureTable:
+def _table(path: str, features: Features, evaluation: Evaluation) -> FeatureTable:
     """A model's features, with the names of the classes as labels."""
     parts = {
         QUERY: (features.query, evaluation.query),

@@ -6,8 +6,9 @@ source's. Backbone, stream, memory size, schedule and augmentation are the proto
 all; a docstring says where that departs from the source. Adding a method takes such a function with
 its `Method`, in one of the files here or a new one, and a line of `METHODS`.
 
-At a replacement the old model is the external one, for every method. Its head knows the external
-classes and none of the stream's.
+At a replacement the old model is the external one, for every method; its head knows the external
+classes and none of the stream's. With `replacements.replaced_weight` = α > 0 the replaced model is
+an old model too, and the terms that read one are averaged over both, see `training.step`.
 """
 
 from iamcl2r_jax.methods import distillation, embedding, replay, stationary

@@ -32,7 +32,7 @@ def lwf(inputs: LossInputs, *, temperature: Positive = 2.0, distillation_weight:
         inputs.old_head_logits,
         inputs.old_logits,
         temperature=temperature,
-        mask=classes.known & inputs.has_old,
+        mask=inputs.known & inputs.has_old,
     )
     return ce + distillation_weight * kd, {"ce": ce, "distillation": kd}
 

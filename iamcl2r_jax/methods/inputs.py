@@ -23,7 +23,6 @@ class Classes:
     Attributes:
       active: classes seen so far, the current task's among them, bool [K].
       new: classes of the current task, bool [K].
-      known: classes that the old model's head was trained on, bool [K].
       centres: of the classes of earlier tasks, the mean of the unit features of their training
         images, each by the model that first learned the class, [K, D]; zero for other classes.
         None for a method that uses no centres.
@@ -32,7 +31,6 @@ class Classes:
 
     active: jax.Array
     new: jax.Array
-    known: jax.Array
     centres: jax.Array | None = None
     boundaries: jax.Array | None = None
 
@@ -66,6 +64,7 @@ class LossInputs:
       logits: of the classifier for `features`, [B, K]; cosines if the head is the cosine one.
       rows: of the classifier, [K, D]; the simplex's are never differentiated.
       classes: what the task knows of the classes; None where the caller's loss needs none of it.
+      known: rows that the old model was trained on, bool [K]; None where no loss reads it.
       old_head_logits: of the old model's frozen linear head for the new `features`, [B, K]; None
         without such a head.
       old_logits: of that head for `old_features`, [B, K]; never differentiated.
@@ -79,6 +78,7 @@ class LossInputs:
     logits: jax.Array
     rows: jax.Array | None = None
     classes: Classes | None = None
+    known: jax.Array | None = None
     old_head_logits: jax.Array | None = None
     old_logits: jax.Array | None = None
 

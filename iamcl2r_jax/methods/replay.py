@@ -41,8 +41,8 @@ def bct_er(inputs: LossInputs, *, influence_weight: Weight = 1.0):
     influence = losses.cross_entropy(
         inputs.old_head_logits,
         inputs.labels,
-        mask=classes.known,
-        weight=classes.known[inputs.labels] & inputs.has_old,
+        mask=inputs.known,
+        weight=inputs.known[inputs.labels] & inputs.has_old,
     )
     return ce + influence_weight * influence, {"ce": ce, "influence": influence}
 

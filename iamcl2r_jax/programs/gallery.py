@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from iamcl2r_jax.programs import start
-
 # Everything else is imported by the verb that needs it: --help takes no time.
 
 _VERBS: dict[str, tuple[str, str]] = {
@@ -43,7 +41,7 @@ _VERBS: dict[str, tuple[str, str]] = {
         "Compares the new model with the stored one on labelled images, predicts what a backfill "
         "does to the search on the way and what it takes, and stores the verdict. The first gate "
         "of a model begins its upgrade. Stored vectors are not touched. Exit status 3 if the model "
-        "is not compatible and --accept-incompatible is not given.",
+        "is not compatible, also with --accept-incompatible unset.",
     ),
     "canary": (
         "gives the new model a share of the queries",
@@ -89,7 +87,7 @@ _VERBS: dict[str, tuple[str, str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit status."""
-    options = start.parse(_parser(), arguments)
+    options = _parser().parse_args(arguments)
     from iamcl2r_jax.programs import exits, gallery_verbs
 
     verb = getattr(gallery_verbs, options.verb)

@@ -9,8 +9,6 @@ import os
 import sys
 from collections.abc import Sequence
 
-from iamcl2r_jax.programs import start
-
 # Everything else is imported when it is needed: --help takes no time.
 
 TOKEN_VARIABLE = "IAMCL2R_TOKEN"
@@ -18,7 +16,7 @@ TOKEN_VARIABLE = "IAMCL2R_TOKEN"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit status."""
-    options = start.parse(_parser(), arguments)
+    options = _parser().parse_args(arguments)
     from iamcl2r_jax.programs import exits
 
     return exits.status_of(lambda: _serve(options))

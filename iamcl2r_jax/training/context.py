@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import optax
 from ml_collections import ConfigDict
@@ -53,25 +54,26 @@ class ProgramsByArchitecture:
 
     def __init__(self, config: ConfigDict):
         self._config = config
-        self._epochs: dict[tuple[Architecture, Architecture, int], CompiledEpoch] = {}
+        self._epochs: dict[tuple[Any, ...], CompiledEpoch] = {}
         self._features: dict[Architecture, FeatureExtractor] = {}
         self.batch_sharding = batch_sharding(config.train.batch_size)
 
     def of(
-        self, architecture: Architecture, teacher: Architecture | None = None, num_seeds: int = 1
+        self,
+        architecture: Architecture,
+        teachers: tuple[Architecture, ...] = (),
+        num_seeds: int = 1,
     ) -> Programs:
         """The programs for models of this architecture.
 
         Args:
           architecture: of the model.
-          teacher: of the old model that it is trained with; by default the same.
+          teachers: of the old models that it is trained with, none, one or two.
           num_seeds: trained at once.
         """
-        if teacher is None or not methods.get(self._config.method).uses_old_model:
-            teacher = architecture
-        key = architecture, teacher, num_seeds
+        key = architecture, teachers, num_seeds
         if key not in self._epochs:
-            self._epochs[key] = CompiledEpoch(self._program(architecture, teacher), num_seeds)
+            self._epochs[key] = CompiledEpoch(self._program(architecture, *teachers), num_seeds)
         if architecture not in self._features:
             options = image_options(self._config.image)
             self._features[architecture] = FeatureExtractor(architecture.module(), options)
@@ -81,11 +83,18 @@ class ProgramsByArchitecture:
         """How often a train program was traced."""
         return sum(epoch.traces for epoch in self._epochs.values())
 
-    def _program(self, architecture: Architecture, teacher: Architecture) -> Program:
+    def _program(
+        self,
+        architecture: Architecture,
+        old: Architecture | None = None,
+        replaced: Architecture | None = None,
+    ) -> Program:
         config, method = self._config, methods.get(self._config.method)
         return Program(
             model=architecture.module(),
-            old_model=teacher.module() if method.uses_old_model else None,
+            old_model=None if old is None else old.module(),
+            replaced_model=None if replaced is None else replaced.module(),
+            replaced_weight=config.replacements.replaced_weight,
             loss=partial(method.loss, **config.method_options[config.method]),
             head=method.head,
             image_options=image_options(config.image),

@@ -51,6 +51,7 @@ from iamcl2r_jax.training.task import (
     start_variables,
     task_accuracy,
     task_data,
+    teachers,
     trained_model,
     with_adapter,
     with_task_centres,
@@ -222,14 +223,15 @@ class Start:
     """What a task trains from.
 
     Attributes:
-      old: the frozen teacher, from which the new model starts too: the external model where the
-        model is replaced, else the one after the task before.
+      origin: the external model where the model is replaced, else the one after the task before.
+      teachers: the frozen old models, see `task.teachers`.
       variables: of the new model, see `task.start_variables`.
       replaced: whether the model is replaced.
       began: when the task began, on the clock of `time.monotonic`.
     """
 
-    old: Model
+    origin: Model
+    teachers: tuple[Model, ...]
     variables: Variables
     replaced: bool
     began: float
@@ -291,10 +293,11 @@ def prepare(run: Progress, task: int) -> Start:
     """Decides what a task trains from: an external model, the model before, or a random one."""
     began, context = time.monotonic(), run.context
     external = context.external.get(task) or arrivals.take(context, task, run.records)
-    old = external or run.model or first_model(context.config)
+    origin = external or run.model or first_model(context.config)
     replaced = external is not None
-    variables = start_variables(context.config, task, old, replaced=replaced)
-    return Start(old, variables, replaced, began)
+    old = teachers(context.config, origin, run.model if replaced else None)
+    variables = start_variables(context.config, task, origin, replaced=replaced)
+    return Start(origin, old, variables, replaced, began)
 
 
 def progress_store(
@@ -315,9 +318,10 @@ def train_task(
     Returns:
       Of each run the variables of the new model and the metrics of each epoch.
     """
-    context, old = group[0].context, starts[0].old  # the architectures are those of all
+    context, start = group[0].context, starts[0]  # the architectures are those of all
     config, train = context.config, context.config.train
-    architecture = new_architecture(config, task, old)
+    architecture = new_architecture(config, task, start.origin)
+    old = tuple(model.architecture for model in start.teachers)
     title = f"task {task + 1}/{len(context.stream.tasks)}"
     several = [run.context.config.seed for run in group] if len(group) > 1 else []
 
@@ -327,11 +331,11 @@ def train_task(
 
     variables, history = train_resumably(
         f"{title} of {len(group)} seeds" if several else title,
-        context.programs.of(architecture, old.architecture, len(group)).epoch,
+        context.programs.of(architecture, old, len(group)).epoch,
         seeds.stacked([start.variables for start in starts]),
         seeds.stacked_data(
             [
-                task_data(run.context, task, start.old, run.memory, run.centres)
+                task_data(run.context, task, start.teachers, run.memory, run.centres)
                 for run, start in zip(group, starts, strict=True)
             ]
         ),
@@ -358,7 +362,7 @@ def finish(
     """Saves what a task made, the model and its record, and goes on from it."""
     context, config = run.context, run.context.config
     method, stream = methods.get(config.method), run.context.stream
-    model, adapter = trained_model(context, task, start.old, variables), None
+    model, adapter = trained_model(context, task, start.origin, variables), None
     if method.uses_memory:
         run.memory = remember(stream, task, run.memory, config.memory_per_class, config.seed)
     if method.uses_centres:
@@ -367,9 +371,9 @@ def finish(
         model, adapter = with_adapter(context, task, run.model, model)
     record = {
         "task": task,
-        "replaced_by": start.old.path if start.replaced else None,
+        "replaced_by": start.origin.path if start.replaced else None,
         # What an arriving model must be better than.
-        "external": arrivals.merits(start.old.metadata) if start.replaced else None,
+        "external": arrivals.merits(start.origin.metadata) if start.replaced else None,
         "retrained": task in config.replacements.retrain,
         "memory": run.memory.tolist(),
         "task_accuracy": task_accuracy(context, task, model),

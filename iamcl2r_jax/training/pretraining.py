@@ -347,7 +347,7 @@ class _Trainer:
 
     def _classes(self, classes: int) -> methods.Classes:
         trained = jnp.arange(self._config.num_slots) < classes
-        return methods.Classes(active=trained, new=trained, known=jnp.zeros_like(trained))
+        return methods.Classes(active=trained, new=trained)
 
     def held_out_accuracy(self, model: Model) -> float | None:
         """Top-1 accuracy of `Model.classify` on held-out images; None without such images."""

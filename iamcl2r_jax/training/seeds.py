@@ -28,8 +28,14 @@ def stacked(trees: Sequence[Any]) -> Any:
 def stacked_data(data: Sequence[TaskData]) -> TaskData:
     """What a `CompiledEpoch` of several seeds takes, from the data of each."""
     first = data[0]
+    if len(data) == 1:
+        return first
+    replaced = first.replaced
+    if replaced is not None:
+        replaced = replaced.replace(variables=stacked([d.replaced.variables for d in data]))
     return first.replace(
         old=first.old.replace(variables=stacked([d.old.variables for d in data])),
+        replaced=replaced,
         memory=first.memory.replace(indices=stacked([d.memory.indices for d in data])),
         classes=first.classes.replace(
             centres=stacked([d.classes.centres for d in data]),

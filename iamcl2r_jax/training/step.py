@@ -44,15 +44,18 @@ class TrainState:
 
 @flax.struct.dataclass
 class OldModel:
-    """The frozen teacher, an argument of its own: never differentiated, donated or updated.
+    """A frozen teacher, an argument of its own: never differentiated, donated or updated.
 
     Attributes:
       variables: as `models.create(...).apply` takes them.
-      exists: bool scalar; false before the first model, when `variables` only give the shape.
+      exists: bool scalar; false where there is no such model, when `variables` only give the shape.
+      known: rows of the classifier that it was trained on, bool [K]; None for a loss without a use
+        for them.
     """
 
     variables: Variables
     exists: jax.Array
+    known: jax.Array | None = None
 
 
 @flax.struct.dataclass
@@ -67,6 +70,7 @@ class TaskData:
       new: the current task's samples.
       memory: samples of earlier tasks, possibly none.
       classes: what the task knows of the classes; None for a loss and head that need none of it.
+      replaced: the second teacher, the model that this task replaces; None for a program with one.
     """
 
     old: OldModel
@@ -75,6 +79,7 @@ class TaskData:
     new: Pool
     memory: Pool
     classes: Classes | None = None
+    replaced: OldModel | None = None
 
 
 _SGD = optimizers.sgd()
@@ -93,6 +98,8 @@ class Program:
       optimizer: of gradients, the direction of a step.
       head: classifier, see `heads`.
       batch_sharding: how a batch lies on the devices; None leaves it where the data are.
+      replaced_model: architecture of the second teacher; None for one teacher.
+      replaced_weight: α, its share of the terms that read an old model.
     """
 
     model: nn.Module
@@ -103,6 +110,8 @@ class Program:
     optimizer: optax.GradientTransformation = _SGD
     head: str = heads.SIMPLEX
     batch_sharding: jax.sharding.NamedSharding | None = None
+    replaced_model: nn.Module | None = None
+    replaced_weight: float = 0.0
 
     @partial(jax.jit, static_argnums=0)  # one program to compile instead of dozens
     def init_state(self, variables: Variables) -> TrainState:
@@ -123,13 +132,19 @@ def train_step(
     from_memory: jax.Array,
     learning_rate: jax.Array,
     classes: Classes | None = None,
+    replaced: OldModel | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of the parameters: p <- p - learning_rate * direction.
+
+    With two teachers the loss is (1-α) L(old) + α L(replaced), each as if it were the only one: the
+    terms that read an old model are averaged, the others are the same in both. Where no model is
+    replaced it is L(old), and the second teacher does not run. This is ours; in the paper the
+    external model alone teaches (α = 0).
 
     Args:
       program: what is fixed at compile time.
       state: what is updated.
-      old, classifier, classes: see `TaskData`.
+      old, classifier, classes, replaced: see `TaskData`.
       images: network input, float32 [B, H, W, 3].
       labels: rows of the classifier, int32 [B].
       from_memory: bool [B].
@@ -140,13 +155,15 @@ def train_step(
       the loss's gradient.
     """
     learnable = heads.is_learnable(program.head)
-    old_features = old_rows = old_logits = None
+    taught = also_taught = _Taught()
     if program.old_model is not None:
-        old_variables = jax.lax.stop_gradient(old.variables)
-        old_features = program.old_model.apply(old_variables, images, train=False)
-        if program.head == heads.LINEAR:
-            old_rows = heads.rows_of(old_variables)
-            old_logits = heads.scores(program.head, old_features, old_rows)
+        taught = _teach(program.old_model, program.head, old, images)
+    if program.replaced_model is not None:
+        also_taught = jax.lax.cond(
+            replaced.exists,
+            lambda: _teach(program.replaced_model, program.head, replaced, images),
+            lambda: taught,
+        )
 
     def loss_fn(params):
         variables = {"params": params, "batch_stats": state.batch_stats}
@@ -155,21 +172,35 @@ def train_step(
         )
         rows = heads.rows_of(variables) if learnable else jax.lax.stop_gradient(classifier)
         logits = heads.scores(program.head, features, rows)
-        inputs = LossInputs(
-            features=features,
-            old_features=old_features,
-            has_old=old.exists,
-            labels=labels,
-            from_memory=from_memory,
-            logits=logits,
-            rows=rows,
-            classes=classes,
-            old_head_logits=(
-                None if old_rows is None else heads.scores(program.head, features, old_rows)
-            ),
-            old_logits=old_logits,
-        )
-        loss, terms = program.loss(inputs)
+
+        def loss_by(teacher, taught):
+            inputs = LossInputs(
+                features=features,
+                old_features=taught.features,
+                has_old=teacher.exists,
+                labels=labels,
+                from_memory=from_memory,
+                logits=logits,
+                rows=rows,
+                classes=classes,
+                known=teacher.known,
+                old_head_logits=(
+                    None
+                    if taught.rows is None
+                    else heads.scores(program.head, features, taught.rows)
+                ),
+                old_logits=taught.logits,
+            )
+            return program.loss(inputs)
+
+        loss, terms = loss_by(old, taught)
+        if program.replaced_model is not None:
+            weight = jnp.where(replaced.exists, program.replaced_weight, 0.0)
+            loss, terms = jax.tree.map(
+                lambda by_old, by_replaced: (1 - weight) * by_old + weight * by_replaced,
+                (loss, terms),
+                loss_by(replaced, also_taught),
+            )
         if learnable:
             logits = jnp.where(classes.active[jnp.newaxis, :], logits, -jnp.inf)
         accuracy = jnp.mean(jnp.argmax(logits, axis=-1) == labels)
@@ -184,10 +215,29 @@ def train_step(
     return TrainState(params, batch_stats, opt_state), metrics
 
 
+@flax.struct.dataclass
+class _Taught:
+    """What an old model gives a batch: features [B, D], and of a linear head rows and logits."""
+
+    features: jax.Array | None = None
+    rows: jax.Array | None = None
+    logits: jax.Array | None = None
+
+
+def _teach(module: nn.Module, head: str, old: OldModel, images: jax.Array) -> _Taught:
+    variables = jax.lax.stop_gradient(old.variables)
+    features = module.apply(variables, images, train=False)
+    if head != heads.LINEAR:
+        return _Taught(features)
+    rows = heads.rows_of(variables)
+    return _Taught(features, rows, heads.scores(head, features, rows))
+
+
 def train_steps(
     program: Program,
     state: TrainState,
     old: OldModel,
+    replaced: OldModel | None,
     classifier: jax.Array | None,
     classes: Classes | None,
     samples: Drawn | Block,
@@ -205,7 +255,7 @@ def train_steps(
     Args:
       program: what is fixed at compile time.
       state: what is updated.
-      old, classifier, classes: see `TaskData`.
+      old, replaced, classifier, classes: see `TaskData`.
       samples: the batches.
       first: int32 scalar.
       stop: int32 scalar, at most `sampling.steps_per_epoch`.
@@ -225,7 +275,7 @@ def train_steps(
         batch = images, labels, from_memory
         if program.batch_sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, program.batch_sharding)
-        return train_step(program, state, old, classifier, *batch, learning_rate, classes)
+        return train_step(program, state, old, classifier, *batch, learning_rate, classes, replaced)
 
     def accumulate(step, carry):
         state, sums, diverged = carry
@@ -244,19 +294,21 @@ def train_steps(
     return state, sums, jnp.where(lost, stop - 1, diverged)
 
 
-# Axes of the arguments of `train_steps` for several seeds: what differs between seeds has a leading
-# axis.
-_SEEDS_AXES = (
-    0,
-    OldModel(variables=0, exists=None),
-    None,
-    Classes(active=None, new=None, known=None, centres=0, boundaries=0),
-    Drawn(dataset=None, indices=0, from_memory=0),
-    None,
-    None,
-    None,
-    0,
-)
+def _axes_of_seeds(program: Program) -> tuple[Any, ...]:
+    """Axes of the arguments of `train_steps` for several seeds: what differs has a leading one."""
+    teacher = OldModel(variables=0, exists=None)
+    return (
+        0,
+        teacher,
+        None if program.replaced_model is None else teacher,
+        None,
+        Classes(active=None, new=None, centres=0, boundaries=0),
+        Drawn(dataset=None, indices=0, from_memory=0),
+        None,
+        None,
+        None,
+        0,
+    )
 
 
 class CompiledEpoch:
@@ -280,7 +332,7 @@ class CompiledEpoch:
         if program.batch_sharding is not None:
             # Keys and scalars are everywhere too, as the devices may be other processes'.
             everywhere = parallel.replicated(program.batch_sharding)
-            arguments = (everywhere,) * 4 + (None,) + (everywhere,) * 4
+            arguments = (everywhere,) * 5 + (None,) + (everywhere,) * 4
         self._steps = jax.jit(
             self._traced,
             donate_argnums=0,
@@ -292,7 +344,7 @@ class CompiledEpoch:
         self.traces += 1  # runs when JAX traces, not when the program runs
         steps = partial(train_steps, self.program)
         if self.num_seeds > 1:
-            steps = jax.vmap(steps, in_axes=_SEEDS_AXES)
+            steps = jax.vmap(steps, in_axes=_axes_of_seeds(self.program))
         return steps(*args)
 
     def __call__(
@@ -319,4 +371,5 @@ class CompiledEpoch:
 def _arguments(state, data, samples, first, stop, learning_rate, key) -> tuple[Any, ...]:
     # Scalars of fixed dtypes, or another kind of number would be traced again.
     scalars = np.int32(first), np.int32(stop), np.float32(learning_rate)
-    return state, data.old, data.classifier, data.classes, samples, *scalars, key
+    of_task = data.old, data.replaced, data.classifier, data.classes
+    return state, *of_task, samples, *scalars, key

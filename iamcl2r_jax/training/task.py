@@ -148,22 +148,25 @@ def with_adapter(
 
 
 def task_classes(
-    config: ConfigDict, stream: Stream, task: int, start: Model, centres: ClassCentres
+    config: ConfigDict, stream: Stream, task: int, centres: ClassCentres
 ) -> methods.Classes:
-    """What the method knows of the classes while it trains a task from `start`."""
+    """What the method knows of the classes while it trains a task."""
     row = np.arange(config.num_slots)
     active = seen_rows(config, stream, task)
     earlier = row > simplex.downstream_slot(stream.tasks[task].start, config.num_slots)
-    first, stop = start.metadata.slots
-    known = (first <= row) & (row < stop)
     uses_centres = methods.get(config.method).uses_centres
     return methods.Classes(
         active=jnp.asarray(active),
         new=jnp.asarray(active & ~earlier),
-        known=jnp.asarray(known),
         centres=jnp.asarray(centres.centres) if uses_centres else None,
         boundaries=jnp.asarray(centres.boundaries) if uses_centres else None,
     )
+
+
+def known_rows(metadata: Metadata) -> np.ndarray:
+    """Rows of the classifier that a model was trained on, bool [K]."""
+    row, (first, stop) = np.arange(metadata.num_slots), metadata.slots
+    return (first <= row) & (row < stop)
 
 
 def seen_rows(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
@@ -178,15 +181,35 @@ def task_indices(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
     return stream.train_indices(task)
 
 
+def teachers(config: ConfigDict, origin: Model, predecessor: Model | None) -> tuple[Model, ...]:
+    """The frozen old models that a task's loss reads, of none to two.
+
+    Args:
+      config: its `replacements.replaced_weight` is α, the share of the replaced model.
+      origin: from which the new model starts.
+      predecessor: the model that `origin` replaces; None where none is replaced.
+
+    Returns:
+      () for a method without an old model; (origin,) for α = 0, as in the paper; the predecessor
+      alone for α = 1; both otherwise. Where none is replaced, `origin` stands in for it.
+    """
+    weight, replaced = config.replacements.replaced_weight, predecessor or origin
+    if not methods.get(config.method).uses_old_model:
+        return ()
+    if weight in (0, 1):
+        return (replaced if weight else origin,)
+    return (origin, replaced)
+
+
 def task_data(
-    context: Context, task: int, start: Model, memory: np.ndarray, centres: ClassCentres
+    context: Context, task: int, old: tuple[Model, ...], memory: np.ndarray, centres: ClassCentres
 ) -> TaskData:
     """What a task trains with, in shapes that are the same for all tasks.
 
     Args:
       context: of the run.
       task: which.
-      start: the frozen teacher.
+      old: see `teachers`.
       memory: positions in the stream's training images, integer [M]; not used where the protocol
         retrains, on all images so far.
       centres: of the classes of earlier tasks.
@@ -198,16 +221,26 @@ def task_data(
     most_memory = int(np.minimum(np.bincount(stream.train.labels), config.memory_per_class).sum())
     if task in config.replacements.retrain:
         memory = memory[:0]
-    # Without a use for it, the old model's architecture is no part of the program.
-    old_variables = jax.device_put(start.variables) if method.uses_old_model else {}
+    taught = [
+        OldModel(
+            jax.device_put(model.variables),
+            jnp.asarray(model.trained),
+            jnp.asarray(known_rows(model.metadata)),
+        )
+        for model in old
+    ]
+    replaced = None
+    if len(old) == 2:
+        replaced = taught[1].replace(exists=jnp.asarray(old[1] is not old[0]))
     fixed = None if heads.is_learnable(method.head) else simplex.dsimplex(config.num_slots)
     return TaskData(
-        old=OldModel(old_variables, jnp.asarray(start.trained)),
+        old=taught[0] if taught else OldModel({}, jnp.asarray(False)),
+        replaced=replaced,
         classifier=None if fixed is None else jnp.asarray(fixed),
         dataset=context.dataset,
         new=make_pool(pools[task], max(most_new, config.train.batch_size)),
         memory=make_pool(memory, max(most_memory, config.train.batch_size)),
-        classes=task_classes(config, stream, task, start, centres),
+        classes=task_classes(config, stream, task, centres),
     )
 
 
