@@ -64,6 +64,7 @@ def place(tmp_path_factory):
     rng = np.random.default_rng(0)
     for split, per_class in (("gallery", 12), ("query", 10)):
         write_images(place / "shop" / split, rng, ["bag", "hat", "ring", "shoe"], per_class)
+    (place / "shop" / "query" / "bag" / "a.heic").touch()  # which is passed over, and mentioned
 
     module = ARCHITECTURE.module()
     expected = stored.expected_variables(METADATA)
@@ -173,6 +174,7 @@ def test_exit_status_and_what_is_printed_and_saved(place, models, tmp_path, caps
     status, saved, printed = main(models["old"], models["new"])
     assert (status, saved["compatible"]) == (0, True)
     assert "every upgrade is compatible" in printed
+    assert "split 'query': 1 other file (.heic 1) passed over" in printed
     gain = 100 * saved["upgrades"][0]["gain"]
     low, high = (100 * end for end in saved["upgrades"][0]["gain_interval"])
     assert f"{gain:+.1f} [{low:+.1f}, {high:+.1f}]" in printed

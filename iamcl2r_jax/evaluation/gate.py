@@ -142,8 +142,12 @@ def compare(
         for size in {of.image.size for of in metadata}
     }
     evaluation = next(iter(evaluations.values()))  # for what does not depend on the size
+    reporter = reporter or Reporter()
+    for images in dict.fromkeys((gallery, query)):
+        if line := sources.passed_over(images.dataset, images.split):
+            reporter.message(line)
     names = check_names(maps) if maps else []
-    embedded = embeddings(models, metadata, {"": evaluations}, reporter or Reporter())
+    embedded = embeddings(models, metadata, {"": evaluations}, reporter)
     tables = [
         _table(path, features, evaluation)
         for path, (_, features) in zip(models, embedded, strict=True)
