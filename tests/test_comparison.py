@@ -405,7 +405,7 @@ def test_a_comparison_that_cannot_work_is_refused(changes, message, recorder, tm
         ({"method": "hok"}, "variant 'x': method='hok': must be one of"),
         ({"seed": 1}, "variant 'x': seed must be the same for all variants"),
         ({"metrics": ("recall_at_1",)}, "variant 'x': metrics must be the same"),
-        ({"num_slots": 680}, "variant 'x': num_slots=680: too few simplex slots"),
+        ({"num_slots": 640}, "variant 'x': num_slots=640: too few simplex slots"),
     ],
 )
 def test_a_variant_that_cannot_work_is_refused_before_the_first_runs(
@@ -443,7 +443,7 @@ def test_groups_share_the_base(recorder, tmp_path):
     }
     configs = {cell.variant: cell.config for cell in cells.expand(c, "")}
     assert configs["mu-1.0"].method_options.hoc.mu == 1.0
-    assert configs["K-2048"].replacements.recipe.num_slots == 512
+    assert configs["K-2048"].replacements.recipe.num_slots == 2048
     assert configs["base"].to_dict() == c.base.to_dict()
 
     written = (tmp_path / "digits" / "mu.md").read_text().splitlines()

@@ -46,11 +46,11 @@ def external_models(
     `config.SHIPPED`, those that come with the package are not made.
     """
     replacements, recipe = config.replacements, recipe_of(config)
-    paths = tuple(replacements.checkpoints)
+    given, made = tuple(replacements.checkpoints), makes_external_models(config)
+    paths = () if made else given
     missing = {}
-    made = makes_external_models(config)
     if replacements.tasks and made:
-        shipped = pretraining.shipped_path if paths == SHIPPED else lambda *_: None
+        shipped = pretraining.shipped_path if given == SHIPPED else lambda *_: None
         paths = tuple(
             shipped(recipe, classes)
             or pretraining.checkpoint_path(replacements.directory, recipe, classes)
