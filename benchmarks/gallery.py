@@ -162,6 +162,7 @@ def indexed(directory, vectors, queries, truth, index) -> dict[str, float]:
         gallery.feed()
         started = time.perf_counter()
         ask(gallery, queries, 0)
+        gallery.store.wait()
         built = time.perf_counter() - started
         return {
             f"{index}: built, s": built,

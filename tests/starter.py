@@ -224,8 +224,8 @@ def _copy(screen, output) -> None:
 def cache_everything(enable=runtime.enable_compilation_cache):
     """The small world's programs compile too fast to be kept otherwise."""
 
-    def enable_all(directory):
-        enable(directory)
+    def enable_all(*directory):
+        enable(*directory)
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
     runtime.enable_compilation_cache = enable_all

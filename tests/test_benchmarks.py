@@ -246,3 +246,12 @@ def test_service(load, tmp_path, capsys):
     written = run(load("service"), tmp_path, capsys)
     assert written["many"] > 0
     assert written["ratio"] == written["one"] / written["many"]
+
+
+def test_gallery(load, tmp_path, capsys):
+    """Exact search finds what FAISS finds, and an index most of it."""
+    pytest.importorskip("faiss")
+    written = run(load("gallery"), tmp_path, capsys, "--count=11000")
+    assert written["exact recall@10"] == 1
+    assert written["IVF16,Flat: recall@10"] > 0.5
+    assert written["added meanwhile, items a second"] > 0

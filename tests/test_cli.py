@@ -6,6 +6,10 @@ import sys
 
 import pytest
 
+from iamcl2r_jax import config
+from iamcl2r_jax.system import paths
+from iamcl2r_jax.system.errors import InputError
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -58,3 +62,25 @@ def test_an_output_that_takes_nothing_is_no_traceback(stdout):
     )
     message = "error: checkpoint /nowhere: there is no finished checkpoint at this place\n"
     assert (ended.returncode, ended.stderr) == (2, message)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("http://x", r"http://x: there is no storage http://; name a local path"),
+        ("file:///x", r"there is no storage file://"),
+        ("az://bucket/x", r"az://bucket/x: install the package adlfs to reach az://"),
+    ],
+)
+def test_a_storage_that_cannot_be_reached(path, message):
+    with pytest.raises(InputError, match=message):
+        paths.expand(path)
+    c = config.default()
+    c.replacements.directory = path
+    with pytest.raises(InputError, match=message):
+        config.validate(c)
+
+
+@pytest.mark.parametrize("path", ["1://b", "a:b", "a/b", "./x://y", ""])
+def test_what_is_no_storage_is_a_path(path):
+    assert paths.expand(path) == path

@@ -19,10 +19,12 @@ from gallery_world import (
     write_image,
     write_images,
 )
+from PIL import Image
 
-from iamcl2r_jax.gallery import Gallery, NewItem, OutdatedError, Refused, backfill, indexing
+from iamcl2r_jax.gallery import Gallery, NewItem, OutdatedError, Refused, backfill, gate, indexing
 from iamcl2r_jax.gallery.embedder import Embedders
 from iamcl2r_jax.gallery.images import read
+from iamcl2r_jax.gallery.labelled import Split
 from iamcl2r_jax.system.errors import InputError
 
 
@@ -159,6 +161,17 @@ def test_a_verdict_is_of_the_vectors_that_were_compared(gallery):
     assert gallery.status()["upgrade"] is None
 
 
+@pytest.mark.parametrize("name", ["b", "c"])
+def test_a_gate_is_refused_before_it_embeds_anything(gallery, name):
+    """Of the model that the canary is of, and of another one."""
+    pass_gate(gallery)
+    gallery.canary(0.1)
+    gallery.register(info(name), name)
+    split = Split("folder:nowhere", "gallery")
+    with pytest.raises(Refused, match=r"gate: the upgrade is canary|upgrade to model b is canary"):
+        gate.run(gallery, embedders(), name, split, split)
+
+
 def test_the_old_model_may_not_search_new_vectors(gallery):
     promoted(gallery)
     gallery.add(entries(0, 60), {"a": units(60, 0), "b": units(60, 9)})
@@ -267,6 +280,28 @@ def test_the_backfill_takes_the_classes_in_turn(pictured):
     backfill.run(pictured, embedders(), batch=3, report=look)
     for step, moved in enumerate(labels, start=1):
         assert sorted(moved) == sorted([f"class{c}" for c in range(3)] * step)
+
+
+def test_the_backfill_takes_cells_in_turn_where_there_are_no_labels(tmp_path):
+    """Two heaps of images that look alike: after each batch as many are done of each."""
+    for n in range(12):
+        pixels = np.full((8, 8, 3), 40 if n < 6 else 215, np.uint8)
+        pixels[0, n % 8] = n
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{n:02}.png")
+    with new_gallery(tmp_path / "g") as made:
+        indexing.add_files(made, embedders(), indexing.sources(str(tmp_path / "images")))
+        assert {made.item(f"{n:02}.png").label for n in range(12)} == {None}
+        promoted(made)
+        counts = []
+
+        def look(progress):
+            done = [key for key, model in stored_by(made, "b").items() if model == "b"]
+            counts.append(sum(key < "06" for key in done))
+
+        backfill.run(made, embedders(), batch=6, report=look)
+    assert 1 <= counts[0] <= 5
+    assert counts[1] == 6
 
 
 def test_pause_and_rollback_stop_a_backfill_which_goes_on_where_it_was(pictured):

@@ -14,9 +14,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.comparisons import cells, comparison_report, tables
+from iamcl2r_jax.comparisons import cells, comparison_report, map_axis, map_report, tables
 from iamcl2r_jax.comparisons.cells import Cell
 from iamcl2r_jax.config import check_stream, makes_external_models
+from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DivergenceError, InputError, LockedError
 from iamcl2r_jax.system.preemption import Preemption, on_sigterm
@@ -30,7 +31,11 @@ Results = Mapping[str, dict[str, Any] | None]  # by cell, results.json; None of 
 
 
 def main(
-    config: ConfigDict, workdir: str | None, only: Collection[str] | None, command: str
+    config: ConfigDict,
+    workdir: str | None,
+    only: Collection[str] | None,
+    command: str,
+    names: Sequence[str] = (),
 ) -> int:
     """Runs and prints a comparison: what launch/compare.py does.
 
@@ -38,18 +43,32 @@ def main(
       config: see `cells.comparison`.
       workdir: directory of the comparison; by default named after it.
       only, command: see `run`.
+      names: maps after the fact to try on the models of every finished run, see `map_axis`.
 
     Returns:
       Its exit status: `FAILED` if a cell has failed, now or in an earlier start.
     """
     reporter = Reporter()
+    names = maps.check_names(names) if names else []
     workdir = workdir or f"runs/{config.name}"
     with on_sigterm() as preemption:
         comparison = run(config, workdir, only, reporter, preemption, command=command)
     comparison_report.show(comparison, reporter.console)
+    if names:
+        _try_maps(config, workdir, names, reporter)
     reporter.message(f"tables and pictures: {workdir}")
     failed = any(cell["state"] == "failed" for cell in comparison["cells"].values())
     return FAILED if failed else DONE
+
+
+def _try_maps(config: ConfigDict, workdir: str, names: Sequence[str], reporter: Reporter) -> None:
+    finished = [cell for cell in cells.expand(config, workdir) if cell.finished()]
+    found = {
+        (cell.variant, cell.seed): map_axis.evaluate_run(cell.workdir, names, reporter)
+        for cell in finished
+    }
+    if any(of["chains"] for of in found.values()):
+        map_report.write(found, workdir, reporter)
 
 
 def run(

@@ -6,7 +6,7 @@ from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.config import bounds
 from iamcl2r_jax.config.fields import makes_external_models
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.system import values
+from iamcl2r_jax.system import paths, values
 from iamcl2r_jax.system.errors import InputError
 
 
@@ -17,6 +17,7 @@ def validate(config: ConfigDict) -> None:
       InputError: naming the field, its value and what would be right.
     """
     values.check(config, bounds.RUN)
+    _check_paths(config)
     _check_network(config)
     _check_seeds(config)
     _check_tasks(config)
@@ -35,6 +36,7 @@ def validate_pretrain(config: ConfigDict) -> None:
       InputError: naming the field, its value and what would be right.
     """
     values.check(config, bounds.PRETRAIN)
+    _check_paths(config)
     _check_network(config)
     _check_classes(config, config.classes)
 
@@ -54,6 +56,12 @@ def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) ->
     made = config.replacements.classes if makes_external_models(config) else ()
     external = max(made, default=0) if config.replacements.tasks else 0
     simplex.check_slots(num_stream_classes, external, config.num_slots)
+
+
+def _check_paths(config: ConfigDict) -> None:
+    r = config.get("replacements", {})
+    for path in (config.data_dir, *(r and (r.directory, r.watch, *r.checkpoints))):
+        paths.check_storage(path)
 
 
 def _check_network(config: ConfigDict, prefix: str = "") -> None:

@@ -28,6 +28,8 @@ OWN_BUILDERS = {
     "handwriting": "iamcl2r_jax.data.handwriting",
 }
 _READ_BATCH = 1024
+_VERSION = r"(\d+|\*)\.(\d+|\*)\.(\d+|\*)"
+_NAME = re.compile(rf"[a-z_]\w*(/[\w.\-]+)?(:{_VERSION})?", re.ASCII | re.IGNORECASE)
 
 
 def describe(name: str, data_dir: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -178,9 +180,10 @@ def _missing_package(name: str, error: Exception) -> InputError:
 
 def _builder(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The builder that `name` stands for, in the catalogue or among our own."""
-    if not re.fullmatch(r"\w+(/[\w.\-]+)?(:[\d.*]+)?", name):
+    if not _NAME.fullmatch(name):
         raise InputError(
-            f"data set name {name!r} is malformed; write NAME, NAME/CONFIG or 'folder:DIR'"
+            f"data set name {name!r} is malformed; write NAME, NAME/CONFIG, either with :1.2.3, a "
+            "version, or 'folder:DIR'"
         )
     base, _, config = name.partition(":")[0].partition("/")
     if base in OWN_BUILDERS:

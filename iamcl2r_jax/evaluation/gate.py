@@ -149,7 +149,7 @@ def compare(
     names = check_names(maps) if maps else []
     embedded = embeddings(models, metadata, {"": evaluations}, reporter)
     tables = [
-        _table(path, features, evaluation)
+        features_table(path, features, evaluation)
         for path, (_, features) in zip(models, embedded, strict=True)
     ]
     if write_features:
@@ -267,7 +267,7 @@ def embeddings(
                 stage.advance()
 
 
-def _table(path: str, features: Features, evaluation: Evaluation) -> FeatureTable:
+def features_table(path: str, features: Features, evaluation: Evaluation) -> FeatureTable:
     """A model's features, with the names of the classes as labels."""
     parts = {
         QUERY: (features.query, evaluation.query),

@@ -81,12 +81,14 @@ class Models:
         pairs: Sequence[FeatureTable] | None = None,
         *,
         holds_out: bool = False,
+        fits: dict[tuple, maps.Fitted] | None = None,
     ):
         """Matches the rows.
 
         Args:
           tables, metric, holds_out: see the attributes.
           pairs: tables of further images that maps are fitted on, whatever their split.
+          fits: shared by those with the same pairs, so that each map is fitted once.
 
         Raises:
           InputError: if rows do not match, a pair is also a query, or there is nothing to search
@@ -129,6 +131,7 @@ class Models:
             table.read(rows[queries]) for table, rows in zip(tables, self._rows, strict=True)
         ]
         self._own = {}
+        self._fits = {} if fits is None else fits
 
     @property
     def num_pairs(self) -> int:
@@ -153,32 +156,43 @@ class Models:
             [self.values(new, old) for old in range(new + 1)] for new in range(len(self.tables))
         ]
 
-    def upgrade(self, old: int, new: int, names: Sequence[str] = (), seed: int = 0) -> Upgrade:
+    def upgrade(
+        self,
+        old: int,
+        new: int,
+        names: Sequence[str] = (),
+        seed: int = 0,
+        num_pairs: Sequence[int] | None = None,
+    ) -> Upgrade:
         """Every way from one model to a later one.
 
         Args:
           old, new: positions of the models.
           names: keys of `maps.MAPS`; those that cannot join the widths are left out.
           seed: of the fits.
+          num_pairs: how many to fit on, by default `NUM_PAIRS`; see `counts`.
         """
         ways = []
         if self.tables[old].width == self.tables[new].width:
             ways.append(Way(AS_IS, self.values(new, old)))
         for name in names:
-            ways.extend(self._mapped(name, old, new, seed))
+            ways.extend(self._mapped(name, old, new, seed, num_pairs))
         rewritten = 4 * self.num_gallery * self.tables[new].width
         ways.append(Way(RE_EMBED, self.values(new, new), gallery_bytes=rewritten))
         return Upgrade(old, new, self.values(old, old), ways)
 
-    def _mapped(self, name: str, old: int, new: int, seed: int) -> Iterator[Way]:
+    def _mapped(self, name, old: int, new: int, seed: int, num_pairs) -> Iterator[Way]:
         chosen = maps.MAPS[name]
         if chosen.equal_widths and self.tables[old].width != self.tables[new].width:
             return
-        for count in counts(self.num_pairs):
-            pairs = {model: self._pairs(model, count) for model in (old, new)}
+        for count in counts(self.num_pairs, num_pairs):
             for direction in chosen.directions():
                 source, target = (new, old) if direction == maps.QUERIES else (old, new)
-                fitted = maps.fit(name, pairs[source], pairs[target], seed=seed)
+                key = name, source, target, count
+                if key not in self._fits:
+                    pairs = (self._pairs(model, count) for model in (source, target))
+                    self._fits[key] = maps.fit(name, *pairs, seed=seed)
+                fitted = self._fits[key]
                 common = {
                     "kind": MAP,
                     "map": name,
@@ -204,9 +218,9 @@ class Models:
         return self._pair_tables[model].read(self._pair_rows[model, :count])
 
 
-def counts(available: int) -> list[int]:
-    """The numbers of pairs to fit on: 100, 1,000 and 10,000, or all where there are fewer."""
-    return sorted({min(available, count) for count in NUM_PAIRS})
+def counts(available: int, wanted: Sequence[int] | None = None) -> list[int]:
+    """The numbers of pairs to fit on: those wanted, or all where there are fewer."""
+    return sorted({min(available, count) for count in wanted or NUM_PAIRS})
 
 
 def hash_order(ids: np.ndarray) -> np.ndarray:

@@ -17,7 +17,8 @@ class FaissStore:
     """A `VectorStore` in memory with one FAISS index for each generation.
 
     Vectors are kept once more for exact search: of what is hidden by `keep`, of generations that
-    are small or changed much, and to score what the index finds.
+    are small, and of those whose index is being built, which happens in a thread at the first
+    search and again when half of an index's rows are dead.
     """
 
     persistent = False
@@ -48,6 +49,7 @@ class FaissStore:
             ) from None
         self._exact, self._smallest = ExactStore(), smallest
         self._indexes: dict[int, _Index] = {}
+        self._building: dict[int, _Build] = {}
         self._lock = threading.Lock()  # FAISS may not search while it adds
 
     def create(self, generation: int, width: int) -> None:
@@ -58,28 +60,35 @@ class FaissStore:
         """See `VectorStore`."""
         with self._lock:
             self._indexes.pop(generation, None)
+            self._building.pop(generation, None)
             self._exact.drop(generation)
 
     def write(self, generation: int, items: np.ndarray, vectors: np.ndarray) -> None:
         """See `VectorStore`."""
         with self._lock:
             self._exact.write(generation, items, vectors)
-            if (index := self._indexes.get(generation)) is not None:
-                index.write(items, vectors)
+            self._change(generation, items, vectors)
 
     def delete(self, generation: int, items: np.ndarray) -> None:
         """See `VectorStore`."""
         with self._lock:
             self._exact.delete(generation, items)
-            if (index := self._indexes.get(generation)) is not None:
-                index.delete(items)
+            self._change(generation, items, None)
+
+    def _change(self, generation: int, items: np.ndarray, vectors: np.ndarray | None) -> None:
+        if (index := self._indexes.get(generation)) is not None:
+            index.change(items, vectors)
+        if (build := self._building.get(generation)) is not None:
+            build.changes.append((items, vectors))
 
     def search(
         self, generation: int, queries: np.ndarray, k: int, keep: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """See `VectorStore`."""
         with self._lock:
-            index = self._fresh_index(generation)
+            index = self._indexes.get(generation)
+            if index is None or index.dead * 2 > index.rows:
+                self._build(generation)
             if index is not None and len(queries):
                 found = index.search(queries, k, keep)
                 if found is not None:
@@ -92,20 +101,47 @@ class FaissStore:
 
     def close(self) -> None:
         """See `VectorStore`."""
-        self._indexes = {}
-        self._exact.close()
+        with self._lock:
+            self._indexes, self._building = {}, {}
+            self._exact.close()
 
-    def _fresh_index(self, generation: int) -> "_Index | None":
-        """The index, built at the first search and again when half of its rows are dead."""
-        index = self._indexes.get(generation)
-        if index is not None and index.dead * 2 <= index.rows:
-            return index
-        items, vectors = self._exact.read(generation)
-        if len(items) < self._smallest:
+    def wait(self) -> None:
+        """Waits for the indexes that are being built."""
+        with self._lock:
+            threads = [build.thread for build in self._building.values()]
+        for thread in threads:
+            thread.join()
+
+    def _build(self, generation: int) -> None:
+        """Begins to build an index, unless the generation is small or one is being built."""
+        count = self._exact.count(generation)
+        if count < self._smallest:
             self._indexes.pop(generation, None)
-            return None
-        index = self._indexes[generation] = _Index(self._faiss, self._index, items, vectors)
-        return index
+        elif generation not in self._building:
+            items, vectors = self._exact.read(generation)
+            build = self._building[generation] = _Build()
+            build.thread = threading.Thread(
+                target=self._built, args=(generation, build, items, vectors), daemon=True
+            )
+            build.thread.start()
+
+    def _built(self, generation: int, build: "_Build", items, vectors) -> None:
+        index = _Index(self._faiss, self._index, items, vectors)
+        with self._lock:
+            if self._building.get(generation) is not build:  # dropped meanwhile
+                return
+            for changed, written in build.changes:
+                index.change(changed, written)
+            self._indexes[generation] = index
+            del self._building[generation]
+
+
+class _Build:
+    """An index that is being built, and what is written meanwhile."""
+
+    def __init__(self):
+        self.thread: threading.Thread | None = None
+        self.changes: list[tuple[np.ndarray, np.ndarray | None]] = []
 
 
 class _Index:
@@ -121,23 +157,22 @@ class _Index:
         self._index.train(vectors)
         self._items, self._row_of = np.empty(0, np.int64), {}
         self.dead = 0
-        self.write(items, vectors)
+        self.change(items, vectors)
 
     @property
     def rows(self) -> int:
         return len(self._items)
 
-    def write(self, items: np.ndarray, vectors: np.ndarray) -> None:
-        self.delete(items)
-        rows = range(self.rows, self.rows + len(items))
-        self._row_of.update(zip(items.tolist(), rows, strict=True))
-        self._index.add(np.ascontiguousarray(vectors))
-        self._items = np.concatenate([self._items, items])
-
-    def delete(self, items: np.ndarray) -> None:
-        rows = [self._row_of.pop(i) for i in items.tolist() if i in self._row_of]
-        self._items[rows] = -1
-        self.dead += len(rows)
+    def change(self, items: np.ndarray, vectors: np.ndarray | None) -> None:
+        """Adds or replaces the vectors of items, or removes them if there are none."""
+        gone = [self._row_of.pop(i) for i in items.tolist() if i in self._row_of]
+        self._items[gone] = -1
+        self.dead += len(gone)
+        if vectors is not None:
+            rows = range(self.rows, self.rows + len(items))
+            self._row_of.update(zip(items.tolist(), rows, strict=True))
+            self._index.add(np.ascontiguousarray(vectors))
+            self._items = np.concatenate([self._items, items])
 
     def search(self, queries, k, keep):
         """As `VectorStore.search`, or None if too few of what it finds may be shown."""

@@ -63,6 +63,11 @@ class _Generation:
         if self._num_dead > max(_ROWS, len(self._row_of)):
             self._compact()
 
+    @property
+    def count(self) -> int:
+        """Rows that are not dead."""
+        return len(self._row_of)
+
     def _marked(self, dead, rows, count):
         if not rows and dead is None:
             return None
@@ -135,6 +140,10 @@ class ExactStore:
         if not parts:
             return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
         return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+    def count(self, generation: int) -> int:
+        """How many vectors it holds of a generation."""
+        return self._generations[generation].count
 
     def read(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
         """See `VectorStore`."""

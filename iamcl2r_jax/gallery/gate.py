@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from iamcl2r_jax.gallery import images, indexing, labelled, simulation, state
+from iamcl2r_jax.gallery import images, indexing, labelled, simulation, state, upgrades
 from iamcl2r_jax.gallery.embedder import Embedder, Embedders
 from iamcl2r_jax.gallery.gallery import Gallery
 from iamcl2r_jax.gallery.labelled import Split
@@ -60,8 +60,7 @@ def run(
         raise InputError(f"metric={metric!r}: must be one of {', '.join(labelled.metrics())}")
     view = gallery.view()
     new = gallery.model(model)
-    if new.id == view.serving:
-        raise InputError(f"model={model}: it serves already")
+    upgrades.require_gate_allowed(view, new.id)
     old, serving = view.models[view.generations[view.base]], view.models[view.serving]
     sets = {
         size: labelled.load(searched, asked, size, data_dir)

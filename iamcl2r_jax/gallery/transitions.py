@@ -83,7 +83,8 @@ def after(action: str, state: str) -> str:
     """
     transition = TRANSITIONS[action]
     if state not in transition.sources:
+        command = "gate" if action in ("pass", "fail") else action
         raise Refused(
-            f"{action}: the upgrade is {state}, which does not allow it; {transition.otherwise}"
+            f"{command}: the upgrade is {state}, which does not allow it; {transition.otherwise}"
         )
     return transition.target or state

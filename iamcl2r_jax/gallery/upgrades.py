@@ -13,6 +13,7 @@ from iamcl2r_jax.gallery.records import Upgrade, Verdict, View
 from iamcl2r_jax.system.errors import InputError
 
 MERGES = ("raw", "zscore")
+_GOING_ON = frozenset(transitions.STATES) - {transitions.RETIRED}
 _REPLACEABLE = frozenset({transitions.REGISTERED, transitions.REFUSED, transitions.GATED})
 
 
@@ -27,17 +28,19 @@ def current(view: View) -> Upgrade:
     return view.upgrade
 
 
-def begin(connection: sqlite3.Connection, view: View, new_model: int) -> Upgrade:
-    """The upgrade to a model: the one in progress, or a new one in state `registered`.
+def require_gate_allowed(view: View, new_model: int) -> None:
+    """Raises unless a gate of a model may write its verdict now.
 
     Raises:
       InputError: if the model serves already.
-      Refused: if an upgrade to another model has to be ended first.
+      Refused: if an upgrade to another model has to be ended first, or that to this one has gone
+        further.
     """
     upgrade = view.upgrade
     if upgrade is not None and upgrade.state != transitions.RETIRED:
         if upgrade.new_model == new_model:
-            return upgrade
+            transitions.after("pass", upgrade.state)
+            return
         other = view.models[upgrade.new_model].name
         if upgrade.state == transitions.ROLLED_BACK:
             raise Refused(
@@ -51,6 +54,18 @@ def begin(connection: sqlite3.Connection, view: View, new_model: int) -> Upgrade
             )
     if new_model == view.serving:
         raise InputError(f"model={view.models[new_model].name}: it serves already")
+
+
+def begin(connection: sqlite3.Connection, view: View, new_model: int) -> Upgrade:
+    """The upgrade to a model: the one in progress, or a new one in state `registered`.
+
+    Raises:
+      InputError, Refused: see `require_gate_allowed`.
+    """
+    require_gate_allowed(view, new_model)
+    upgrade = view.upgrade
+    if upgrade is not None and upgrade.new_model == new_model and upgrade.state in _GOING_ON:
+        return upgrade
     if upgrade is not None and upgrade.state in _REPLACEABLE:
         _set_state(connection, upgrade, transitions.RETIRED)
         contents.drop_generation(connection, upgrade.target)

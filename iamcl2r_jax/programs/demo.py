@@ -17,6 +17,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from iamcl2r_jax.programs import start
+
 TOKEN = "token-of-the-demonstration"
 _CLASSES = 10
 _SPLITS = {"gallery": ("test", 30), "query": ("train", 20)}  # split of the data set, images each
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--workdir", default="runs/demo", help="made anew (default: %(default)s)")
     add("--data-dir", help="where TFDS keeps data sets")
     add("--stay", action="store_true", help="go on serving at the end, until Ctrl-C")
-    options = parser.parse_args(arguments)
+    options = start.parse(parser, arguments)
     from iamcl2r_jax.programs import exits
 
     return exits.status_of(lambda: _demo(options))

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from iamcl2r_jax.programs import start
+
 # Everything else is imported by the verb that needs it: --help takes no time.
 
 _VERBS: dict[str, tuple[str, str]] = {
@@ -41,7 +43,7 @@ _VERBS: dict[str, tuple[str, str]] = {
         "Compares the new model with the stored one on labelled images, predicts what a backfill "
         "does to the search on the way and what it takes, and stores the verdict. The first gate "
         "of a model begins its upgrade. Stored vectors are not touched. Exit status 3 if the model "
-        "is not compatible, also with --accept-incompatible unset.",
+        "is not compatible and --accept-incompatible is not given.",
     ),
     "canary": (
         "gives the new model a share of the queries",
@@ -87,7 +89,7 @@ _VERBS: dict[str, tuple[str, str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = start.parse(_parser(), arguments)
     from iamcl2r_jax.programs import exits, gallery_verbs
 
     verb = getattr(gallery_verbs, options.verb)

@@ -9,6 +9,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from iamcl2r_jax.programs import start
+
 # Everything else is imported when it is needed: --help takes no time.
 
 TOKEN_VARIABLE = "IAMCL2R_TOKEN"
@@ -16,7 +18,7 @@ TOKEN_VARIABLE = "IAMCL2R_TOKEN"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = start.parse(_parser(), arguments)
     from iamcl2r_jax.programs import exits
 
     return exits.status_of(lambda: _serve(options))

@@ -1,5 +1,24 @@
 """What the programs without absl's flags do before they use JAX."""
 
+import argparse
+import sys
+from collections.abc import Sequence
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; bad ones end the program with status 2.
+
+    Args:
+      parser: of the program.
+      arguments: of the program; None for those that it was started with.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    for argument in arguments:
+        # argparse takes the two dashes for the end of the options, and the option for a list.
+        if argument.startswith("-") and argument.endswith("=--"):
+            parser.error(f"argument {argument.partition('=')[0]}: -- is not a value")
+    return parser.parse_args(arguments)
+
 
 def prepare_jax() -> None:
     """Keeps compiled programs between starts, and libraries from logging what we say ourselves."""

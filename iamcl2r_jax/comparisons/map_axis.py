@@ -1,0 +1,186 @@
+"""Maps after the fact on the models of finished runs, beside training for compatibility.
+
+Of each run two chains of models are compared, what it left after each task and the external models
+alone, by every way: as they are, each map in both directions, everything re-embedded. Maps are
+fitted on images of the stream, by both models of a pair; the evaluations hold none of these.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from iamcl2r_jax import compatibility
+from iamcl2r_jax.data.augment import ImageOptions
+from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.evaluation import gate, maps, ways
+from iamcl2r_jax.evaluation.feature_tables import make_table
+from iamcl2r_jax.evaluation.features import Evaluation, FeatureExtractor, Features
+from iamcl2r_jax.evaluation.pairs import finite
+from iamcl2r_jax.evaluation.ways import Models
+from iamcl2r_jax.models.stored import load_metadata, load_model
+from iamcl2r_jax.system import files
+from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import inputs, runs
+
+FILE = "maps.json"
+TRAINED, EXTERNAL = "trained", "external models"
+MOST_PAIRS = 10000
+_PAIRS = "pairs"  # beside the evaluations
+_TIMED = 256  # images whose embedding is timed
+
+
+def evaluate_run(workdir: str, names: Sequence[str], reporter: Reporter) -> dict[str, Any]:
+    """Every way on both chains of a finished run; kept in workdir/maps.json, and read from there.
+
+    Args:
+      workdir: of the run.
+      names: keys of `maps.MAPS`.
+      reporter: shows the progress.
+
+    Returns:
+      `maps`, `metric`, `pairs` (how many images maps are fitted on) and `chains`: by name
+      `head` and, under `evaluations`, by evaluation a list of ways. Of each way `map`, `direction`,
+      `matrix` and the figures of `_figures`.
+
+    Raises:
+      InputError: if the run is not finished, or a model of it is not there.
+      DamagedError: if what it left is not as it was written.
+    """
+    path = os.path.join(workdir, FILE)
+    known = files.read_json(path)
+    if known is not None and known["maps"] == list(names):
+        return known
+    results, config = files.read_json(os.path.join(workdir, "results.json")), None
+    if results is not None:
+        config = runs.read_config(workdir)
+    if config is None:
+        raise InputError(f"workdir={workdir} holds no finished run")
+    evaluations, metric = inputs.load_evaluations(config), config.metrics[0]
+    images = _pair_images(inputs.load_stream(config).train)
+    chains = {
+        TRAINED: [runs.task_path(workdir, task) for task in range(results["num_tasks"])],
+        EXTERNAL: list(dict.fromkeys(results["external_models"].values())),
+    }
+    replaced = {TRAINED: results["replacements"], EXTERNAL: range(len(chains[EXTERNAL]))}
+    seconds = {TRAINED: results["seconds"]["train"] / results["num_tasks"], EXTERNAL: 0.0}
+    found = {
+        name: _chain(
+            paths, evaluations, images, metric, names, replaced[name], seconds[name], reporter
+        )
+        for name, paths in chains.items()
+        if len(paths) > 1
+    }
+    written = {"maps": list(names), "metric": metric, "pairs": len(images), "chains": found}
+    files.write_json(path, written)
+    return files.as_json(written)
+
+
+def _pair_images(train: ImageSet) -> ImageSet:
+    """Images of the stream to fit on, a fixed random choice if there are many."""
+    rows = np.random.default_rng(0).permutation(len(train))[:MOST_PAIRS]
+    return ImageSet(train.images[rows], train.labels[rows], train.class_names)
+
+
+def _chain(paths, evaluations, images, metric, names, replaced, train_seconds, reporter):
+    """Head and ways of one chain of checkpoints, oldest first."""
+    metadata = [load_metadata(path) for path in paths]
+    gate.check_comparable(paths, metadata)
+    asked = evaluations | {_PAIRS: Evaluation(query=images, gallery=_first(images))}
+    by_size = {name: {metadata[0].image.size: of} for name, of in asked.items()}
+    embedded = {name: [] for name in asked}
+    for name, features in gate.embeddings(paths, metadata, by_size, reporter):
+        embedded[name].append(features)
+    pairs = [
+        make_table(
+            f"pairs of {path}", f.query, _pair_ids(f), _pair_ids(f), ["gallery"] * len(f.query)
+        )
+        for path, f in zip(paths, embedded[_PAIRS], strict=True)
+    ]
+    image_seconds = _seconds_per_image(paths[-1], images)
+    fits: dict[tuple, maps.Fitted] = {}
+    found = {}
+    with reporter.stage("maps", len(evaluations)) as stage:
+        for name, evaluation in evaluations.items():
+            tables = [
+                gate.features_table(path, features, evaluation)
+                for path, features in zip(paths, embedded[name], strict=True)
+            ]
+            models = Models(tables, metric, pairs, fits=fits)
+            found[name] = _ways(models, names, replaced, train_seconds, image_seconds)
+            stage.advance()
+    return {"head": metadata[0].head, "evaluations": found}
+
+
+def _first(images: ImageSet) -> ImageSet:
+    return ImageSet(images.images[:1], images.labels[:1], images.class_names)
+
+
+def _pair_ids(features: Features) -> list[str]:
+    return [f"{_PAIRS}/{n}" for n in range(len(features.query))]
+
+
+def _seconds_per_image(path: str, images: ImageSet) -> float:
+    """What a model takes to embed an image, in large batches, once it is compiled."""
+    model = load_model(path)
+    image = model.metadata.image
+    extract = FeatureExtractor(model.architecture.module(), ImageOptions(image.mean, image.std))
+    batch = np.resize(images.images, (_TIMED, *images.images.shape[1:]))
+    extract(model.variables, batch)
+    start = time.perf_counter()
+    extract(model.variables, batch)
+    return (time.perf_counter() - start) / _TIMED
+
+
+def _ways(models: Models, names, replaced, train_seconds, image_seconds) -> list[dict[str, Any]]:
+    """By way, the matrix of all pairs of models and its figures."""
+    size = len(models.tables)
+    by_way: dict[tuple, list[tuple[int, int, ways.Way]]] = {}
+    for new in range(size):
+        for old in range(new):
+            for way in models.upgrade(old, new, names, num_pairs=[MOST_PAIRS]).ways:
+                key = way.kind, way.map, way.direction
+                by_way.setdefault(key, []).append((new, old, way))
+    found = []
+    for (kind, name, direction), cells in by_way.items():
+        matrix = np.full((size, size), np.nan)
+        for model in range(size):
+            matrix[model, model] = models.values(model, model).mean()
+        for new, old, way in cells:
+            matrix[new, old] = way.values.mean()
+        costs = _costs([way for *_, way in cells], kind, models, train_seconds, image_seconds)
+        found.append(
+            {
+                "kind": kind,
+                "map": name,
+                "direction": direction,
+                "matrix": [[finite(float(cell)) for cell in row] for row in matrix],
+                "figures": _figures(matrix, replaced) | costs,
+            }
+        )
+    return found
+
+
+def _figures(matrix: np.ndarray, replaced: Sequence[int]) -> dict[str, float | None]:
+    """AC; in percent AA, across replacements, on old galleries, and of the last on its own."""
+    below = np.tril_indices(len(matrix), -1)
+    return {
+        "ac": compatibility.average_compatibility(matrix),
+        "aa": compatibility.average_accuracy(matrix),
+        "across": finite(compatibility.accuracy_across_replacements(matrix, list(replaced))),
+        "old_galleries": float(100 * matrix[below].mean()),
+        "own": float(100 * matrix[-1, -1]),
+    }
+
+
+def _costs(of_pairs: Sequence[ways.Way], kind, models, train_seconds, image_seconds):
+    """Means over the upgrades: seconds to get there, and of a fit and a query; bytes."""
+    means = {
+        field: float(np.mean([getattr(way, field) for way in of_pairs]))
+        for field in ("fit_seconds", "query_seconds", "map_bytes", "gallery_bytes")
+    }
+    embedding = image_seconds * models.num_gallery if kind == ways.RE_EMBED else 0.0
+    return {"seconds": train_seconds + means["fit_seconds"] + embedding} | means
