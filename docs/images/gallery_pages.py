@@ -20,7 +20,7 @@ import browser  # noqa: E402
 
 
 def shoot(chrome, name, address, width, scheme, prepare=lambda: None):
-    """Saves the whole page as NAME.png."""
+    """Saves the whole page as NAME.png, with 128 colours."""
     browser.open_page(chrome, address, width, scheme)
     prepare()
     time.sleep(2)
@@ -57,27 +57,19 @@ def photograph(service, chrome, folder, checkpoint):
     service.order("gate", **sets, accept_incompatible=True)
     demo.ordered(service, "canary", share=0.25)
     demo.ordered(service, "promote")
-    demo.ordered(service, "backfill", rate=20, batch=4)
-    while (service.status()["upgrade"]["backfill"] or {"done": 0})["done"] < 100:
+    demo.ordered(service, "backfill", rate=4, batch=4)
+    while (service.status()["upgrade"]["backfill"] or {"done": 0})["done"] < 80:
         time.sleep(0.2)
-    demo.ordered(service, "pause")
-    while service.status()["work"]["running"]:
-        time.sleep(0.2)
-    demo.ordered(service, "pause", resume=True)
-    demo.ordered(service, "backfill", rate=0.5, batch=1)
     query = min(pathlib.Path(folder, "query", "3").iterdir())
 
     def search():
         chrome.find_element("id", "file").send_keys(str(query))
 
-    for name, width, scheme in (
-        ("laptop", 1280, "light"),
-        ("laptop-dark", 1280, "dark"),
-        ("phone", 390, "light"),
-        ("phone-dark", 390, "dark"),
-    ):
-        shoot(chrome, f"gallery-search-{name}", f"{service.address}/", width, scheme, search)
-        shoot(chrome, f"gallery-upgrade-{name}", f"{service.address}/upgrade", width, scheme)
+    search_page, upgrade_page = f"{service.address}/", f"{service.address}/upgrade"
+    shoot(chrome, "gallery-upgrade-laptop", upgrade_page, 1280, "light")
+    shoot(chrome, "gallery-search-laptop", search_page, 1280, "light", search)
+    shoot(chrome, "gallery-upgrade-phone-dark", upgrade_page, 390, "dark")
+    shoot(chrome, "gallery-search-phone", search_page, 390, "light", search)
 
 
 if __name__ == "__main__":

@@ -105,3 +105,8 @@ def position(connection: sqlite3.Connection) -> int | None:
 def set_position(connection: sqlite3.Connection, sequence: int) -> None:
     """Notes up to which change the persistent store was fed."""
     state.put_setting(connection, _FED, sequence)
+
+
+def forget_position(connection: sqlite3.Connection) -> None:
+    """Lets the persistent store be filled from the beginning, the next time it is fed."""
+    connection.execute("DELETE FROM settings WHERE name = ?", (_FED,))

@@ -72,7 +72,8 @@ class Gallery:
           InputError: if there is a gallery already, or no such engine.
           WriteError: if the place cannot be written.
         """
-        open_store(engine, index).close()
+        store = open_store(engine, index)
+        _require_empty(store, engine)
 
         def fill(connection):
             number = contents.register(connection, model, name)
@@ -88,7 +89,10 @@ class Gallery:
             record_event(connection, "init", None, json.dumps({"engine": engine, "index": index}))
 
         database.create(directory, fill).close()
-        return cls(directory)
+        gallery = cls(directory)
+        if store.persistent:
+            gallery.feed()  # takes possession of the place
+        return gallery
 
     def close(self) -> None:
         """Closes files and connections; nothing is left to be written."""
@@ -377,6 +381,17 @@ class Gallery:
     def _transition(self, action, *arguments):
         with self.database.writing() as connection:
             return action(connection, state.read_view(connection), *arguments)
+
+
+def _require_empty(store: VectorStore, engine: str) -> None:
+    """Raises `InputError` if a store that is meant for a new gallery holds another's vectors."""
+    try:
+        store.read(1)
+    except KeyError:
+        return
+    finally:
+        store.close()
+    raise InputError(f"engine={engine}: holds vectors of another gallery; choose another name")
 
 
 def _merged(found, view: View, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

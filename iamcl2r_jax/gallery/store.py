@@ -11,6 +11,7 @@ import numpy as np
 from iamcl2r_jax.system.errors import InputError
 
 MEMORY = "memory"
+MILVUS = "milvus:"
 EXACT = "Flat"
 
 
@@ -76,9 +77,9 @@ def open_store(engine: str, index: str) -> VectorStore:
     """The engine that a gallery names.
 
     Args:
-      engine: "memory" or "milvus:URI".
+      engine: "memory", or "milvus:http://HOST:PORT/NAME".
       index: "Flat" for exact search, or what the engine is to build: for "memory" a string of
-        FAISS's `index_factory`.
+        FAISS's `index_factory`, for Milvus "HNSW32" and the like.
 
     Raises:
       InputError: if there is no such engine, or its package is missing.
@@ -92,7 +93,11 @@ def open_store(engine: str, index: str) -> VectorStore:
         from iamcl2r_jax.gallery.approximate import FaissStore
 
         return FaissStore(index)
-    raise InputError(f"engine={engine}: must be {MEMORY!r}")
+    if engine.startswith(MILVUS):
+        from iamcl2r_jax.gallery.milvus import MilvusStore
+
+        return MilvusStore(engine.removeprefix(MILVUS), index)
+    raise InputError(f"engine={engine}: must be {MEMORY!r} or '{MILVUS}http://HOST:PORT/NAME'")
 
 
 def best(items: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:

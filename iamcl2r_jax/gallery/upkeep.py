@@ -170,6 +170,18 @@ def verify_store(gallery: Gallery) -> list[str]:
     return findings
 
 
+def refill(gallery: Gallery) -> None:
+    """Gives the engine everything again, as after it has lost its disk.
+
+    Raises:
+      StoreError: if it does not answer.
+    """
+    with gallery.database.writing() as connection:
+        feed.forget_position(connection)
+    with Gallery(gallery.directory) as other:
+        other.feed()
+
+
 def backup(gallery: Gallery, target: str) -> None:
     """Copies a gallery, as of one commit, while it is in use.
 
@@ -205,6 +217,8 @@ def backup(gallery: Gallery, target: str) -> None:
 def _copy_images(directory: str, database: str, target: str) -> None:
     connection = sqlite3.connect(database)
     try:
+        with connection:  # the copy has fed no server
+            feed.forget_position(connection)
         paths = connection.execute("SELECT path FROM items WHERE path IS NOT NULL").fetchall()
     finally:
         connection.close()

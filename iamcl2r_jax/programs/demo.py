@@ -56,7 +56,7 @@ def external_models() -> list[str]:
     found = []
     for name in os.listdir(directory) if os.path.isdir(directory) else ():
         path = os.path.join(directory, name)
-        classes = re.search(r"-(\d+)-[0-9a-f]{8}$", name)  # see `pretraining.checkpoint_path`
+        classes = re.fullmatch(r"\w+-(\d+)", name)
         if classes and checkpoints.exists(path):
             found.append((int(classes[1]), path))
     return [path for _, path in sorted(found)]
