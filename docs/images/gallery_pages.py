@@ -57,19 +57,23 @@ def photograph(service, chrome, folder, checkpoint):
     service.order("gate", **sets, accept_incompatible=True)
     demo.ordered(service, "canary", share=0.25)
     demo.ordered(service, "promote")
-    demo.ordered(service, "backfill", rate=4, batch=4)
-    while (service.status()["upgrade"]["backfill"] or {"done": 0})["done"] < 80:
-        time.sleep(0.2)
+    demo.ordered(service, "backfill", rate=3, batch=3)
     query = min(pathlib.Path(folder, "query", "3").iterdir())
+
+    def wait_for(done):
+        while (service.status()["upgrade"]["backfill"] or {"done": 0})["done"] < done:
+            time.sleep(0.2)
 
     def search():
         chrome.find_element("id", "file").send_keys(str(query))
 
     search_page, upgrade_page = f"{service.address}/", f"{service.address}/upgrade"
-    shoot(chrome, "gallery-upgrade-laptop", upgrade_page, 1280, "light")
+    wait_for(20)
     shoot(chrome, "gallery-search-laptop", search_page, 1280, "light", search)
-    shoot(chrome, "gallery-upgrade-phone-dark", upgrade_page, 390, "dark")
     shoot(chrome, "gallery-search-phone", search_page, 390, "light", search)
+    wait_for(100)
+    shoot(chrome, "gallery-upgrade-laptop", upgrade_page, 1280, "light")
+    shoot(chrome, "gallery-upgrade-phone-dark", upgrade_page, 390, "dark")
 
 
 if __name__ == "__main__":
