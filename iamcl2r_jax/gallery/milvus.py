@@ -64,6 +64,7 @@ class MilvusStore:
         self._pymilvus = pymilvus
         self._uri, self._name = parts.groups()
         self._links = None if hnsw is None else int(hnsw[1])
+        self._loaded: set[int] = set()  # generations
         self._unseen: set[int] = set()  # generations that changed since the last search
         self._lock = threading.Lock()
         with self._answering():
@@ -74,6 +75,9 @@ class MilvusStore:
         with self._answering():
             self._changed(generation)
             if self._client.has_collection(self._collection(generation)):
+                if generation not in self._loaded:  # somebody may have released it
+                    self._client.load_collection(self._collection(generation))
+                    self._loaded.add(generation)
                 return
             schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
             kind = self._pymilvus.DataType
@@ -214,7 +218,9 @@ class MilvusStore:
             if generation is not None and error.code == 100:  # collection not found
                 raise KeyError(generation) from error
             why = " ".join(str(error.message).split())[:200]
-            raise StoreError(f"the Milvus server at {self._uri} does not answer ({why})") from error
+            raise StoreError(
+                f"the Milvus server at {self._uri} cannot do it now ({why})"
+            ) from error
         except Exception as error:  # of gRPC, which says at length that nobody is there
             if not type(error).__module__.startswith("grpc"):
                 raise
