@@ -2,9 +2,12 @@
 
 python launch/compare.py --config=configs/compare_glyphs.py [--workdir=DIR] [--only=hoc,er-seed1]
 python launch/compare.py --config=configs/compare_glyphs.py --only= --maps=procrustes,ridge
+python launch/compare.py --config=configs/compare_glyphs.py --jobs=2
 
 Exit status: 0, 1 if a cell failed, 2 for bad input.
 """
+
+import sys
 
 from absl import flags
 from ml_collections import config_flags
@@ -27,11 +30,32 @@ _MAPS = flags.DEFINE_list(
     "Maps after the fact to try on the models of every finished run: all, or some of "
     f"{', '.join(MAPS)}.",
 )
+_JOBS = flags.DEFINE_integer(
+    "jobs",
+    1,
+    "Cells at a time, each in a process with its share of the cores, or a GPU where there are "
+    "several.",
+    lower_bound=1,
+)
 flags.mark_flag_as_required("config")
 
 
+def load_config():
+    """Loads the config file again in another process, for what it registers."""
+    flags.FLAGS(sys.argv)
+    _ = _CONFIG.value
+
+
 def main(_):
-    return comparison.main(_CONFIG.value, _WORKDIR.value, _ONLY.value, cli.command(), _MAPS.value)
+    return comparison.main(
+        _CONFIG.value,
+        _WORKDIR.value,
+        _ONLY.value,
+        cli.command(),
+        _MAPS.value,
+        num_jobs=_JOBS.value,
+        initialize=load_config,
+    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,11 @@ def register(monkeypatch):
         monkeypatch.setitem(models.BACKBONES, name, partial(Small, hidden=hidden))
 
 
+def register_for_good():
+    """The same in a process of its own."""
+    models.BACKBONES.update({name: partial(Small, hidden=of) for name, of in BACKBONES.items()})
+
+
 def write_images(root, **folders):
     """Folders of plain, separable classes: a random pattern each, and noise.
 

@@ -9,16 +9,18 @@ A workdir holds:
 import json
 import os
 import shlex
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.comparisons import cells, comparison_report, map_axis, map_report, tables
+from iamcl2r_jax.comparisons import cells, comparison_report, jobs, map_axis, map_report, tables
 from iamcl2r_jax.comparisons.cells import Cell
 from iamcl2r_jax.config import check_stream, makes_external_models
 from iamcl2r_jax.evaluation import maps
-from iamcl2r_jax.system import files
+from iamcl2r_jax.system import files, runtime
 from iamcl2r_jax.system.errors import DivergenceError, InputError, LockedError
 from iamcl2r_jax.system.preemption import Preemption, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
@@ -36,13 +38,16 @@ def main(
     only: Collection[str] | None,
     command: str,
     names: Sequence[str] = (),
+    *,
+    num_jobs: int = 1,
+    initialize: Callable[[], None] | None = None,
 ) -> int:
     """Runs and prints a comparison: what launch/compare.py does.
 
     Args:
       config: see `cells.comparison`.
       workdir: directory of the comparison; by default named after it.
-      only, command: see `run`.
+      only, command, num_jobs, initialize: see `run`.
       names: maps after the fact to try on the models of every finished run, see `map_axis`.
 
     Returns:
@@ -51,8 +56,17 @@ def main(
     reporter = Reporter()
     names = maps.check_names(names) if names else []
     workdir = workdir or f"runs/{config.name}"
-    with on_sigterm() as preemption:
-        comparison = run(config, workdir, only, reporter, preemption, command=command)
+    with on_sigterm(extra_seconds=4.0 if num_jobs > 1 else 0.0) as preemption:
+        comparison = run(
+            config,
+            workdir,
+            only,
+            reporter,
+            preemption,
+            command=command,
+            num_jobs=num_jobs,
+            initialize=initialize,
+        )
     comparison_report.show(comparison, reporter.console)
     if names:
         _try_maps(config, workdir, names, reporter)
@@ -79,6 +93,8 @@ def run(
     preemption: Preemption | None = None,
     *,
     command: str | None = None,
+    num_jobs: int = 1,
+    initialize: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """Runs the cells that are not finished, then writes tables and pictures of all that are.
 
@@ -93,6 +109,8 @@ def run(
       reporter: shows the progress; by default on the terminal.
       preemption: see `lifelong.run`.
       command: how the program that calls this was started; by default this call.
+      num_jobs: cells at a time, each in a process of its own if there are several.
+      initialize: called first in each of these, see `jobs.run_cells`.
 
     Returns:
       What stands in workdir/comparison.json: the `command`, and see `summarize`.
@@ -102,16 +120,21 @@ def run(
       InputError: before the first cell is run, if any cannot work or its directory holds a run
         with another configuration.
     """
-    reporter = reporter or Reporter()
+    reporter, preemption = reporter or Reporter(), preemption or Preemption()
     all_cells = cells.expand(config, workdir)
     for cell in all_cells:
         runs.refuse_other_config(cell.config, cell.workdir)
     unfinished = [cell for cell in cells.select(all_cells, only) if not cell.finished()]
     for cell in unfinished:
         _check_stream(cell)
-    for number, cell in enumerate(unfinished, start=1):
-        reporter.message(f"cell {number}/{len(unfinished)}: {cell.name}")
-        _run_cell(cell, reporter, preemption, command)
+    run_cell = partial(_run_cell, command)
+    if num_jobs > 1:
+        cache = partial(_in_process, jax.config.jax_compilation_cache_dir, initialize)
+        jobs.run_cells(unfinished, run_cell, num_jobs, reporter, preemption, cache)
+    else:
+        for number, cell in enumerate(unfinished, start=1):
+            reporter.message(f"cell {number}/{len(unfinished)}: {cell.name}")
+            run_cell(cell, reporter, preemption)
     results = {cell.name: cell.results() for cell in all_cells}
     command = command or f"comparison.run(config, {workdir!r}, {only!r})"
     comparison = {"command": command} | summarize(config, all_cells, results)
@@ -127,9 +150,14 @@ def _check_stream(cell: Cell) -> None:
         raise InputError(f"variant {cell.variant!r}: {error}") from None
 
 
-def _run_cell(
-    cell: Cell, reporter: Reporter, preemption: Preemption | None, command: str | None
-) -> None:
+def _in_process(cache: str | None, initialize: Callable[[], None] | None) -> None:
+    if cache:
+        runtime.enable_compilation_cache(cache)
+    if initialize is not None:
+        initialize()
+
+
+def _run_cell(command: str | None, cell: Cell, reporter: Reporter, preemption: Preemption) -> None:
     # Of a flag that is given twice, the last counts.
     command = command and f"{command} {shlex.quote(f'--only={cell.name}')}"
     try:

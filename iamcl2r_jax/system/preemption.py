@@ -35,11 +35,14 @@ class Preemption:
 
 
 @contextmanager
-def on_sigterm() -> Iterator[Preemption]:
+def on_sigterm(extra_seconds: float = 0.0) -> Iterator[Preemption]:
     """Turns SIGTERM into a request, inside the block; only in the main thread.
 
     Where the request is not heeded in time, as while XLA compiles, the process ends all the same:
     what is on disk is at every moment good to continue from.
+
+    Args:
+      extra_seconds: for processes of its own to end before, on top of the usual time.
     """
     preemption = Preemption()
     # Python runs a signal's handler between two of its instructions, which a compilation may keep
@@ -54,7 +57,7 @@ def on_sigterm() -> Iterator[Preemption]:
         while data := receive.recv(1):
             if data[0] == signal.SIGTERM:
                 preemption.requested = True
-                if not done.wait(_GRACE_SECONDS):
+                if not done.wait(_GRACE_SECONDS + extra_seconds):
                     # print would want a lock that the main thread may hold.
                     os.write(2, f"error: {PreemptedError()}\n".encode())
                     os._exit(EXIT_STATUS)

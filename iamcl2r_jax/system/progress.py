@@ -6,7 +6,7 @@ plain lines, one now and then.
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,7 +60,12 @@ class Reporter:
     @contextmanager
     def stage(self, title: str, epochs: int, *, done: int = 0) -> Iterator["Stage"]:
         """Shows the progress of `epochs` epochs, `done` of them before, under a title."""
-        with Progress(
+        with self.bar() as bar:
+            yield Stage(self, bar, title, epochs, done)
+
+    def bar(self) -> Progress:
+        """What stages are shown on, several at a time; a context."""
+        return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
@@ -72,8 +77,7 @@ class Reporter:
             transient=True,
             speed_estimate_period=math.inf,  # rich's 30 seconds may hold no whole epoch
             disable=not self.console.is_terminal,
-        ) as bar:
-            yield Stage(self, bar, title, epochs, done)
+        )
 
 
 class Stage:
@@ -86,14 +90,18 @@ class Stage:
         self._done = self._done_before = done
         self._started = self._printed = time.monotonic()
 
-    def advance(self) -> None:
-        """Tells that one more of them is done, without figures."""
-        self._done += 1
-        self._bar.update(self._task, advance=1)
+    def advance(self, epochs: int = 1) -> None:
+        """Tells that more of them are done, without figures."""
+        self._done += epochs
+        self._bar.update(self._task, advance=epochs)
 
-    def epoch(self, metrics: dict[str, float]) -> None:
-        """Tells that one more epoch has ended, with its metrics."""
-        self.advance()
+    def close(self) -> None:
+        """Takes it off the screen."""
+        self._bar.remove_task(self._task)
+
+    def epoch(self, metrics: Mapping[str, float], epochs: int = 1) -> None:
+        """Tells that more epochs have ended, with the metrics of the last."""
+        self.advance(epochs)
         figures = f"loss {metrics['loss']:.3f}  accuracy {metrics['accuracy']:.1%}"
         self._bar.update(self._task, figures=figures)
         now = time.monotonic()

@@ -45,23 +45,8 @@ def external_models(
     They are made with the head that the method asks for, and those given must have it. With
     `config.SHIPPED`, those that come with the package are not made.
     """
-    replacements, recipe = config.replacements, recipe_of(config)
-    given, made = tuple(replacements.checkpoints), makes_external_models(config)
-    paths = () if made else given
-    missing = {}
-    if replacements.tasks and made:
-        shipped = pretraining.shipped_path if given == SHIPPED else lambda *_: None
-        paths = tuple(
-            shipped(recipe, classes)
-            or pretraining.checkpoint_path(replacements.directory, recipe, classes)
-            for classes in replacements.classes
-        )
-        missing = {
-            classes: path
-            for classes, path in zip(replacements.classes, paths, strict=True)
-            if not checkpoints.exists(path)
-        }
-
+    recipe, made = recipe_of(config), makes_external_models(config)
+    paths, missing = external_paths(config)
     # What is there is checked before what is missing is trained.
     loaded = {path: load_external(config, path) for path in paths if path not in missing.values()}
     if made:
@@ -71,7 +56,35 @@ def external_models(
         recipe.data_dir = recipe.data_dir or config.data_dir
         pretraining.pretrain(recipe, missing, reporter, preemption, command=command)
         loaded |= {path: load_external(config, path) for path in missing.values()}
-    return {task: loaded[path] for task, path in zip(replacements.tasks, paths, strict=bool(paths))}
+    tasks = config.replacements.tasks
+    return {task: loaded[path] for task, path in zip(tasks, paths, strict=bool(paths))}
+
+
+def external_paths(config: ConfigDict) -> tuple[tuple[str, ...], dict[int, str]]:
+    """Where the external models are, or will be made.
+
+    Returns:
+      The path of the model of each replacement, and by number of classes the path of each that is
+      to be made.
+    """
+    replacements, recipe = config.replacements, recipe_of(config)
+    paths = tuple(replacements.checkpoints)
+    if not makes_external_models(config):
+        return paths, {}
+    if not replacements.tasks:
+        return (), {}
+    shipped = pretraining.shipped_path if paths == SHIPPED else lambda *_: None
+    paths = tuple(
+        shipped(recipe, classes)
+        or pretraining.checkpoint_path(replacements.directory, recipe, classes)
+        for classes in replacements.classes
+    )
+    missing = {
+        classes: path
+        for classes, path in zip(replacements.classes, paths, strict=True)
+        if not checkpoints.exists(path)
+    }
+    return paths, missing
 
 
 def load_external(config: ConfigDict, path: str) -> Model:
