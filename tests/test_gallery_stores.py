@@ -5,7 +5,7 @@ import pytest
 from gallery_world import entries, new_gallery, promoted
 from gallery_world import units as of_gallery
 
-from iamcl2r_jax.gallery import Gallery, upkeep
+from iamcl2r_jax.gallery import Gallery, contents, upkeep
 from iamcl2r_jax.gallery.approximate import FaissStore
 from iamcl2r_jax.gallery.exact import ExactStore
 from iamcl2r_jax.gallery.store import VectorStore, open_store
@@ -167,6 +167,21 @@ class Persistent(ExactStore):
 
     def close(self):
         pass
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3, 100])
+def test_an_engine_that_is_far_behind_catches_up(tmp_path, kept):
+    """The changes that it has not seen were forgotten, all but the last."""
+    with new_gallery(tmp_path / "g", 20) as gallery, Gallery(str(tmp_path / "g")) as behind:
+        behind.feed()
+        gallery.remove(["item0", "item1"])
+        gallery.add(entries(5, 7), {"a": of_gallery(2, 6)})
+        gallery.add(entries(20, 23), {"a": of_gallery(3, 5)})
+        with gallery.database.writing() as connection:
+            contents.prune_changes(connection, kept)
+        assert upkeep.verify_store(behind) == []
+        assert behind.search(of_gallery(2, 6), model="a")[1][0].item.key == "item6"
+        assert upkeep.verify(gallery) == []
 
 
 def test_a_persistent_engine_is_fed_only_what_changed(tmp_path):

@@ -14,6 +14,8 @@ from iamcl2r_jax.gallery.errors import OutdatedError, Refused
 from iamcl2r_jax.gallery.records import Item, Model, ModelInfo, NewItem, View
 from iamcl2r_jax.system.errors import InputError
 
+_CHANGES_KEPT = 100_000  # a day of changes would be gigabytes
+_PRUNED_EVERY = 1000
 _UNIT = 1e-3  # how far from 1 the length of a stored vector may be
 
 
@@ -209,10 +211,18 @@ def delete_vectors(connection: sqlite3.Connection, generation: int, items: Seque
 
 def _note_change(connection, generation, items) -> None:
     numbers = np.asarray(items, np.int64).tobytes()
-    connection.execute(
+    sequence = connection.execute(
         "INSERT INTO changes (generation, items, crc) VALUES (?, ?, ?)",
         (generation, numbers, zlib.crc32(numbers)),
-    )
+    ).lastrowid
+    if sequence % _PRUNED_EVERY == 0:
+        prune_changes(connection, _CHANGES_KEPT)
+
+
+def prune_changes(connection: sqlite3.Connection, kept: int) -> None:
+    """Forgets all but the last changes; a store that is further behind compares everything."""
+    last = state.last_sequence(connection)
+    connection.execute("DELETE FROM changes WHERE sequence <= ?", (last - kept,))
 
 
 def remove_items(connection: sqlite3.Connection, view: View, keys: Sequence[str]) -> int:

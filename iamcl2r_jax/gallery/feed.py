@@ -73,7 +73,7 @@ def follow(
     Returns:
       {generation id: items whose vectors changed}.
     """
-    changed: dict[int, set[int]] = {}
+    changed = _everything(connection, store, view) if _pruned(connection, sequence) else {}
     rows = connection.execute(
         "SELECT generation, items FROM changes WHERE sequence > ? ORDER BY sequence", (sequence,)
     )
@@ -100,6 +100,24 @@ def position(connection: sqlite3.Connection) -> int | None:
     """Up to which change the persistent store was fed; None if it never was."""
     row = connection.execute("SELECT value FROM settings WHERE name = ?", (_FED,)).fetchone()
     return None if row is None else int(row[0])
+
+
+def _pruned(connection: sqlite3.Connection, sequence: int) -> bool:
+    """Whether changes after a sequence number were forgotten."""
+    (first,) = connection.execute("SELECT min(sequence) FROM changes").fetchone()
+    return sequence + 1 < (state.last_sequence(connection) + 1 if first is None else first)
+
+
+def _everything(
+    connection: sqlite3.Connection, store: VectorStore, view: View
+) -> dict[int, set[int]]:
+    """All items that the database or a store holds in each generation."""
+    changed = {}
+    for generation, model in view.generations.items():
+        store.create(generation, view.models[model].info.width)
+        rows = connection.execute(f"SELECT item FROM {vectors_table(generation)}")
+        changed[generation] = {row[0] for row in rows} | set(store.read(generation)[0].tolist())
+    return changed
 
 
 def set_position(connection: sqlite3.Connection, sequence: int) -> None:
