@@ -13,6 +13,7 @@ from PIL import Image
 
 from iamcl2r_jax import losses, methods, models, retrieval
 from iamcl2r_jax.data import augment
+from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.methods import optimizers
 from iamcl2r_jax.training import lifelong, runs
 
@@ -24,7 +25,7 @@ SIZE, CLASSES = 8, 4
 def examples():
     """The page's Python blocks, and the registries restored afterwards."""
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     names = {}
     registries = (
         methods.METHODS,
@@ -32,6 +33,7 @@ def examples():
         retrieval.METRICS,
         augment.AUGMENTATIONS,
         optimizers.OPTIMIZERS,
+        maps.MAPS,
     )
     with contextlib.ExitStack() as restored:
         for registry in registries:
@@ -62,6 +64,18 @@ def test_the_methods_loss_is_what_its_docstring_says():
         assert terms["ce"] == pytest.approx(expected, rel=1e-6)
         expected += 6 * float(losses.feature_distillation(new, old)) if has_old else 0
         assert total == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_map_is_fitted_and_applied():
+    x, y = np.random.default_rng(0).normal(size=(2, 9, 3))
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    np.testing.assert_allclose(maps.fit("shift", x, x)(x), unit, atol=1e-6)
+    shifted = maps.fit("shift", x, y)(x)
+    np.testing.assert_allclose(
+        np.mean(shifted, axis=0),
+        np.mean(y / np.linalg.norm(y, axis=1, keepdims=True), axis=0),
+        atol=1e-6,
+    )
 
 
 def test_the_examples_run_together(examples, tmp_path):

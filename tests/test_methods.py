@@ -502,7 +502,7 @@ def load_external(c, results):
 def test_resumed_run_equals_the_uninterrupted_one(run_of, tmp_path, name):
     """The centres of earlier tasks are found again; the fresh network is the same."""
     c, workdir, results = run_of(name)
-    for name in ("config.json", "data.json"):
+    for name in ("config.json", "data.json", "numerics.json"):
         shutil.copy(workdir / name, tmp_path)
     shutil.copytree(workdir / "tasks" / "0", tmp_path / "tasks" / "0")
     resumed = lifelong.run(c, str(tmp_path))
