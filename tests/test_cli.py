@@ -1,5 +1,6 @@
 """The programs of launch/ as a person starts them: what they print, and how they end."""
 
+import contextlib
 import pathlib
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from iamcl2r_jax import config
+from iamcl2r_jax.programs import exits
 from iamcl2r_jax.system import paths
 from iamcl2r_jax.system.errors import InputError
 
@@ -62,6 +64,16 @@ def test_an_output_that_takes_nothing_is_no_traceback(stdout):
     )
     message = "error: checkpoint /nowhere: there is no finished checkpoint at this place\n"
     assert (ended.returncode, ended.stderr) == (2, message)
+
+
+@pytest.mark.parametrize(("stdout", "status"), [(None, 0), ("/dev/full", 1)])
+def test_what_is_printed_to_nowhere(stdout, status, monkeypatch, capsys):
+    """None is what Python has for a standard output that was closed before it began."""
+    with contextlib.ExitStack() as stack:
+        target = stdout and stack.enter_context(open(stdout, "w"))
+        monkeypatch.setattr(sys, "stdout", target)
+        assert exits.status_of(lambda: print("some figures")) == status
+    assert capsys.readouterr().err == ("error: No space left on device\n" if status else "")
 
 
 @pytest.mark.parametrize(

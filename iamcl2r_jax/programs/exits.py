@@ -20,7 +20,9 @@ def status_of(program: Callable[[], int | None]) -> int:
 
     streams.tolerate_any_text()
     try:
-        return program() or DONE
+        status = program() or DONE
+        streams.flush()
+        return status
     except InputError as error:
         return _fail(error, BAD_INPUT)
     except Refused as error:
@@ -37,7 +39,7 @@ def status_of(program: Callable[[], int | None]) -> int:
     except OSError as error:
         if error.errno is None:
             raise
-        return _fail(": ".join(filter(None, (error.filename, error.strerror))), FAILED)
+        return _fail(": ".join(map(str, filter(None, (error.filename, error.strerror)))), FAILED)
 
 
 def _fail(message: object, status: int) -> int:

@@ -93,9 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from iamcl2r_jax.programs import exits, gallery_verbs
 
     verb = getattr(gallery_verbs, options.verb)
-    status = exits.status_of(lambda: verb(options))
-    sys.stdout.flush()
-    return status
+    return exits.status_of(lambda: verb(options))
 
 
 def _parser() -> argparse.ArgumentParser:

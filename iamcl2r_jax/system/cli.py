@@ -75,6 +75,7 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
                 values = flags.FLAGS
                 distributed.join(values.coordinator, values.num_processes, values.process_id)
             status = main(argv)
+            streams.flush()
             if joins_job:
                 distributed.wait_for_all("end")  # the first may still be writing
             return status
@@ -89,7 +90,7 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
         except OSError as error:  # a full disk, a directory that cannot be read
             if error.errno is None:
                 raise
-            return _fail(": ".join(filter(None, (error.filename, error.strerror))), 1)
+            return _fail(": ".join(map(str, filter(None, (error.filename, error.strerror)))), 1)
         except (AssertionError, RuntimeError) as error:
             if not _without_device(error):
                 raise

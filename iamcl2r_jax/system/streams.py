@@ -1,5 +1,6 @@
 """Standard output and standard error."""
 
+import os
 import sys
 
 
@@ -11,3 +12,19 @@ def tolerate_any_text() -> None:
     """
     for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it is closed
         stream.reconfigure(errors="replace")
+
+
+def flush() -> None:
+    """Brings out what was printed.
+
+    Raises:
+      OSError: if standard output takes nothing more; what is left is dropped, so that Python does
+        not fail a second time when it ends.
+    """
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
