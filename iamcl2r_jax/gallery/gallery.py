@@ -12,8 +12,9 @@ import numpy as np
 from iamcl2r_jax.gallery import contents, database, feed, state, status, upgrades
 from iamcl2r_jax.gallery.database import Database, record_event
 from iamcl2r_jax.gallery.errors import Refused
+from iamcl2r_jax.gallery.merging import merged
 from iamcl2r_jax.gallery.records import Hit, Item, Model, ModelInfo, NewItem, Verdict, View
-from iamcl2r_jax.gallery.store import EXACT, MEMORY, VectorStore, best_of, open_store
+from iamcl2r_jax.gallery.store import EXACT, MEMORY, VectorStore, open_store
 from iamcl2r_jax.system.errors import InputError
 
 Names = Mapping[str, np.ndarray]
@@ -261,7 +262,7 @@ class Gallery:
                 if last:
                     raise
                 continue
-            return _merged(found, view, k)
+            return merged(found, view, k)
         raise AssertionError("unreachable")
 
     def feed(self) -> View:
@@ -392,23 +393,3 @@ def _require_empty(store: VectorStore, engine: str) -> None:
     finally:
         store.close()
     raise InputError(f"engine={engine}: holds vectors of another gallery; choose another name")
-
-
-def _merged(found, view: View, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best of what each generation has: items, scores and generations [Q, k]."""
-    upgrade = view.upgrade
-    if len(found) > 1 and upgrade.merge == "zscore":
-        found = [
-            (
-                generation,
-                items,
-                (scores - upgrade.scaling[generation][0]) / upgrade.scaling[generation][1],
-            )
-            for generation, items, scores in found
-        ]
-    origins = np.concatenate(
-        [np.full(items.shape, generation) for generation, items, _ in found], axis=1
-    )
-    items, scores = (np.concatenate([part[n] for part in found], axis=1) for n in (1, 2))
-    order = best_of(items, scores, k)
-    return tuple(np.take_along_axis(of, order, 1) for of in (items, scores, origins))
