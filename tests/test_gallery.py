@@ -385,6 +385,18 @@ def test_scores_of_a_mixed_gallery_are_merged_as_the_gate_recommends(pictured):
     assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
+@pytest.mark.parametrize("scaling", [{}, {1: (0, 1)}, {1: (0, 1), 0: (0, 0)}, {0: (np.nan, 1)}])
+def test_scores_are_not_scaled_by_what_is_missing_or_nothing(gallery, scaling):
+    with pytest.raises(InputError, match="scaling"):
+        pass_gate(gallery, merge="zscore", scaling=scaling)
+    assert gallery.status()["upgrade"] is None
+    pass_gate(gallery)
+    gallery.canary(0.5)
+    with pytest.raises(InputError, match="needs the scaling of both generations"):
+        gallery.promote(merge="zscore")
+    assert gallery.status()["upgrade"]["state"] == "canary"
+
+
 def test_a_promotion_without_backfill_is_kept_and_followed_by_the_next_model(gallery):
     """Model c then searches the vectors of a, and a rollback leads to b."""
     promoted(gallery)

@@ -89,7 +89,8 @@ def simulate(
 
 def _scaling(query: np.ndarray, gallery: np.ndarray) -> Scaling:
     scores = query @ gallery.T
-    return float(np.mean(scores, dtype=np.float64)), float(np.std(scores, dtype=np.float64))
+    std = float(np.std(scores, dtype=np.float64))
+    return float(np.mean(scores, dtype=np.float64)), std or 1.0  # 0 if all scores are equal
 
 
 def _as_cosines(

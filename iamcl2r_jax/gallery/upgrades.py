@@ -1,6 +1,7 @@
 """The actions on an upgrade, each inside one transaction of the caller's."""
 
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -90,6 +91,7 @@ def record_gate(
 ) -> None:
     """Writes what the gate found and moves the upgrade to `gated` or `refused`."""
     after = transitions.after("pass" if verdict.allows else "fail", upgrade.state)
+    _check_scaling(upgrade, merge, scaling)
     connection.execute(
         "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)",
         (
@@ -143,8 +145,7 @@ def promote(connection: sqlite3.Connection, view: View, merge: str | None = None
     state.require_allowed(view, upgrade.new_model, view.base)
     if merge is not None:
         merge = _checked_merge(merge)
-        if merge == "zscore" and not upgrade.scaling:
-            raise InputError("merge=zscore: the gate has fitted no scaling; run it first")
+        _check_scaling(upgrade, merge, upgrade.scaling)
         connection.execute("UPDATE upgrades SET merge = ? WHERE id = ?", (merge, upgrade.id))
     state.put_setting(connection, state.SERVING, upgrade.new_model)
     _act(connection, upgrade, "promote", after, {})
@@ -280,6 +281,16 @@ def _unpaused(view: View, action: str) -> Upgrade:
     if upgrade.paused:
         raise Refused(f"{action}: the upgrade is paused; run `gallery.py pause --resume` first")
     return upgrade
+
+
+def _check_scaling(
+    upgrade: Upgrade, merge: str, scaling: Mapping[int, tuple[float, float]]
+) -> None:
+    missing = {upgrade.base, upgrade.target} - scaling.keys()
+    if merge == "zscore" and missing:
+        raise InputError("merge=zscore: needs the scaling of both generations")
+    if not all(math.isfinite(mean) and 0 < std < math.inf for mean, std in scaling.values()):
+        raise InputError(f"scaling={dict(scaling)}: must be finite means and positive stds")
 
 
 def _checked_merge(merge: str) -> str:
