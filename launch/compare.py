@@ -12,23 +12,20 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-from iamcl2r_jax.comparisons import comparison
-from iamcl2r_jax.evaluation.maps import MAPS
-from iamcl2r_jax.system import cli
+from iamcl2r_jax.system import cli, flag_types
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="What to compare.")
-_WORKDIR = cli.path_flag("workdir", None, "Directory of the comparison; default runs/NAME.")
+_WORKDIR = flag_types.path("workdir", None, "Directory of the comparison; default runs/NAME.")
 _ONLY = flags.DEFINE_list(
     "only",
     None,
     "Variants, or cells as VARIANT-seedSEED, to run; empty to only tabulate. The tables are of all "
     "that is finished.",
 )
-_MAPS = flags.DEFINE_list(
+_MAPS = flag_types.several_names_in(
+    "iamcl2r_jax.evaluation.maps:MAPS",
     "maps",
-    [],
-    "Maps after the fact to try on the models of every finished run: all, or some of "
-    f"{', '.join(MAPS)}.",
+    "Maps after the fact to try on the models of every finished run.",
 )
 _JOBS = flags.DEFINE_integer(
     "jobs",
@@ -47,6 +44,8 @@ def load_config():
 
 
 def main(_):
+    from iamcl2r_jax.comparisons import comparison
+
     return comparison.main(
         _CONFIG.value,
         _WORKDIR.value,

@@ -10,13 +10,16 @@ Writes PNG, SVG and JSON into --output, and theorem.md; docs/figures.md says how
 
 from absl import flags
 
-from iamcl2r_jax.reports import figures
-from iamcl2r_jax.system import cli
+from iamcl2r_jax.system import cli, flag_types
 
-_FIGURE = flags.DEFINE_enum("figure", None, list(figures.FIGURES), "What to draw.")
-_WORKDIR = cli.paths_flag("workdir", None, "Runs; several seeds of one label share a line.")
+_FIGURE = flag_types.name_in(
+    "iamcl2r_jax.reports.figures:FIGURES", "figure", None, "What to draw, see above."
+)
+_WORKDIR = flag_types.several_paths(
+    "workdir", None, "Runs; several seeds of one label share a line."
+)
 _LABELS = flags.DEFINE_list("labels", None, "Of the runs; by default their methods.")
-_OUTPUT = cli.path_flag("output", "figures", "Directory to write into.")
+_OUTPUT = flag_types.path("output", "figures", "Directory to write into.")
 _RESAMPLES = flags.DEFINE_integer(
     "resamples", 1000, "Of the theorem's bootstrap intervals.", lower_bound=1
 )
@@ -25,6 +28,8 @@ flags.mark_flags_as_required(["figure", "workdir"])
 
 
 def main(_):
+    from iamcl2r_jax.reports import figures
+
     figures.main(
         _FIGURE.value,
         _WORKDIR.value,

@@ -3,17 +3,19 @@
 from absl import flags
 from ml_collections import config_flags
 
-from iamcl2r_jax.reports.report import print_results, print_seeds
-from iamcl2r_jax.system import cli, distributed
-from iamcl2r_jax.system.preemption import on_sigterm
-from iamcl2r_jax.training import lifelong
+from iamcl2r_jax.system import cli, flag_types
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of the run.")
-_WORKDIR = cli.path_flag("workdir", None, "Directory of the run; default runs/NAME.")
+_WORKDIR = flag_types.path("workdir", None, "Directory of the run; default runs/NAME.")
 flags.mark_flag_as_required("config")
 
 
 def main(_):
+    from iamcl2r_jax.reports.report import print_results, print_seeds
+    from iamcl2r_jax.system import distributed
+    from iamcl2r_jax.system.preemption import on_sigterm
+    from iamcl2r_jax.training import lifelong
+
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{config.name}"
     with on_sigterm() as preemption:

@@ -3,17 +3,18 @@
 from absl import flags
 from ml_collections import config_flags
 
-from iamcl2r_jax.system import cli
-from iamcl2r_jax.system.preemption import on_sigterm
-from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import pretraining
+from iamcl2r_jax.system import cli, flag_types
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="Configuration of pre-training.")
-_WORKDIR = cli.path_flag("workdir", None, "Checkpoint to write; default below runs/external.")
+_WORKDIR = flag_types.path("workdir", None, "Checkpoint to write; default below runs/external.")
 flags.mark_flag_as_required("config")
 
 
 def main(_):
+    from iamcl2r_jax.system.preemption import on_sigterm
+    from iamcl2r_jax.system.progress import Reporter
+    from iamcl2r_jax.training import pretraining
+
     config = _CONFIG.value
     path = _WORKDIR.value or pretraining.checkpoint_path("runs/external", config, config.classes)
     with on_sigterm() as preemption:

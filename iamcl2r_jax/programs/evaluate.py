@@ -8,12 +8,8 @@ from typing import Any
 
 from absl import flags
 
-from iamcl2r_jax.evaluation import from_features, gate
-from iamcl2r_jax.evaluation.maps import MAPS
-from iamcl2r_jax.retrieval import METRICS
-from iamcl2r_jax.system import cli
+from iamcl2r_jax.system import cli, flag_types
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.training import reevaluation
 
 
 def main() -> None:
@@ -22,33 +18,36 @@ def main() -> None:
 
 
 def _define() -> None:
-    cli.path_flag("workdir", None, "A run, to evaluate what it left.")
-    cli.paths_flag("models", None, "Two or more checkpoints to compare, oldest first.")
-    cli.paths_flag(
+    flag_types.path("workdir", None, "A run, to evaluate what it left.")
+    flag_types.several_paths("models", None, "Two or more checkpoints to compare, oldest first.")
+    flag_types.several_paths(
         "features", None, "Files of features by two or more models of any kind, oldest first."
     )
-    flags.DEFINE_list(
-        "maps", [], f"Maps between the models to try: all, or some of {', '.join(MAPS)}."
+    flag_types.several_names_in(
+        "iamcl2r_jax.evaluation.maps:MAPS", "maps", "Maps between the models to try."
     )
-    cli.paths_flag(
+    flag_types.several_paths(
         "pairs",
         None,
         "Files of features of further images by the models of --features, to fit the maps on; by "
         "default they are fitted on half of the gallery, and the other half is searched.",
     )
-    cli.path_flag(
+    flag_types.path(
         "write_features", None, "Directory for files of the features of --models, one a model."
     )
     flags.DEFINE_string("gallery", None, "Data set searched in: folder:DIR or TFDS name.")
     flags.DEFINE_string("query", None, "Data set searched for; by default the gallery's.")
     flags.DEFINE_string("gallery_split", "gallery", "Split of --gallery.")
     flags.DEFINE_string("query_split", "query", "Split of --query.")
-    flags.DEFINE_enum(
-        "metric", "identification", list(METRICS), "What to compare --models and --features by."
+    flag_types.name_in(
+        "iamcl2r_jax.retrieval:METRICS",
+        "metric",
+        "identification",
+        "What to compare --models and --features by.",
     )
     flags.DEFINE_alias("measure", "metric")
-    cli.path_flag("data_dir", None, "Where TFDS keeps data sets.")
-    cli.path_flag(
+    flag_types.path("data_dir", None, "Where TFDS keeps data sets.")
+    flag_types.path(
         "output", None, "File to write; by default evaluation.json, in --workdir if given."
     )
     flags.DEFINE_integer("seed", 0, "Of the bootstrap intervals.", lower_bound=0)
@@ -61,6 +60,9 @@ def _run(values: dict[str, Any]) -> int | None:
       InputError: for bad input; the message is one line.
     """
     _check(values)
+    from iamcl2r_jax.evaluation import from_features, gate
+    from iamcl2r_jax.training import reevaluation
+
     judged = {"metric": values["metric"], "seed": values["seed"], "output": values["output"]}
     if values["features"]:
         return from_features.main(values["features"], values["maps"], values["pairs"], **judged)

@@ -4,8 +4,7 @@ from typing import Any
 
 from absl import flags
 
-from iamcl2r_jax import models, torch_import
-from iamcl2r_jax.system import cli
+from iamcl2r_jax.system import cli, flag_types
 
 
 def main() -> None:
@@ -14,9 +13,9 @@ def main() -> None:
 
 
 def _define() -> None:
-    cli.path_flag("checkpoint", None, "torch.save or .safetensors file to read.")
-    flags.DEFINE_enum("backbone", None, list(models.BACKBONES), "Its architecture.")
-    cli.path_flag("output", None, "Directory of the external model to write.")
+    flag_types.path("checkpoint", None, "torch.save or .safetensors file to read.")
+    flag_types.name_in("iamcl2r_jax.models:BACKBONES", "backbone", None, "Its architecture.")
+    flag_types.path("output", None, "Directory of the external model to write.")
     flags.DEFINE_integer("classes", None, "How many classes it was pre-trained on.")
     flags.DEFINE_string("dataset", "", "Name of the data it was trained on.")
     flags.DEFINE_integer(
@@ -33,6 +32,8 @@ def _define() -> None:
 
 
 def _run(values: dict[str, Any]) -> None:
+    from iamcl2r_jax import torch_import
+
     image = {name: values[f"image_{name}"] for name in ("size", "mean", "std")}
     lines = torch_import.import_model(
         values["checkpoint"],

@@ -14,38 +14,14 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax.system import distributed, paths, preemption, runtime, streams
-from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
-from iamcl2r_jax.system.files import WriteError
+from iamcl2r_jax.system import flag_types, paths, streams
+from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError, WriteError
 
-
-class _PathParser(flags.ArgumentParser):
-    def parse(self, argument: str) -> str:
-        return paths.expand(argument)
-
-
-class _PathsParser(flags.ListParser):
-    def parse(self, argument: str | list[str]) -> list[str]:
-        return [paths.expand(path) for path in super().parse(argument)]
-
-
-def path_flag(name: str, default: str | None, help_string: str) -> flags.FlagHolder:
-    """Defines a flag that takes a path; see `paths.expand`."""
-    return flags.DEFINE(_PathParser(), name, default, help_string)
-
-
-def paths_flag(name: str, default: str | None, help_string: str) -> flags.FlagHolder:
-    """Defines a flag that takes paths with commas between them; see `paths.expand`."""
-    return flags.DEFINE(
-        _PathsParser(), name, default, help_string, serializer=flags.CsvListSerializer(",")
-    )
-
-
-_CACHE = path_flag(
+_CACHE = flag_types.path(
     "compilation_cache",
     None,
     "Directory that keeps compiled programs between starts, empty for none; by default "
-    f"{runtime.DEFAULT_CACHE} if there is a home directory.",
+    f"{paths.CACHE} if there is a home directory.",
 )
 
 
@@ -59,8 +35,6 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
       main: of the program.
       joins_job: whether it may be one of several processes, see `distributed.join`.
     """
-    # What goes wrong is told once, below; Orbax would tell it page after page.
-    logging.set_verbosity(logging.FATAL)
     # But that JAX found no driver for the GPU, and goes on without one, is not told elsewhere.
     standard_logging.getLogger("jax").setLevel(standard_logging.WARNING)
     sys.unraisablehook = _without_late_writes
@@ -69,6 +43,11 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
         _define_job_flags()
 
     def guarded(argv):
+        # What goes wrong is told once, below; Orbax would tell it page after page.
+        logging.set_verbosity(logging.FATAL)
+        # JAX is imported once the flags are known to be good.
+        from iamcl2r_jax.system import distributed, runtime
+
         try:
             runtime.enable_compilation_cache(_CACHE.value)
             if joins_job:
@@ -79,12 +58,8 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             if joins_job:
                 distributed.wait_for_all("end")  # the first may still be writing
             return status
-        except InputError as error:
-            return _fail(str(error), 2)
-        except PreemptedError as error:
-            return _fail(str(error), preemption.EXIT_STATUS)
-        except (DivergenceError, WriteError) as error:
-            return _fail(str(error), 1)
+        except (DivergenceError, InputError, PreemptedError, WriteError) as error:
+            return _fail(str(error), error.exit_status)
         except KeyboardInterrupt:
             return _fail("interrupted; a run continues when the same command is given again", 130)
         except OSError as error:  # a full disk, a directory that cannot be read
@@ -98,6 +73,8 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             return _fail(f"JAX_PLATFORMS={asked}: JAX finds no such device here", 2)
 
     def parse(argv):
+        if problem := _wrong_flag(argv):
+            return _fail(problem, 2)
         try:
             remaining = flags.FLAGS(argv)
             if "config" in flags.FLAGS:
@@ -107,6 +84,22 @@ def run(main: Callable[[list[str]], int | None], *, joins_job: bool = False) -> 
             return _fail(_unknown_field(argv) or str(error), 2)
 
     app.run(guarded, flags_parser=parse)
+
+
+def _wrong_flag(argv: Sequence[str]) -> str | None:
+    """What is wrong with flags other than those of --config, whose file takes longer to load."""
+    of_config = [argument for argument in argv if re.match(r"--?config\b", argument)]
+    try:
+        flags.FLAGS([argument for argument in argv if argument not in of_config])
+    except flags.Error as error:
+        required = re.search(r"Flag (--\w+) must have a value other than None", str(error))
+        if not required:
+            return str(error)
+        if required[1] != "--config" or not of_config:
+            return f"{required[1]} is required"
+    finally:
+        flags.FLAGS.unparse_flags()
+    return None
 
 
 def run_installed(
@@ -161,8 +154,7 @@ def _unknown_field(argv: Sequence[str]) -> str | None:
 
     ml_collections says so in many ways, some of which do not name the field.
     """
-    text = " ".join(argument for argument in argv if re.match(r"--?config(=|$)", argument))
-    given = re.match(r"--?config=(.+)", text)
+    given = re.search(r"^--?config[=\n](.+)$", "\n".join(argv), re.MULTILINE)
     if not given:
         return None
     try:
@@ -196,5 +188,6 @@ def _fail(message: str, status: int):
         last = message.strip().splitlines()[-1]
         message = message.partition("Traceback")[0] + re.sub(r"^[\w.]*\.InputError: ", "", last)
     print(f"error: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    distributed.leave(status)
+    if (distributed := sys.modules.get("iamcl2r_jax.system.distributed")) is not None:
+        distributed.leave(status)
     sys.exit(status)

@@ -2,7 +2,9 @@
 
 
 class InputError(ValueError):
-    """Bad input, exit status 2; one line: the field, its value and what would be right."""
+    """Bad input; one line: the field, its value and what would be right."""
+
+    exit_status = 2
 
 
 class LockedError(InputError):
@@ -14,11 +16,15 @@ class DamagedError(InputError):
 
 
 class WriteError(RuntimeError):
-    """Something cannot be written, exit status 1; the message is one line."""
+    """Something cannot be written."""
+
+    exit_status = 1
 
 
 class PreemptedError(RuntimeError):
     """The run was asked to stop, has saved where it stands, and continues when started again."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h
 
     def __init__(self):
         super().__init__("asked to stop; the same command continues")
@@ -30,13 +36,15 @@ def one_line(error: BaseException) -> str:
 
 
 class DivergenceError(RuntimeError):
-    """Training left the finite numbers, exit status 1; the message names where.
+    """Training left the finite numbers; the message names where.
 
     Attributes:
       epoch, step: 0-based place of the first loss or gradient that is not finite; the epoch is None
         for a training without any.
       training: which one it was.
     """
+
+    exit_status = 1
 
     def __init__(
         self,

@@ -6,6 +6,8 @@ import re
 
 from iamcl2r_jax.system.errors import InputError
 
+CACHE = "~/.cache/iamcl2r_jax"  # of compiled programs, unless another is named
+
 
 def expand(path: str) -> str:
     """The path with a leading ~ or ~user replaced by the home directory.

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from iamcl2r_jax.system import distributed
 from iamcl2r_jax.system.errors import PreemptedError
 
-EXIT_STATUS = 75  # EX_TEMPFAIL of sysexits.h: the same command, given again, continues
+EXIT_STATUS = PreemptedError.exit_status
 _GRACE_SECONDS = 8.0  # to finish a call of the compiled program and save
 
 

@@ -14,7 +14,6 @@ from jax import monitoring
 from iamcl2r_jax.system import paths
 from iamcl2r_jax.system.errors import InputError
 
-DEFAULT_CACHE = "~/.cache/iamcl2r_jax"
 _PACKAGES = (
     "iamcl2r_jax",
     "jax",
@@ -71,13 +70,13 @@ def enable_compilation_cache(directory: str | None = None) -> None:
     """Keeps compiled programs in `directory`, so that the next start need not compile them.
 
     Args:
-      directory: "" for no cache; None for `DEFAULT_CACHE`, or none if there is no home directory.
+      directory: "" for no cache; None for `paths.CACHE`, or none if there is no home directory.
 
     Raises:
       InputError: if JAX cannot be given its name.
     """
     if directory is None:
-        directory = paths.expand(DEFAULT_CACHE) if paths.has_home() else ""
+        directory = paths.expand(paths.CACHE) if paths.has_home() else ""
     if not directory:
         return
     try:
