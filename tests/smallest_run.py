@@ -27,7 +27,7 @@ class Smallest(nn.Module):
     def __call__(self, images, *, train=False):
         x = nn.Dense(self.width)(images.reshape(len(images), -1))
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
-        return nn.Dense(self.num_features)(nn.relu(x))
+        return nn.Dense(self.num_features, name="projection")(nn.relu(x))
 
 
 def get_config():

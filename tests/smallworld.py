@@ -25,7 +25,7 @@ class OneLayer(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train=False):
-        x = nn.Dense(self.num_features)(images.reshape(len(images), -1))
+        x = nn.Dense(self.num_features, name="projection")(images.reshape(len(images), -1))
         return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
 
 

@@ -361,7 +361,16 @@ class _Trainer:
 
 
 def _with_zero_projection(variables: Variables) -> Variables:
-    """The variables with zeros for the last layer, the linear map to the feature."""
+    """The variables with zeros for the last layer, the linear map to the feature.
+
+    Raises:
+      InputError: if the network does not call it so.
+    """
     params = variables["params"]
+    if "projection" not in params:
+        raise InputError(
+            "zero_projection=True: the backbone has no layer called projection, only "
+            f"{', '.join(params)}; set it to False, or name its last layer so"
+        )
     zeros = jax.tree.map(jnp.zeros_like, params["projection"])
     return {**variables, "params": {**params, "projection": zeros}}
