@@ -2,10 +2,10 @@
 
     python launch/compare.py --config=configs/compare_glyphs.py
 
-About two minutes a cell on two CPU cores. Each seed also has external models of its own, three with
-the simplex and three with a learnable head, two minutes for three; what a method reaches depends
-on them more than on anything else that is random. A part, for instance on another machine, and
-then the table of all:
+A cell trains for 2,208 steps. Each seed also has external models of its own, three with the simplex
+(those of seed 0 come with the package) and three with a learnable head, 7,488 steps for three; what
+a method reaches depends on them more than on anything else that is random. A part, for instance on
+another machine, and then the table of all:
 
     python launch/compare.py --config=configs/compare_glyphs.py --only=er,bct_er-seed0
     python launch/compare.py --config=configs/compare_glyphs.py --only=
