@@ -108,6 +108,11 @@ def test_gallery_and_query_may_have_classes_of_their_own(tmp_path):
     assert stream.test.labels.tolist() == [0, 0, 1, 1]
     evaluation = inputs.load_evaluations(c)["gallery"]
     assert set(evaluation.query.labels) < set(evaluation.gallery.labels)
+    c.evaluations.gallery.query_split = "gallery"
+    with pytest.raises(
+        InputError, match=r"^evaluations\.gallery\.query_split=gallery: all 4 images"
+    ):
+        inputs.load_evaluations(c)
 
 
 @pytest.mark.parametrize(
