@@ -129,11 +129,12 @@ def test_work_in_a_process_ends_with_an_error_of_one_line(directory):
         (["--port=99999"], "port=99999: must be from 0 to 65535"),
         (["--batch=0"], "batch=0: must be from 1 to 1024"),
         (["--host=nowhere.invalid"], "cannot listen there"),
-        (["--images=/nowhere"], "images=/nowhere: must be a directory"),
-        (["--token-file=/nowhere"], "cannot be read"),
+        (["--images={missing}"], "missing: must be a directory"),
+        (["--token-file={missing}"], "cannot be read"),
     ],
 )
-def test_bad_options_are_one_line(directory, capsys, options, says):
+def test_bad_options_are_one_line(directory, tmp_path, capsys, options, says):
+    options = [option.format(missing=tmp_path / "missing") for option in options]
     assert serve.main([str(directory), *options]) == 2
     said = capsys.readouterr().err
     assert says in said
