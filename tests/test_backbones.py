@@ -9,7 +9,7 @@ import pytest
 from quick import run, variables_of
 
 from iamcl2r_jax import models
-from iamcl2r_jax.models.conv import Conv, conv2d, grouped_matmul_conv, native_conv
+from iamcl2r_jax.models.conv import conv2d, conv_layer, grouped_matmul_conv, native_conv
 
 LOWERINGS = (grouped_matmul_conv, native_conv, conv2d)
 
@@ -60,7 +60,7 @@ def test_groups_must_divide_the_channels(channels, features):
 def test_grouped_kernels_start_with_the_spread_of_their_own_group():
     # He: variance 2 / fan_out, where an input reaches 3 x 3 x 64/4 outputs.
     x = jnp.zeros((1, 4, 4, 64))
-    kernel = Conv(64, groups=4).init(jax.random.key(0), x)["params"]["kernel"]
+    kernel = conv_layer(64, groups=4).init(jax.random.key(0), x)["params"]["kernel"]
     assert kernel.shape == (3, 3, 16, 64)
     np.testing.assert_allclose(np.var(kernel), 2 / (9 * 16), rtol=0.05)
 

@@ -262,7 +262,7 @@ def test_a_run_is_not_continued_with_other_random_numbers(finished, tiny):
 def test_tasks_of_an_unknown_configuration_are_refused(finished, tiny, tmp_path):
     workdir, _ = finished
     shutil.copytree(workdir / "tasks", tmp_path / "tasks")
-    with pytest.raises(InputError, match=r"holds a run without the config\.json"):
+    with pytest.raises(InputError, match=r"holds a run without its config\.json"):
         lifelong.run(tiny, str(tmp_path))
 
 
@@ -289,7 +289,7 @@ def test_from_scratch_without_memory_in_one_task(tiny, tmp_path):
 def test_external_model_of_another_simplex_is_refused(finished, tiny, tmp_path):
     _, results = finished
     tiny.replacements.checkpoints = tuple(results["external_models"].values())
-    tiny.num_classes = 130
+    tiny.num_slots = 130
     with pytest.raises(InputError, match="K=128, the run has K=130"):
         lifelong.run(tiny, str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

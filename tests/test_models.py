@@ -10,7 +10,7 @@ import pytest
 import scipy.signal
 
 from iamcl2r_jax import models
-from iamcl2r_jax.models.conv import Conv, conv2d, matmul_conv, native_conv
+from iamcl2r_jax.models.conv import conv2d, matmul_conv, native_conv
 from iamcl2r_jax.models.pooling import max_pool
 
 # Height, width, channels, kernel size, stride, padding of ResNet-18's convolutions on 32x32 images.
@@ -119,11 +119,10 @@ def test_the_cases_are_those_of_resnet18(stem, cases):
 
     def record(next_function, args, kwargs, context):
         layer = context.module
-        if isinstance(layer, Conv) and context.method_name == "__call__":
-            padding = (layer.kernel_size - 1) // 2 if layer.padding is None else layer.padding
+        if isinstance(layer, nn.Conv) and context.method_name == "__call__":
             _, height, width, channels = args[0].shape
             case = (height, width, channels if channels == 3 else 5)
-            found.add((*case, layer.kernel_size, layer.stride, padding))
+            found.add((*case, layer.kernel_size[0], layer.strides, layer.padding))
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(record):

@@ -237,35 +237,41 @@ def conv2d(
     )
 
 
-class Conv(nn.Module):
+def conv_layer(
+    features: int,
+    kernel_size: int = 3,
+    stride: int = 1,
+    padding: int | None = None,
+    groups: int = 1,
+    dtype: jnp.dtype = jnp.float32,
+    name: str | None = None,
+) -> nn.Conv:
     """Bias-free convolution layer over `conv2d`.
 
-    Attributes:
+    Args:
       features: output channels C'.
       kernel_size: height and width of the kernel.
       stride: step in both directions.
       padding: zeros on every side; by default (kernel_size - 1) // 2, which keeps the map's size.
       groups: parts into which the channels are cut, see `conv2d`.
       dtype: dtype of the computation; parameters stay float32.
+      name: of the layer.
     """
+    return nn.Conv(
+        features,
+        (kernel_size, kernel_size),
+        strides=stride,
+        padding=(kernel_size - 1) // 2 if padding is None else padding,
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        kernel_init=kernel_init(groups),
+        conv_general_dilated=_conv_general_dilated,
+        name=name,
+    )
 
-    features: int
-    kernel_size: int = 3
-    stride: int = 1
-    padding: int | None = None
-    groups: int = 1
-    dtype: jnp.dtype = jnp.float32
 
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        inputs = x.shape[-1] // self.groups
-        shape = (self.kernel_size, self.kernel_size, inputs, self.features)
-        kernel = self.param("kernel", kernel_init(self.groups), shape, jnp.float32)
-        padding = (self.kernel_size - 1) // 2 if self.padding is None else self.padding
-        return conv2d(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            stride=self.stride,
-            padding=padding,
-            groups=self.groups,
-        )
+def _conv_general_dilated(x, kernel, strides, padding, *, feature_group_count, **_) -> jax.Array:
+    """`conv2d` with the arguments of `jax.lax.conv_general_dilated` that `conv_layer` sets."""
+    (stride, _), ((zeros, _), _) = strides, padding
+    return conv2d(x, kernel, stride=stride, padding=zeros, groups=feature_group_count)

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from iamcl2r_jax.models.conv import Conv
+from iamcl2r_jax.models.conv import conv_layer
 from iamcl2r_jax.models.layers import (
     SqueezeExcite,
     batch_norm,
@@ -90,7 +90,7 @@ class RegNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps normalised images [B, H, W, 3] to unnormalised features [B, D]."""
-        conv = partial(Conv, dtype=self.dtype)
+        conv = partial(conv_layer, dtype=self.dtype)
         norm = batch_norm(train, self.dtype)
         x = nn.relu(norm(name="bn1")(conv(self.width, name="conv1")(images)))
         stages = zip(self.stage_sizes, self.stage_widths, _STRIDES, strict=True)

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from iamcl2r_jax.models.conv import Conv
+from iamcl2r_jax.models.conv import conv_layer
 from iamcl2r_jax.models.layers import batch_norm, check_at_least_one, check_dtype, project
 from iamcl2r_jax.models.pooling import max_pool
 from iamcl2r_jax.system.errors import InputError
@@ -109,7 +109,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:
         """Maps normalised images [B, H, W, 3] to unnormalised features [B, D]."""
-        conv = partial(Conv, dtype=self.dtype)
+        conv = partial(conv_layer, dtype=self.dtype)
         norm = batch_norm(train, self.dtype)
         if self.stem == "imagenet":
             x = conv(self.width, kernel_size=7, stride=2, name="conv1")(images)
