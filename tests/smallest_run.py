@@ -9,6 +9,7 @@ import sys
 from functools import partial
 
 import flax.linen as nn
+from ml_collections import ConfigDict
 
 from iamcl2r_jax import config, models
 from iamcl2r_jax.reports import html_report
@@ -34,16 +35,17 @@ def get_config():
     models.BACKBONES["smallest"] = partial(Smallest)
     c = config.default()
     c.name = "smallest"
-    c.num_slots = 64
+    c.num_slots = 128
     c.stream.initial_classes = 20
-    c.stream.increment = 16
+    c.stream.increment = 40
     c.stream.limit_per_class = 8
     c.stream.test_split = "test[:10%]"
     c.memory_per_class = 4
     c.replacements.tasks = (1,)
     c.replacements.classes = (4,)
-    c.evaluations.digits.query_split = "train[:10%]"
-    del c.evaluations.handwriting
+    digits = config.evaluation("glyphs/digits", query_split="train[:10%]")
+    with c.unlocked():
+        c.evaluations = ConfigDict({"digits": digits})
     c.metrics = ("identification",)
     for part in (c, c.replacements.recipe):
         part.image.size = 16

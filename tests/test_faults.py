@@ -97,7 +97,15 @@ def arrays(place):
 def leftovers(directory):
     """What is in a finished run's directories that does not belong there."""
     run = {p.name for p in (directory / "run").iterdir()}
-    run -= {"config.json", "data.json", "results.json", "tasks", ".lock", ".lock-holder"}
+    run -= {
+        "config.json",
+        "data.json",
+        "numerics.json",
+        "results.json",
+        "tasks",
+        ".lock",
+        ".lock-holder",
+    }
     run -= {"metrics.jsonl", "report.html", "figures"}
     models = {p.name for p in (directory / "models").iterdir() if p.name[0] == "."}
     tasks = {p.name for p in (directory / "run" / "tasks").iterdir()} - {"0", "1", "2"}
