@@ -8,7 +8,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from iamcl2r_jax import config, methods
 from iamcl2r_jax.comparisons import cells, comparison, comparison_report, tables
 from iamcl2r_jax.reports.tables import comma_separated, markdown
-from iamcl2r_jax.system import files
+from iamcl2r_jax.system import files, runtime
 from iamcl2r_jax.system.errors import DamagedError, DivergenceError, InputError
 from iamcl2r_jax.training import inputs, lifelong, reevaluation
 
@@ -67,6 +67,7 @@ def leave(workdir, cell, results):
     """Writes what the finished run of a cell leaves."""
     path = workdir / "cells" / cell.name
     files.write_json(str(path / "config.json"), cell.config.to_dict())
+    files.write_json(str(path / "numerics.json"), runtime.numerics())
     files.write_json(str(path / "results.json"), results)
 
 
@@ -261,6 +262,7 @@ def recorder(monkeypatch):
         if cell_config.method == "er" and cell_config.seed == 0:
             raise DivergenceError(2, 0, "task 2")
         files.write_json(f"{workdir}/config.json", cell_config.to_dict())
+        files.write_json(f"{workdir}/numerics.json", runtime.numerics())
         files.write_json(f"{workdir}/results.json", recorded(0.5, 50.0) | {"command": command})
 
     monkeypatch.setattr(lifelong, "run", run)
