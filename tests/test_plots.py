@@ -3,7 +3,9 @@
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
+from iamcl2r_jax.data import alphabets
 from iamcl2r_jax.reports import plots
 from iamcl2r_jax.reports.schedule import Schedule
 
@@ -79,3 +81,12 @@ def test_a_users_style_changes_no_figure(tmp_path):
     default, theirs = (tmp_path / f"{name}.png" for name in ("default", "theirs"))
     assert default.read_bytes() == theirs.read_bytes()
     assert drawn.shape[-1] == 3
+
+
+def test_every_class_of_the_stream_can_be_written(tmp_path):
+    """A character that no typeface has would be a warning, and that an error here."""
+    with plots.default_style():
+        figure = Figure()
+        figure.text(0, 0.5, "".join(alphabets.STREAM + alphabets.UNSEEN), parse_math=False)
+    plots.save(figure, str(tmp_path / "classes"))
+    assert (tmp_path / "classes.png").stat().st_size > 0

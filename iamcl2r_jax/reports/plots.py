@@ -30,9 +30,13 @@ _MOST_NUMBERED = 12  # tasks up to which a matrix has a number in each cell
 
 @contextmanager
 def default_style() -> Iterator[None]:
-    """Matplotlib's own defaults inside the block; a decorator, too."""
+    """Matplotlib's own defaults inside the block; a decorator, too.
+
+    Names of classes that its first typeface lacks are drawn in another that it ships.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
+        matplotlib.rcParams["font.family"] = ["DejaVu Sans", "STIXGeneral"]
         yield
 
 
