@@ -11,14 +11,18 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import smallest_run
 
+from iamcl2r_jax import models
 from iamcl2r_jax.system import distributed
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import runs
+
+models.BACKBONES["smallest"] = partial(smallest_run.Smallest)  # what the runs left is read here
 
 PATIENCE = 900  # seconds until something counts as hanging; this machine may be busy
 
