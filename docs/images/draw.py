@@ -1,6 +1,6 @@
 """Draws the README's pictures from finished runs, the first of which gives the matrix.
 
-python docs/images/draw.py runs/hoc/results.json [runs/simplex_fd/results.json ...]
+python docs/images/draw.py LABEL=runs/NAME [LABEL=runs/OTHER ...]
 """
 
 import pathlib
@@ -14,15 +14,18 @@ EVALUATION = "digits"
 HERE = pathlib.Path(__file__).parent
 
 
-def main(paths: list[str]) -> None:
-    runs = {run["method"]: run for run in map(files.read_json, paths)}
-    shown = next(iter(runs.values()))
+def main(named: list[str]) -> None:
+    workdirs = dict(name.split("=", 1) for name in named)
+    runs = {
+        label: files.read_json(f"{workdir}/results.json") for label, workdir in workdirs.items()
+    }
+    label, shown = next(iter(runs.items()))
     evaluation = shown["evaluations"][EVALUATION]
-    title = f"{shown['method']}: AC {evaluation['ac']:.2f}, AA {evaluation['aa']:.1f} %"
+    title = f"{label}: AC {evaluation['ac']:.2f}, AA {evaluation['aa']:.1f} %"
     write(plots.heat_map(evaluation["matrix"], Schedule.of_results(shown), title), "matrix")
     first_columns = {
-        method: [100 * row[0] for row in run["evaluations"][EVALUATION]["matrix"]]
-        for method, run in runs.items()
+        label: [100 * row[0] for row in run["evaluations"][EVALUATION]["matrix"]]
+        for label, run in runs.items()
     }
     curves = plots.curves(
         first_columns,
