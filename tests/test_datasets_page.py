@@ -12,7 +12,7 @@ import pytest
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax.config import validate
-from iamcl2r_jax.data import sources
+from iamcl2r_jax.data import catalogue, sources
 from iamcl2r_jax.training import inputs
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -80,4 +80,4 @@ def test_celeba(tmp_path):
 @pytest.mark.parametrize("name", ["cifar100", "mnist", "kmnist", "caltech_birds2011"])
 def test_the_page_names_what_is_prepared_without_tensorflow(name):
     assert f"`{name}`" in (ROOT / "docs" / "datasets.md").read_text()
-    assert name in sources.catalogue._BY_NAME
+    assert name in catalogue._BY_NAME
