@@ -259,10 +259,10 @@ def test_imagenet32_is_pre_trained_both_ways(small, images, tmp_path, said):
         def run(*with_, path=path):
             return pretraining.pretrain(c, {4: path}, *with_)[4]
 
-        record, text = finish_stopped(run, [2] if name == "streamed" else [], said)
+        made, text = finish_stopped(run, [2] if name == "streamed" else [], said)
         assert ("continuing after epoch 0, step 4" in text) == (name == "streamed")
         model = stored.load_model(path)
-        found.append((pathlib.Path(path).name, record["history"], model.variables))
+        found.append((pathlib.Path(path).name, made.metadata.about["history"], model.variables))
     (name, history, variables), (expected_name, expected_history, expected) = reversed(found)
     assert name == expected_name
     assert history == expected_history
