@@ -43,7 +43,18 @@ VALUES += (
     "-",
     "--",
 )
-PATHS = ("~", "~/x", "~nobody/x", "/nowhere/x", "/proc/x", "/dev/null", "/dev/full", ".", "..", "/")
+PATHS = (
+    "~",
+    "~/x",
+    "~nobody/x",
+    "/dev/null/x",
+    "/proc/x",
+    "/dev/null",
+    "/dev/full",
+    ".",
+    "..",
+    "/",
+)
 PATHS += ("a[b]", "a*?", "a\\b", "gs://bucket/x", "s3://bucket/x", "file:///x", "http://x", "c:\\x")
 PATHS += ("{world}/file", "{world}/loop", "{world}/empty", "{world}/file/x", "{world}/run")
 PATHS += ("{world}/run/tasks/0", "{world}/run/results.json", "{world}/damaged", "{world}/stream")
@@ -117,10 +128,10 @@ VERBS = [
 ]
 ENVIRONMENTS = (
     {"HOME": None},
-    {"HOME": "/nowhere"},
+    {"HOME": "/dev/null/home"},
     {"HOME": "/proc", "XDG_CACHE_HOME": None},
     {"HOME": "{place}/[home]*"},
-    {"TMPDIR": "/nowhere"},
+    {"TMPDIR": "/dev/null/tmp"},
     {"TMPDIR": "{place}/[tmp]"},
     {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
     {"LC_ALL": "xx_YY.UTF-8"},

@@ -15,6 +15,7 @@ from iamcl2r_jax.gallery import Gallery, figures
 from iamcl2r_jax.gallery.embedder import CheckpointEmbedder, describe
 from iamcl2r_jax.gallery.images import read
 from iamcl2r_jax.programs import gallery as program
+from iamcl2r_jax.programs import start
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = ("bag", "hat", "ring")
@@ -203,3 +204,12 @@ def test_help_says_what_each_verb_does_and_imports_no_model():
         assert f" {verb} " in listed
         assert short
         assert long.endswith(".")
+
+
+def test_home_is_expanded_in_paths(tmp_path, monkeypatch, capsys):
+    """A shell leaves the ~ of --model=~/m alone."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert start.path("~/shop") == str(tmp_path / "home" / "shop")
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["status", "~nobody-of-this-name/shop"])
+    assert "there is no such home directory" in capsys.readouterr().err

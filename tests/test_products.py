@@ -68,16 +68,16 @@ def shapes_of_step(program, student, teacher):
     variables, old = (
         heads.attach_expected(expected(name), program.head, K, K - 1) for name in (student, teacher)
     )
-    known = array(bool, K)
+    rows = array(bool, K)
     return (
         jax.eval_shape(program.init_state, variables),
-        OldModel(old if program.old_model else {}, array(bool)),
+        OldModel(old if program.old_model else {}, array(bool), rows),
         None if heads.is_learnable(program.head) else array(np.float32, K, K - 1),
         array(np.float32, BATCH, SIZE, SIZE, 3),
         array(np.int32, BATCH),
         array(bool, BATCH),
         array(np.float32),
-        methods.Classes(known, known, known, array(np.float32, K, K - 1), array(np.float32, K)),
+        methods.Classes(rows, rows, array(np.float32, K, K - 1), array(np.float32, K)),
     )
 
 

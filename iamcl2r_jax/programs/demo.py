@@ -38,8 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--models", help="OLD,NEW: checkpoints; by default those that come with the package")
     add("--dataset", default="glyphs/digits", help="whose images are used (default: %(default)s)")
-    add("--workdir", default="runs/demo", help="made anew (default: %(default)s)")
-    add("--data-dir", help="where TFDS keeps data sets")
+    add(
+        "--workdir",
+        default="runs/demo",
+        type=start.path,
+        help="directory to make, in place of one that is there (default: %(default)s)",
+    )
+    add("--data-dir", type=start.path, help="where TFDS keeps data sets")
     add("--stay", action="store_true", help="go on serving at the end, until Ctrl-C")
     options = start.parse(parser, arguments)
     from iamcl2r_jax.programs import exits

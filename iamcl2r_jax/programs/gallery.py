@@ -102,7 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     options: dict[str, argparse.ArgumentParser] = {}
     for verb, (short, long) in _VERBS.items():
         options[verb] = verbs.add_parser(verb, help=short, description=long, allow_abbrev=False)
-        options[verb].add_argument("directory", metavar="DIR", help="of the gallery")
+        options[verb].add_argument(
+            "directory", metavar="DIR", type=start.path, help="of the gallery"
+        )
     _images(options)
     _upgrades(options)
     _upkeep(options)
@@ -111,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _images(options: dict[str, argparse.ArgumentParser]) -> None:
     init, add, search = options["init"], options["add"], options["search"]
-    init.add_argument("--model", required=True, help="directory of a checkpoint")
+    init.add_argument("--model", required=True, type=start.path, help="directory of a checkpoint")
     init.add_argument("--name", help="of the model; by default the beginning of its digest")
     init.add_argument("--engine", default="memory", help="what searches (default: %(default)s)")
     init.add_argument(
@@ -119,10 +121,12 @@ def _images(options: dict[str, argparse.ArgumentParser]) -> None:
         default="Flat",
         help="Flat for exact search, or a string of FAISS's index_factory (default: %(default)s)",
     )
-    add.add_argument("folder", metavar="FOLDER", help="of images, at any depth")
+    add.add_argument("folder", metavar="FOLDER", type=start.path, help="of images, at any depth")
     add.add_argument("--batch", type=int, default=256, help="images in a transaction")
     options["remove"].add_argument("keys", metavar="KEY", nargs="+", help="of an item")
-    search.add_argument("images", metavar="IMAGE", nargs="+", help="file to search for")
+    search.add_argument(
+        "images", metavar="IMAGE", nargs="+", type=start.path, help="file to search for"
+    )
     search.add_argument("--model", help="name; by default the one that serves")
     search.add_argument("-k", type=int, default=10, help="hits (default: %(default)s)")
     _json(search)
@@ -130,7 +134,9 @@ def _images(options: dict[str, argparse.ArgumentParser]) -> None:
 
 def _upgrades(options: dict[str, argparse.ArgumentParser]) -> None:
     gate, backfill = options["gate"], options["backfill"]
-    gate.add_argument("--model", required=True, help="checkpoint, or name of a registered model")
+    gate.add_argument(
+        "--model", required=True, type=start.path, help="checkpoint, or name of a registered model"
+    )
     gate.add_argument("--name", help="of the model, if it is registered now")
     gate.add_argument(
         "--gallery", required=True, help="labelled images searched in: folder:DIR or TFDS name"
@@ -139,7 +145,7 @@ def _upgrades(options: dict[str, argparse.ArgumentParser]) -> None:
     gate.add_argument("--gallery-split", default="gallery", help="(default: %(default)s)")
     gate.add_argument("--query-split", default="query", help="(default: %(default)s)")
     gate.add_argument("--metric", default="recall_at_1", help="decides (default: %(default)s)")
-    gate.add_argument("--data-dir", help="where TFDS keeps data sets")
+    gate.add_argument("--data-dir", type=start.path, help="where TFDS keeps data sets")
     gate.add_argument("--seed", type=int, default=0, help="of the intervals and of the order")
     gate.add_argument("--cost-per-hour", type=float, help="of the machine that embeds")
     gate.add_argument(
@@ -164,7 +170,9 @@ def _upkeep(options: dict[str, argparse.ArgumentParser]) -> None:
     options["verify"].add_argument(
         "--engine", action="store_true", help="compare what the engine holds, too"
     )
-    options["backup"].add_argument("target", metavar="TARGET", help="directory to make")
+    options["backup"].add_argument(
+        "target", metavar="TARGET", type=start.path, help="directory to make"
+    )
 
 
 def _json(parser: argparse.ArgumentParser) -> None:

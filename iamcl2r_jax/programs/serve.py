@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("directory", metavar="DIR", help="of the gallery")
+    add("directory", metavar="DIR", type=start.path, help="of the gallery")
     add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     add("--port", type=int, default=8000, help="0 for a free one (default: %(default)s)")
     add(
@@ -45,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--token-file",
         metavar="FILE",
+        type=start.path,
         help=f"file with the token; by default the variable {TOKEN_VARIABLE}, or a new one, which "
         "is printed",
     )
@@ -53,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="DIR",
+        type=start.path,
         help="show images below this directory, too; by default only those inside the gallery",
     )
     add("--max-upload", type=float, default=20, help="MiB of a request (default: %(default)s)")
@@ -71,7 +73,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _serve(options: argparse.Namespace) -> int:
     from iamcl2r_jax.gallery import Gallery
-    from iamcl2r_jax.programs import start
 
     settings = _settings(options)
     with Gallery(options.directory) as gallery:

@@ -4,6 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from iamcl2r_jax.system import paths
+from iamcl2r_jax.system.errors import InputError
+
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options; bad ones end the program with status 2.
@@ -18,6 +21,14 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
         if argument.startswith("-") and argument.endswith("=--"):
             parser.error(f"argument {argument.partition('=')[0]}: -- is not a value")
     return parser.parse_args(arguments)
+
+
+def path(text: str) -> str:
+    """A path among the arguments, with ~ expanded; for `add_argument(type=path)`."""
+    try:
+        return paths.expand(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def prepare_jax() -> None:
