@@ -19,7 +19,7 @@ from iamcl2r_jax import models
 from iamcl2r_jax.evaluation.features import (
     Evaluation,
     FeatureExtractor,
-    embed,
+    Features,
 )
 from iamcl2r_jax.evaluation.pairs import evaluate_pairs
 from iamcl2r_jax.models.checkpoints import Variables
@@ -39,7 +39,10 @@ class CountingExtractor:
 
 def by_model(extract, all_variables: list, evaluation: Evaluation) -> np.ndarray:
     """C [T, T] as a run makes it: one pass per model."""
-    embedded = (embed(extract, variables, evaluation) for variables in all_variables)
+    embedded = (
+        Features(*(extract(variables, of.images) for of in (evaluation.query, evaluation.gallery)))
+        for variables in all_variables
+    )
     labels = evaluation.query.labels, evaluation.gallery.labels
     return evaluate_pairs(embedded, *labels, ["identification"])["identification"].matrix
 

@@ -100,7 +100,8 @@ def prepared_step(batch_size: int, steps: int, options: Mapping) -> tuple[Callab
     # JAX's name for a GPU where it lowers is that of its maker's software.
     flops = counted_flops(traced, "cuda" if platform == "gpu" else platform)
     compiled = traced.lower().compile()
-    fixed = case.data.old, case.data.classifier, case.data.classes, samples
+    data = case.data
+    fixed = data.old, data.replaced, data.classifier, data.classes, samples
     scalars = jnp.int32(0), jnp.int32(steps), jnp.float32(_RATE)
 
     def call():

@@ -185,7 +185,7 @@ def saves_and_stops_in_the_last_task(group, number, starts, store):
 
 
 def state_of(run, start, variables):
-    epoch = run.context.programs.of(start.old.architecture).epoch
+    epoch = run.context.programs.of(start.origin.architecture).epoch
     return epoch.program.init_state(variables)
 
 
@@ -193,7 +193,7 @@ def tells_what_it_was_given(group, number, starts, store):
     """In place of training: where it would begin, and from what."""
     (run,), (start,) = group, starts
     state, position = store.latest(state_of(run, start, start.variables))
-    given = jax.device_get(state), position, start.old.variables, run.memory.tolist()
+    given = jax.device_get(state), position, start.origin.variables, run.memory.tolist()
     raise StoppedHere(number, *given)
 
 

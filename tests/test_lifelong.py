@@ -151,7 +151,7 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
     train_task = lifelong.train_task
 
     def spy(group, task, starts, store):
-        taught_by.extend(start.old.variables for start in starts)
+        taught_by.extend(teacher.variables for start in starts for teacher in start.teachers)
         started_from.extend(start.variables for start in starts)
         return train_task(group, task, starts, store)
 
