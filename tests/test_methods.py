@@ -308,7 +308,7 @@ def one_step(name):
     inputs = jax.tree.map(jnp.asarray, random_inputs(name))
     images = jnp.asarray(rng.normal(size=(BATCH, SIZE, SIZE, 3)), jnp.float32)
     classifier = None if heads.is_learnable(method.head) else jnp.asarray(simplex.dsimplex(K))
-    old = OldModel(variables(1), jnp.asarray(True))
+    old = OldModel(variables(1), jnp.asarray(True), inputs.known)
     batch = images, inputs.labels, inputs.from_memory, jnp.asarray(0.1)
     return program, program.init_state(variables(0)), (old, classifier), batch, inputs.classes
 
