@@ -247,7 +247,7 @@ def slerp_fit(source: jax.Array, target: jax.Array, key: jax.Array) -> Params:
         way = slerp(ours, product(ours, trial), amount)
         return jnp.mean(jnp.sum(way * theirs, axis=1))
 
-    amounts = _AMOUNTS.astype(x.dtype)
+    amounts = jnp.asarray(_AMOUNTS, x.dtype)
     amount = amounts[jnp.argmax(jax.lax.map(agreement, amounts))]
     return {"matrix": nearest_orthogonal(product(x.T, y))[0], "amount": amount}
 
