@@ -22,9 +22,13 @@ from iamcl2r_jax.system import distributed
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import runs
 
-models.BACKBONES["smallest"] = partial(smallest_run.Smallest)  # what the runs left is read here
-
 PATIENCE = 900  # seconds until something counts as hanging; this machine may be busy
+
+
+@pytest.fixture(autouse=True)
+def smallest_network(monkeypatch):
+    """What the runs left is read here."""
+    monkeypatch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
 
 
 def start(workdir, *flags, devices, external=None):
