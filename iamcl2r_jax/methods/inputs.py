@@ -26,7 +26,7 @@ class Classes:
       centres: of the classes of earlier tasks, the mean of the unit features of their training
         images, each by the model that first learned the class, [K, D]; zero for other classes.
         None for a method that uses no centres.
-      boundaries: the smallest cosine of such a feature with its centre, [K], or None likewise.
+      boundaries: the smallest cosine of such a feature with its centre, [K], or None as well.
     """
 
     active: jax.Array

@@ -2,7 +2,7 @@
 
 It indexes a gallery with the first model, serves it, gates, tries and promotes the second, searches
 the old vectors with it, embeds them again while queries run, rolls back, and says what happened.
-Everything is below --workdir, which is made anew.
+Everything is below --workdir, which replaces one that is there.
 """
 
 import argparse

@@ -74,9 +74,9 @@ def _with_random_head(config: ConfigDict, architecture: Architecture, variables:
 
 
 def start_variables(config: ConfigDict, task: int, start: Model, *, replaced: bool) -> Variables:
-    """From what a task trains: the old model `start`, but for what the method makes anew.
+    """From what a task trains: the old model `start`, but for what the method starts at random.
 
-    A learnable head starts anew when the model is replaced, since the external model's is that of
+    A learnable head starts at random when the model is replaced, since the external model's is of
     other classes. At a task where the protocol retrains, and with a method that retrains at every
     task without replacement, everything does.
     """
