@@ -206,7 +206,7 @@ def _in_process(
                 initialize()
             run_cell(cell, _Remote(cell.name, messages), preemption)
     except PreemptedError:
-        os._exit(EXIT_STATUS)  # all is saved, and the parent has little time to wait
+        sys.exit(EXIT_STATUS)  # not os._exit, which would leave semaphores behind
     except Exception as error:
         if not type(error).__module__.startswith("iamcl2r_jax."):
             error = RuntimeError(f"in {cell.name}: {traceback.format_exc()}")
