@@ -1,5 +1,8 @@
 """Every method under the protocol of the embedded default, with three seeds.
 
+A method that reads an old model stands twice, with the external model as teacher at a replacement
+and, as METHOD_both, with the replaced model beside it (`replacements.replaced_weight` = 1/2).
+
     python launch/compare.py --config=configs/compare_glyphs.py
 
 A cell trains for 2,208 steps. Each seed also has external models of its own, three with the simplex
@@ -16,7 +19,11 @@ from iamcl2r_jax.comparisons import cells
 
 
 def get_config():
-    variants = {name: {"method": name} for name in methods.METHODS}
+    variants = {}
+    for name in methods.METHODS:
+        variants[name] = {"method": name}
+        if methods.get(name).uses_old_model:
+            variants[f"{name}_both"] = {"method": name, "replacements.replaced_weight": 0.5}
     c = cells.comparison("compare_glyphs", config.default(), variants)
     c.vary_external_models = True
     return c

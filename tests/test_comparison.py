@@ -16,6 +16,7 @@ from iamcl2r_jax.training import inputs, lifelong, reevaluation
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+WITH_OLD_MODEL = sum(methods.get(name).uses_old_model for name in methods.METHODS)
 
 
 def load_config(name):
@@ -490,7 +491,7 @@ def test_a_variant_has_one_meaning():
 @pytest.mark.parametrize(
     ("name", "num_cells"),
     [
-        ("compare_glyphs.py", 3 * len(methods.METHODS)),
+        ("compare_glyphs.py", 3 * (len(methods.METHODS) + WITH_OLD_MODEL)),
         ("compare_cifar100r.py", 3 * len(methods.METHODS)),
         ("compare_cifar100r.py:tasks=31", 3 * len(methods.METHODS)),
         ("ablation_glyphs.py", 3 * 10),

@@ -12,7 +12,7 @@ import pytest
 import smallest_run
 
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import lifelong
+from iamcl2r_jax.training import inputs, lifelong
 
 SETTLED = 4  # 0-based task after which nothing new is compiled or loaded
 
@@ -35,7 +35,8 @@ class Gauge(Reporter):
 def test_tasks_leave_nothing_behind(tasks, tmp_path, monkeypatch):
     monkeypatch.setattr(lifelong.html_report, "write_or_tell", lambda *args, **kwargs: None)
     c = smallest_run.get_config()
-    c.stream.initial_classes = 52 - (tasks - 1)
+    num_classes, _ = inputs.stream_size(c)
+    c.stream.initial_classes = num_classes - (tasks - 1)
     c.stream.increment = 1
     c.stream.limit_per_class = 4
     c.memory_per_class = 2
