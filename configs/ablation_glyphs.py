@@ -18,5 +18,6 @@ def get_config():
     cells.ablate(c, "memory_per_class", "memory_per_class", (5, 20, 80))
     # 100 classes of the stream and 600 external ones need 700.
     cells.ablate(c, "num_slots", "num_slots", (768, 1024, 2048))
+    cells.ablate(c, "replaced_weight", "replacements.replaced_weight", (0.0, 0.25, 0.5, 0.75, 1.0))
     cells.ablate(c, "exclude_same_class", "method_options.hoc.exclude_same_class", (False, True))
     return c

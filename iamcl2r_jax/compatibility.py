@@ -133,3 +133,22 @@ def accuracy_across_replacements(matrix, replacements) -> float:
     models = np.cumsum(replaced)  # which external model each comes from
     across = np.tri(len(matrix), k=-1, dtype=bool) & (models[:, np.newaxis] > models)
     return float(100 * matrix[across].mean()) if across.any() else float("nan")
+
+
+def accuracy_on_old_galleries(matrix) -> float:
+    """100 · mean of C[t, k] over t > k, in percent; NaN for a single model.
+
+    What updates find in galleries that stay as they are. Not in the paper.
+    """
+    matrix = _validated(matrix)
+    below = matrix[np.tril_indices(len(matrix), k=-1)]
+    return float(100 * below.mean()) if below.size else float("nan")
+
+
+def accuracy_on_own_gallery(matrix) -> float:
+    """100 · C[T, T], in percent: what the last model finds in a gallery of its own features.
+
+    Compatibility that costs accuracy here is paid for when the gallery is embedded again. Not in
+    the paper.
+    """
+    return float(100 * _validated(matrix)[-1, -1])

@@ -109,54 +109,74 @@ ROWS = {
     "er": tables.make_row("digits", [recorded(0.1, 45.375), None], failed=1),
     "cvs": tables.make_row("digits", [None, None], failed=2),
     "a|b": tables.make_row("digits", [None, None]),
-    "untrained": tables.reference_row([18.0, 20.0]),
+    "untrained": tables.reference_row([{"aa": 18.0}, {"aa": 20.0}]),
 }
 
 
 def test_markdown():
-    line = "| {:9} |" + " {:>11} | {:>13} | {:>12} | {:>12} | {:>13} |"
-    line += " {:>14} | {:>14} | {:>12} | {:>12} |\n"
-    titles = ("method", "n", "AC", "AA %", "across %", "ACA", "BC", "FC", "Recall@1 %")
-    titles += ("final task %",)
+    line = "| {:9} | {:>11} | {:>13} | {:>12} | {:>12} | {:>15} | {:>13} |"
+    line += " {:>13} | {:>14} | {:>14} | {:>12} | {:>12} |\n"
+    titles = ("method", "n", "AC", "AA %", "across %", "old galleries %", "own gallery %", "ACA")
+    titles += ("BC", "FC", "Recall@1 %", "final task %")
     hoc = (
         "0.700 ± 0.141",
         "77.50 ± 0.71",
         "60.00 ± 0.00",
+        "60.00 ± 0.00",
+        "70.00 ± 0.00",
         "0.350 ± 0.071",
         "+0.100 ± 0.000",
         "-0.100 ± 0.000",
     )
-    er = ("0.100", "45.38", "60.00", "0.050", "+0.100", "-0.100", "46.38", "50.0")
-    untrained = ("-", "19.00 ± 1.41", *6 * ["-"])
-    widths = (11, 13, 12, 12, 13, 14, 14, 12, 12)
+    er = ("0.100", "45.38", "60.00", "60.00", "70.00", "0.050", "+0.100", "-0.100", "46.38", "50.0")
+    untrained = ("-", "19.00 ± 1.41", *8 * ["-"])
+    widths = (11, 13, 12, 12, 15, 13, 13, 14, 14, 12, 12)
     assert markdown(tables.text_cells("method", ROWS)) == "".join(
         [
             line.format(*titles),
             f"| :-------- | {' | '.join('-' * (width - 1) + ':' for width in widths)} |\n",
             line.format("hoc", "2", *hoc, "78.50 ± 0.71", "50.0 ± 0.0"),
             line.format("er", "1, 1 failed", *er),
-            line.format("cvs", "0, 2 failed", *8 * ["failed"]),
-            line.format("a\\|b", "0", *8 * ["-"]),
+            line.format("cvs", "0, 2 failed", *10 * ["failed"]),
+            line.format("a\\|b", "0", *10 * ["-"]),
             line.format("untrained", "2", *untrained),
         ]
     )
+
+
+def test_differences_are_taken_seed_by_seed():
+    hoc, er = (
+        tables.make_row("digits", [recorded(ac, 60.0) if ac is not None else None for ac in acs])
+        for acs in ((0.8, 0.2, 0.5), (0.9, None, 0.4))
+    )
+    row = tables.difference_row(er, hoc)
+    assert row["n"] == 2
+    ac = row["figures"]["ac"]
+    assert ac["values"] == [pytest.approx(0.1), None, pytest.approx(-0.1)]
+    assert ac["mean"] == pytest.approx(0.0)
+    assert ac["std"] == pytest.approx(0.02**0.5)  # (0.1² + 0.1²) / (2 - 1)
+    signed = tables.text_cells("less hoc", {"er": row}, signed=True)[1]
+    assert signed[:4] == ["er", "2", "+0.000 ± 0.141", "+0.00 ± 0.00"]
+    nothing = tables.make_row("digits", [None, None, None])
+    assert tables.difference_row(nothing, hoc) == {"n": 0, "failed": 0, "figures": {}}
 
 
 def test_csv_is_unrounded():
     rows = {name: ROWS[name] for name in ("er", "cvs")}
     assert comma_separated(tables.csv_cells("method", rows)) == (
         "method,n,failed,ac_mean,ac_std,aa_mean,aa_std,"
-        "across_mean,across_std,aca_mean,aca_std,"
+        "across_mean,across_std,old_galleries_mean,old_galleries_std,own_mean,own_std,"
+        "aca_mean,aca_std,"
         "bc_mean,bc_std,fc_mean,fc_std,recall_at_1_mean,recall_at_1_std,"
         "final_accuracy_mean,final_accuracy_std\n"
-        "er,1,1,0.1,,45.375,,60.0,,0.05,,0.1,,-0.1,,46.375,,0.5,\n"
-        "cvs,0,2,,,,,,,,,,,,,,,,\n"
+        "er,1,1,0.1,,45.375,,60.0,,60.0,,70.0,,0.05,,0.1,,-0.1,,46.375,,0.5,\n"
+        "cvs,0,2,,,,,,,,,,,,,,,,,,,,\n"
     )
 
 
 def test_a_table_of_nothing_has_its_columns():
     rows = {"hoc": tables.make_row("digits", [None])}
-    assert tables.text_cells("method", rows)[1] == ["hoc", "0"] + 9 * ["-"]
+    assert tables.text_cells("method", rows)[1] == ["hoc", "0"] + 11 * ["-"]
 
 
 def test_external_models_vary_with_the_seed_if_asked_to(tmp_path):
@@ -234,7 +254,8 @@ def test_what_is_there_is_tabulated_and_nothing_is_run(tmp_path, monkeypatch, ca
     assert found["command"] == typed
     assert table.endswith(f"\nTabulated by `{typed}`.\n")
     assert "+0.100 ± 0.000" in capsys.readouterr().out
-    pictures = ("matrix-hoc", "matrix-er", "ac", "aa", "ac_per_task", "aa_per_task")
+    assert "| er" in (tmp_path / "digits" / "differences.md").read_text()
+    pictures = ("matrix-hoc", "matrix-er", "ac", "aa", "ac_per_task", "aa_per_task", "trade_off")
     for name in pictures:
         assert (tmp_path / "digits" / f"{name}.png").exists()
         assert (tmp_path / "digits" / f"{name}.svg").exists()
@@ -494,7 +515,7 @@ def test_a_variant_has_one_meaning():
         ("compare_glyphs.py", 3 * (len(methods.METHODS) + WITH_OLD_MODEL)),
         ("compare_cifar100r.py", 3 * len(methods.METHODS)),
         ("compare_cifar100r.py:tasks=31", 3 * len(methods.METHODS)),
-        ("ablation_glyphs.py", 3 * 10),
+        ("ablation_glyphs.py", 3 * 14),
     ],
 )
 def test_committed_configs_are_valid(name, num_cells):

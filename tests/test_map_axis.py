@@ -67,6 +67,17 @@ def test_figures_of_a_run(compared):
     assert as_is["figures"]["seconds"] > 0
 
 
+def test_external_models_alone_are_a_row(compared):
+    workdir, _ = compared
+    rows = files.read_json(os.path.join(workdir, "comparison.json"))["evaluations"]["open"]
+    row = rows["references"]["external models alone"]["figures"]
+    kept = files.read_json(os.path.join(workdir, "cells", "hoc-seed0", "maps.json"))
+    as_is = kept["chains"][map_axis.EXTERNAL]["evaluations"]["open"][0]["figures"]
+    for figure in ("ac", "aa", "across", "old_galleries", "own"):
+        assert row[figure]["mean"] == pytest.approx(as_is[figure])
+    assert as_is["old_galleries"] == as_is["across"]  # every model replaces the one before
+
+
 def test_what_was_found_is_kept(compared, monkeypatch):
     workdir, of = compared
     (cell,) = (cell for cell in cells.expand(of, workdir) if cell.variant == "hoc")

@@ -16,7 +16,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.comparisons import cells, comparison_report, jobs, map_axis, map_report, tables
+from iamcl2r_jax.comparisons import (
+    cells,
+    comparison_report,
+    external_alone,
+    jobs,
+    map_axis,
+    map_report,
+    tables,
+)
 from iamcl2r_jax.comparisons.cells import Cell
 from iamcl2r_jax.config import check_stream, makes_external_models
 from iamcl2r_jax.evaluation import maps
@@ -137,7 +145,8 @@ def run(
             run_cell(cell, reporter, preemption)
     results = {cell.name: cell.results() for cell in all_cells}
     command = command or f"comparison.run(config, {workdir!r}, {only!r})"
-    comparison = {"command": command} | summarize(config, all_cells, results)
+    alone = external_alone.evaluate_cells(all_cells, results, reporter)
+    comparison = {"command": command} | summarize(config, all_cells, results, alone)
     files.write_json(os.path.join(workdir, "comparison.json"), comparison)
     comparison_report.write(comparison, _first_results(all_cells, results), workdir, reporter)
     return comparison
@@ -178,20 +187,27 @@ def _first_results(all_cells: Sequence[Cell], results: Results) -> dict[str, dic
     return first
 
 
-def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -> dict[str, Any]:
+def summarize(
+    config: ConfigDict,
+    all_cells: Sequence[Cell],
+    results: Results,
+    alone: Mapping[str, dict[str, Any]],
+) -> dict[str, Any]:
     """The figures of a comparison.
 
     Args:
       config: see `cells.comparison`.
       all_cells: see `cells.expand`.
       results: what each cell left.
+      alone: by cell, its external models alone, see `external_alone.evaluate_cells`.
 
     Returns:
       `name`, `seeds`, `variants` (what each changes of the base), `groups` (field, and the variant
       of each setting), `cells` (state, and the error of a failed one), `replacements` and
       `retrained` (tasks at which every finished run replaced its model, or retrained it), `metric`
-      (of the matrices), and `evaluations`: by name `rows` by variant and `references`, rows of
-      models that never saw the stream; of rows see `tables`.
+      (of the matrices), and `evaluations`: by name `rows` by variant, `differences`, the rows of
+      the other variants less that of the first, seed by seed, and `references`, rows of models that
+      never saw the stream; of rows see `tables`.
     """
     finished = [run for run in results.values() if run is not None]
     return {
@@ -207,10 +223,7 @@ def summarize(config: ConfigDict, all_cells: Sequence[Cell], results: Results) -
         "retrained": _in_all(run["retrained"] for run in finished),
         "metric": config.base.metrics[0],
         "evaluations": {
-            name: {
-                "rows": _rows(name, all_cells, results),
-                "references": _reference_rows(name, all_cells, results),
-            }
+            name: _of_evaluation(name, all_cells, results, alone)
             for name in config.base.evaluations
         },
     }
@@ -229,6 +242,18 @@ def _state(cell: Cell, results: dict[str, Any] | None) -> dict[str, Any]:
     return {"state": "failed", "error": error} if error else {"state": "missing"}
 
 
+def _of_evaluation(name: str, all_cells, results, alone) -> dict[str, dict[str, tables.Row]]:
+    rows = _rows(name, all_cells, results)
+    first, *others = rows
+    return {
+        "rows": rows,
+        "differences": {
+            variant: tables.difference_row(rows[variant], rows[first]) for variant in others
+        },
+        "references": _reference_rows(name, all_cells, results, alone),
+    }
+
+
 def _rows(evaluation: str, all_cells: Sequence[Cell], results: Results) -> dict[str, tables.Row]:
     by_variant = {}
     for cell in all_cells:
@@ -244,23 +269,35 @@ def _rows(evaluation: str, all_cells: Sequence[Cell], results: Results) -> dict[
 
 
 def _reference_rows(
-    evaluation: str, all_cells: Sequence[Cell], results: Results
+    evaluation: str,
+    all_cells: Sequence[Cell],
+    results: Results,
+    alone: Mapping[str, dict[str, Any]],
 ) -> dict[str, tables.Row]:
-    """AA of the untrained network and of the first external model, a row for each that there is.
+    """The external models alone, and AA of the untrained network and of the first external model.
+
+    A model that is never updated has one accuracy for all pairs, which is its AA.
 
     Methods with a learnable head have other external models than those with the simplex, and a
     variant may change network or recipe: where that makes several, the label says whose they are.
     """
-    accuracies = {}  # {reference: {model: {seed that it depends on: AA}}}
+    found = {}  # {reference: {model: {seed that it depends on: figures}}}
     users = {}  # {model: variants}
     for cell in all_cells:
         run = results[cell.name]
-        for reference, accuracy in run["references"][evaluation].items() if run else ():
+        figures = {
+            reference: {"aa": accuracy}
+            for reference, accuracy in (run["references"][evaluation] if run else {}).items()
+        }
+        if cell.name in alone:
+            of_pairs = tables.figures(alone[cell.name], evaluation)
+            figures = {"external_models_alone": of_pairs} | figures
+        for reference, of_reference in figures.items():
             model, seed = _reference_model(cell, run, reference)
-            accuracies.setdefault(reference, {}).setdefault(model, {})[seed] = accuracy
+            found.setdefault(reference, {}).setdefault(model, {})[seed] = of_reference
             users.setdefault(model, {})[cell.variant] = None
     rows = {}
-    for reference, models in accuracies.items():
+    for reference, models in found.items():
         for model, by_seed in models.items():
             label = reference.replace("_", " ")
             if len(models) > 1:

@@ -1,10 +1,12 @@
 """Tables and pictures of a comparison.
 
 By evaluation a directory with
-  table.md, table.csv                       all variants
+  table.md, table.csv                       all variants, and models that none of them trains
+  differences.md, differences.csv           the others less the first variant, seed by seed
   matrix-<variant>                          compatibility matrix of its first seed
   ac, aa                                    bars of the mean over seeds, ± std
   ac_per_task, aa_per_task                  AC_τ and AA_τ, mean over seeds
+  trade_off                                 accuracy on old galleries against that on the own one
 and for each group of an ablation <group>.md, <group>.csv, and <group>-ac and -aa over its settings.
 Pictures are PNG and SVG.
 """
@@ -32,8 +34,9 @@ _NOTE = (
     "Mean ± standard deviation of a sample (n - 1) over n seeds; - is not run or not defined. AC, "
     "AA, ACA, BC and FC are of {metric}, other metrics stand with their AA. AC and ACA in [0, 1]; "
     "BC and FC differences of accuracies in [0, 1]; across: mean accuracy of the pairs of models "
-    "with a replacement between them; final task: accuracy of the classifier on held-out images of "
-    "all classes after the last task."
+    "with a replacement between them; old galleries: that of all pairs of a model and an older "
+    "gallery; own gallery: that of the last model in its own; final task: accuracy of the "
+    "classifier on held-out images of all classes after the last task."
 )
 
 
@@ -56,37 +59,47 @@ def write(
         directory.mkdir(parents=True, exist_ok=True)
         notes = [*_notes(comparison), f"Tabulated by `{comparison['command']}`."]
         notes = "".join(f"\n{note}\n" for note in notes)
-        for stem, header, rows in _tables(comparison, evaluation):
-            text, unrounded = tables.text_cells(header, rows), tables.csv_cells(header, rows)
+        for stem, header, rows, signed in _tables(comparison, evaluation):
+            text = tables.text_cells(header, rows, signed=signed)
+            unrounded = tables.csv_cells(header, rows)
             files.write_text(str(directory / f"{stem}.md"), markdown(text) + notes)
             files.write_text(str(directory / f"{stem}.csv"), comma_separated(unrounded))
-    from iamcl2r_jax.reports import plots  # matplotlib, only where something is drawn
+    from iamcl2r_jax.reports import cost_plot, plots  # matplotlib, only where something is drawn
 
-    for name in comparison["evaluations"]:
+    for name, evaluation in comparison["evaluations"].items():
         with or_message(reporter, f"{name}: not all pictures were drawn", "tables are complete"):
             for stem, figure in _figures(plots, comparison, name, first_results):
                 plots.save(figure, os.path.join(workdir, name, stem))
+            if points := _trade_offs(evaluation):
+                plots.save(
+                    cost_plot.trade_offs(points, title=name),
+                    os.path.join(workdir, name, "trade_off"),
+                )
 
 
 def show(comparison: dict[str, Any], console: Console) -> None:
     """Prints the tables of all evaluations."""
     for name, evaluation in comparison["evaluations"].items():
-        for _, header, rows in _tables(comparison, evaluation):
-            print_text(console, f"\n{name}\n\n{markdown(tables.text_cells(header, rows))}")
+        for _, header, rows, signed in _tables(comparison, evaluation):
+            text = markdown(tables.text_cells(header, rows, signed=signed))
+            print_text(console, f"\n{name}\n\n{text}")
     for note in _notes(comparison):
         print_text(console, note)
 
 
-def _tables(comparison, evaluation) -> Iterator[tuple[str, str, dict[str, tables.Row]]]:
-    """File name, title of the first column and rows of each table of an evaluation."""
+def _tables(comparison, evaluation) -> Iterator[tuple[str, str, dict[str, tables.Row], bool]]:
+    """Of each table of an evaluation file name, first title, rows, and if these are differences."""
     rows = evaluation["rows"]
-    yield "table", "variant", rows | evaluation["references"]
+    yield "table", "variant", rows | evaluation["references"], False
+    if evaluation["differences"]:
+        first, *_ = rows
+        yield "differences", f"less {first}", evaluation["differences"], True
     for group, variants in comparison["groups"].items():
         labelled = {
             f"{label} (base)" if variant == BASE else label: rows[variant]
             for label, variant in variants["variants"].items()
         }
-        yield group, variants["field"], labelled
+        yield group, variants["field"], labelled, False
 
 
 def _notes(comparison) -> Iterator[str]:
@@ -141,6 +154,15 @@ def _figures(plots, comparison, name: str, first_results) -> Iterator[tuple[str,
                     labels=list(means),
                 ),
             )
+
+
+def _trade_offs(evaluation) -> dict[str, tuple[float, float]]:
+    """By row, the last model's accuracy in its own gallery and accuracy on old galleries."""
+    means = {
+        label: [row["figures"].get(name, {}).get("mean") for name in ("own", "old_galleries")]
+        for label, row in (evaluation["rows"] | evaluation["references"]).items()
+    }
+    return {label: tuple(point) for label, point in means.items() if None not in point}
 
 
 def _means(rows: Mapping[str, tables.Row], figure: str):

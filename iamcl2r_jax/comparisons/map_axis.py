@@ -166,13 +166,12 @@ def _ways(models: Models, names, replaced, train_seconds, image_seconds) -> list
 
 def _figures(matrix: np.ndarray, replaced: Sequence[int]) -> dict[str, float | None]:
     """AC; in percent AA, across replacements, on old galleries, and of the last on its own."""
-    below = np.tril_indices(len(matrix), -1)
     return {
         "ac": compatibility.average_compatibility(matrix),
         "aa": compatibility.average_accuracy(matrix),
         "across": finite(compatibility.accuracy_across_replacements(matrix, list(replaced))),
-        "old_galleries": float(100 * matrix[below].mean()),
-        "own": float(100 * matrix[-1, -1]),
+        "old_galleries": compatibility.accuracy_on_old_galleries(matrix),
+        "own": compatibility.accuracy_on_own_gallery(matrix),
     }
 
 

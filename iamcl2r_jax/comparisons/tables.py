@@ -31,6 +31,8 @@ _COLUMNS = {
     "ac": _Column("AC", ".3f"),
     "aa": _Column("AA %"),
     "across": _Column("across %"),
+    "old_galleries": _Column("old galleries %"),
+    "own": _Column("own gallery %"),
     "aca": _Column("ACA", ".3f"),
     "bc": _Column("BC", "+.3f"),
     "fc": _Column("FC", "+.3f"),
@@ -65,35 +67,78 @@ def make_row(evaluation: str, results: Sequence[dict | None], failed: int = 0) -
     }
 
 
-def reference_row(accuracies: Sequence[float]) -> Row:
-    """A model that is never updated has one accuracy for all pairs: its AA, in percent."""
-    return {"n": len(accuracies), "failed": 0, "figures": {"aa": mean_and_std(accuracies)}}
+def reference_row(per_seed: Sequence[Mapping[str, float | None]]) -> Row:
+    """What models reach that no variant trains, from the figures of each seed."""
+    names = dict.fromkeys(name for values in per_seed for name in values)
+    return {
+        "n": len(per_seed),
+        "failed": 0,
+        "figures": {name: mean_and_std([of[name] for of in per_seed]) for name in names},
+    }
 
 
 def figures(results: dict, evaluation: str) -> dict[str, float | None]:
     """The figures of one run on one evaluation, in the units of results.json.
 
-    AC, AA, ACA, BC and FC are of the main metric, as is "across", the accuracy across replacements
-    in percent; every other metric is there by its AA.
+    AC, AA, ACA, BC and FC are of the main metric, and so are, in percent, "across", the accuracy
+    across replacements, "old_galleries" and "own", the last model's in its own gallery; every other
+    metric is there by its AA.
     """
     found = results["evaluations"][evaluation]
-    across = compatibility.accuracy_across_replacements(found["matrix"], results["replacements"])
+    matrix = found["matrix"]
+    across = compatibility.accuracy_across_replacements(matrix, results["replacements"])
     return (
         {name: found[name] for name in ("ac", "aa")}
-        | {"across": finite(across)}
+        | {
+            "across": finite(across),
+            "old_galleries": finite(compatibility.accuracy_on_old_galleries(matrix)),
+            "own": compatibility.accuracy_on_own_gallery(matrix),
+        }
         | {name: found[name] for name in ("aca", "bc", "fc")}
         | {metric: summary["aa"] for metric, summary in found["metrics"].items()}
-        | {"final_accuracy": results["task_accuracy"][-1]}
+        | (
+            {"final_accuracy": accuracies[-1]}
+            if (accuracies := results.get("task_accuracy"))
+            else {}
+        )
     )
 
 
-def text_cells(header: str, rows: Mapping[str, Row]) -> list[list[str]]:
-    """The table as text: the line of titles, then one line for each row by its label."""
+def difference_row(row: Row, base: Row) -> Row:
+    """A row less another, seed by seed: mean and std of the differences over the seeds of both.
+
+    What a comparison says of two variants: seeds, and external models with them, differ more than
+    variants do, and that is in both.
+    """
+    figures = {
+        name: mean_and_std(
+            [
+                None if None in (value, of_base) else value - of_base
+                for value, of_base in zip(
+                    figure["values"], base["figures"][name]["values"], strict=True
+                )
+            ]
+        )
+        for name, figure in row["figures"].items()
+        if name in base["figures"]
+    }
+    there = [value is not None for value in figures["aa"]["values"]] if figures else []
+    return {"n": sum(there), "failed": row["failed"], "figures": figures}
+
+
+def text_cells(header: str, rows: Mapping[str, Row], *, signed: bool = False) -> list[list[str]]:
+    """The table as text: the line of titles, then one line for each row by its label.
+
+    Args:
+      header: title of the first column.
+      rows: by label.
+      signed: whether figures are differences, which have a sign.
+    """
     names = _figure_names(rows)
     lines = [[header, "n", *(_column(name).title for name in names)]]
     for label, row in rows.items():
         count = f"{row['n']}, {row['failed']} failed" if row["failed"] else str(row["n"])
-        lines.append([label, count, *(_text(name, row) for name in names)])
+        lines.append([label, count, *(_text(name, row, signed) for name in names)])
     return lines
 
 
@@ -120,12 +165,13 @@ def _column(name: str) -> _Column:
     return _COLUMNS.get(name) or _Column(f"{name.replace('_', ' ')} %")
 
 
-def _text(name: str, row: Row) -> str:
+def _text(name: str, row: Row, signed: bool) -> str:
     figure = row["figures"].get(name)
     if figure is None or figure["mean"] is None:
         return "failed" if row["failed"] and not row["n"] else "-"
     column = _column(name)
-    mean = format(column.scale * figure["mean"], column.form)
+    form = column.form.lstrip("+")
+    mean = format(column.scale * figure["mean"], f"+{form}" if signed else column.form)
     if figure["std"] is None:
         return mean
-    return f"{mean} ± {format(column.scale * figure['std'], column.form.lstrip('+'))}"
+    return f"{mean} ± {format(column.scale * figure['std'], form)}"

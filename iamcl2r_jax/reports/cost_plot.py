@@ -44,3 +44,30 @@ def costs(
     axes.set_title(title, fontsize=10)
     figure.legend(loc="outside right upper", fontsize=7)
     return figure
+
+
+@default_style()
+def trade_offs(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    xlabel: str = "last model in its own gallery (%)",
+    ylabel: str = "accuracy on old galleries (%)",
+    title: str = "",
+) -> Figure:
+    """What one figure costs of another: a named point for each label.
+
+    Args:
+      points: by label, both values.
+      xlabel, ylabel: of the axes.
+      title: of the figure.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    for number, (label, (x, y)) in enumerate(points.items()):
+        colour = COLOURS[number % len(COLOURS)]
+        mark = _MARKS[number // len(COLOURS) % len(_MARKS)]
+        axes.plot(x, y, mark, color=colour, label=label)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.set_title(title, fontsize=10)
+    figure.legend(loc="outside right upper", fontsize=8, frameon=False)
+    return figure
