@@ -90,16 +90,21 @@ def show(comparison: dict[str, Any], console: Console) -> None:
 def _tables(comparison, evaluation) -> Iterator[tuple[str, str, dict[str, tables.Row], bool]]:
     """Of each table of an evaluation file name, first title, rows, and if these are differences."""
     rows = evaluation["rows"]
-    yield "table", "variant", rows | evaluation["references"], False
-    if evaluation["differences"]:
+    yield "table", "variant", (_run(rows) or rows) | evaluation["references"], False
+    if differences := _run(evaluation["differences"]):
         first, *_ = rows
-        yield "differences", f"less {first}", evaluation["differences"], True
+        yield "differences", f"less {first}", differences, True
     for group, variants in comparison["groups"].items():
         labelled = {
             f"{label} (base)" if variant == BASE else label: rows[variant]
             for label, variant in variants["variants"].items()
         }
         yield group, variants["field"], labelled, False
+
+
+def _run(rows: Mapping[str, tables.Row]) -> dict[str, tables.Row]:
+    """Those of which a seed is finished or failed; a note names the cells of the others."""
+    return {label: row for label, row in rows.items() if row["n"] or row["failed"]}
 
 
 def _notes(comparison) -> Iterator[str]:
