@@ -67,6 +67,19 @@ def test_procrustes_is_scipys():
     np.testing.assert_allclose(fit("procrustes", x, y).params["matrix"], expected, atol=1e-5)
 
 
+def test_procrustes_does_without_divide_and_conquer(monkeypatch):
+    cross = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    cross[:, 0] = 0
+    expected = linear.nearest_orthogonal(cross)[0]
+
+    def with_nan(matrix, full_matrices):
+        return [jnp.full(shape, jnp.nan) for shape in ((6, 4), 4, (4, 4))]
+
+    monkeypatch.setattr(jnp.linalg, "svd", with_nan)  # as where LAPACK's does not converge
+    found = linear.nearest_orthogonal(cross)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_scaled_procrustes_leaves_what_scipys_leaves():
     x, y, _ = related()
     y = unit(y + 0.5).astype(np.float32)

@@ -85,8 +85,9 @@ def main(
 
 def _try_maps(config: ConfigDict, workdir: str, names: Sequence[str], reporter: Reporter) -> None:
     finished = [cell for cell in cells.expand(config, workdir) if cell.finished()]
+    external = {}
     found = {
-        (cell.variant, cell.seed): map_axis.evaluate_run(cell.workdir, names, reporter)
+        (cell.variant, cell.seed): map_axis.evaluate_run(cell.workdir, names, reporter, external)
         for cell in finished
     }
     if any(of["chains"] for of in found.values()):

@@ -1,7 +1,8 @@
 """Maps after the fact on the models of finished runs, beside training for compatibility.
 
-Of each run two chains of models are compared, what it left after each task and the external models
-alone, by every way: as they are, each map in both directions, everything re-embedded. Maps are
+Of each run two chains of models are compared, those that it trained and the external models alone,
+by every way: as they are, each map in both directions, everything re-embedded. Of the trained ones
+there is one for each external model: the one that the next replacement ends, or the last. Maps are
 fitted on images of the stream, by both models of a pair; the evaluations hold none of these.
 """
 
@@ -33,13 +34,19 @@ _PAIRS = "pairs"  # beside the evaluations
 _TIMED = 256  # images whose embedding is timed
 
 
-def evaluate_run(workdir: str, names: Sequence[str], reporter: Reporter) -> dict[str, Any]:
+def evaluate_run(
+    workdir: str,
+    names: Sequence[str],
+    reporter: Reporter,
+    external: dict[tuple[str, ...], Any] | None = None,
+) -> dict[str, Any]:
     """Every way on both chains of a finished run; kept in workdir/maps.json, and read from there.
 
     Args:
       workdir: of the run.
       names: keys of `maps.MAPS`.
       reporter: shows the progress.
+      external: chains of external models by their paths, which several runs share; added to.
 
     Returns:
       `maps`, `metric`, `pairs` (how many images maps are fitted on) and `chains`: by name
@@ -51,8 +58,9 @@ def evaluate_run(workdir: str, names: Sequence[str], reporter: Reporter) -> dict
       DamagedError: if what it left is not as it was written.
     """
     path = os.path.join(workdir, FILE)
-    known = files.read_json(path)
+    known, external = files.read_json(path), {} if external is None else external
     if known is not None and known["maps"] == list(names):
+        external[tuple(known["external_models"])] = known["chains"].get(EXTERNAL)
         return known
     results, config = files.read_json(os.path.join(workdir, "results.json")), None
     if results is not None:
@@ -61,20 +69,26 @@ def evaluate_run(workdir: str, names: Sequence[str], reporter: Reporter) -> dict
         raise InputError(f"workdir={workdir} holds no finished run")
     evaluations, metric = inputs.load_evaluations(config), config.metrics[0]
     images = _pair_images(inputs.load_stream(config).train)
-    chains = {
-        TRAINED: [runs.task_path(workdir, task) for task in range(results["num_tasks"])],
-        EXTERNAL: list(dict.fromkeys(results["external_models"].values())),
+    ends = [task - 1 for task in results["replacements"] if task] + [results["num_tasks"] - 1]
+    trained = [runs.task_path(workdir, task) for task in ends]
+    models = tuple(dict.fromkeys(results["external_models"].values()))
+
+    def chain(paths, train_seconds):
+        if len(paths) < 2:
+            return None
+        return _chain(paths, evaluations, images, metric, names, train_seconds, reporter)
+
+    if models not in external:
+        external[models] = chain(models, 0.0)
+    chains = {TRAINED: chain(trained, results["seconds"]["train"] / len(ends))}
+    chains[EXTERNAL] = external[models]
+    written = {
+        "maps": list(names),
+        "metric": metric,
+        "pairs": len(images),
+        "external_models": models,
+        "chains": {name: of_chain for name, of_chain in chains.items() if of_chain is not None},
     }
-    replaced = {TRAINED: results["replacements"], EXTERNAL: range(len(chains[EXTERNAL]))}
-    seconds = {TRAINED: results["seconds"]["train"] / results["num_tasks"], EXTERNAL: 0.0}
-    found = {
-        name: _chain(
-            paths, evaluations, images, metric, names, replaced[name], seconds[name], reporter
-        )
-        for name, paths in chains.items()
-        if len(paths) > 1
-    }
-    written = {"maps": list(names), "metric": metric, "pairs": len(images), "chains": found}
     files.write_json(path, written)
     return files.as_json(written)
 
@@ -85,7 +99,7 @@ def _pair_images(train: ImageSet) -> ImageSet:
     return ImageSet(train.images[rows], train.labels[rows], train.class_names)
 
 
-def _chain(paths, evaluations, images, metric, names, replaced, train_seconds, reporter):
+def _chain(paths, evaluations, images, metric, names, train_seconds, reporter):
     """Head and ways of one chain of checkpoints, oldest first."""
     metadata = [load_metadata(path) for path in paths]
     gate.check_comparable(paths, metadata)
@@ -110,7 +124,7 @@ def _chain(paths, evaluations, images, metric, names, replaced, train_seconds, r
                 for path, features in zip(paths, embedded[name], strict=True)
             ]
             models = Models(tables, metric, pairs, fits=fits)
-            found[name] = _ways(models, names, replaced, train_seconds, image_seconds)
+            found[name] = _ways(models, names, train_seconds, image_seconds)
             stage.advance()
     return {"head": metadata[0].head, "evaluations": found}
 
@@ -135,7 +149,7 @@ def _seconds_per_image(path: str, images: ImageSet) -> float:
     return (time.perf_counter() - start) / _TIMED
 
 
-def _ways(models: Models, names, replaced, train_seconds, image_seconds) -> list[dict[str, Any]]:
+def _ways(models: Models, names, train_seconds, image_seconds) -> list[dict[str, Any]]:
     """By way, the matrix of all pairs of models and its figures."""
     size = len(models.tables)
     by_way: dict[tuple, list[tuple[int, int, ways.Way]]] = {}
@@ -158,18 +172,17 @@ def _ways(models: Models, names, replaced, train_seconds, image_seconds) -> list
                 "map": name,
                 "direction": direction,
                 "matrix": [[finite(float(cell)) for cell in row] for row in matrix],
-                "figures": _figures(matrix, replaced) | costs,
+                "figures": _figures(matrix) | costs,
             }
         )
     return found
 
 
-def _figures(matrix: np.ndarray, replaced: Sequence[int]) -> dict[str, float | None]:
-    """AC; in percent AA, across replacements, on old galleries, and of the last on its own."""
+def _figures(matrix: np.ndarray) -> dict[str, float | None]:
+    """AC; in percent AA, on old galleries, and of the last on its own."""
     return {
         "ac": compatibility.average_compatibility(matrix),
         "aa": compatibility.average_accuracy(matrix),
-        "across": finite(compatibility.accuracy_across_replacements(matrix, list(replaced))),
         "old_galleries": compatibility.accuracy_on_old_galleries(matrix),
         "own": compatibility.accuracy_on_own_gallery(matrix),
     }

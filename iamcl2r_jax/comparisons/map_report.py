@@ -23,7 +23,6 @@ from iamcl2r_jax.system.progress import Reporter, print_text
 _COLUMNS = {
     "ac": ("AC", ".3f", 1.0),
     "aa": ("AA %", ".2f", 1.0),
-    "across": ("across %", ".2f", 1.0),
     "old_galleries": ("old galleries %", ".2f", 1.0),
     "own": ("last on its own %", ".2f", 1.0),
     "seconds": ("seconds", ".2f", 1.0),
@@ -33,12 +32,12 @@ _COLUMNS = {
     "gallery_bytes": ("gallery MiB", ".2f", 2.0**-20),
 }
 _NOTE = (
-    "Mean ± standard deviation of a sample (n - 1) over n seeds. Of {metric}; across: pairs with a "
-    "replacement between them; old galleries: all pairs of a model and an older gallery. Maps are "
-    "fitted on up to {pairs:,} images of the stream, which no evaluation holds. Costs are means "
-    "over the upgrades: seconds to get there (training a task, fitting the map, embedding the "
-    "gallery again), of the fit alone, added to a query; bytes of the map, and of the gallery that "
-    "are written again."
+    "Mean ± standard deviation of a sample (n - 1) over n seeds. Of {metric}, for the last model "
+    "before each replacement and the last of all; old galleries: all pairs of a model and an older "
+    "gallery. Maps are fitted on up to {pairs:,} images of the stream, which no evaluation holds. "
+    "Costs are means over the upgrades: seconds to get there (training, fitting the map, embedding "
+    "the gallery again), of the fit alone, added to a query; bytes of the map, and of the gallery "
+    "that are written again."
 )
 
 Row = dict[str, Any]

@@ -41,6 +41,33 @@ def unit_pairs(source: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Arr
     return losses.normalize(source), losses.normalize(target)
 
 
+def svd(matrix: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """U [S, R], the singular values [R], largest first, and Vᵀ [R, D] of a matrix [S, D].
+
+    LAPACK's divide and conquer, which is JAX's choice on a CPU, at times does not converge where
+    many singular values are nearly equal, and leaves NaN; the QR algorithm, four times slower,
+    then takes over.
+    """
+
+    def by_qr(matrix):
+        return tuple(
+            jax.lax.linalg.svd(
+                matrix, full_matrices=False, algorithm=jax.lax.linalg.SvdAlgorithm.QR
+            )
+        )
+
+    def by_default(matrix):
+        return tuple(jnp.linalg.svd(matrix, full_matrices=False))
+
+    found = by_default(matrix)
+    return jax.lax.cond(
+        jnp.all(jnp.isfinite(found[1])) | ~jnp.all(jnp.isfinite(matrix)),
+        lambda matrix: found,
+        lambda matrix: jax.lax.platform_dependent(matrix, cpu=by_qr, default=by_default),
+        matrix,
+    )
+
+
 def nearest_orthogonal(cross: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The (semi-)orthogonal R [S, D] with the largest tr(Rᵀ M), for M = `cross` [S, D].
 
@@ -50,7 +77,7 @@ def nearest_orthogonal(cross: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
     Returns:
       R, the singular values S of M, largest first, and Vᵀ.
     """
-    left, values, right = jnp.linalg.svd(cross, full_matrices=False)
+    left, values, right = svd(cross)
     tolerance = jnp.max(values) * max(cross.shape) * jnp.finfo(cross.dtype).eps
     seen = values > tolerance
 
@@ -59,9 +86,7 @@ def nearest_orthogonal(cross: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
         rest = jnp.eye(*cross.shape, dtype=cross.dtype)
         rest = rest - product(known_left, product(known_left.T, rest))
         rest = rest - product(product(rest, known_right.T), known_right)
-        outer, _, inner = jnp.linalg.svd(
-            product(known_left, known_right) + rest, full_matrices=False
-        )
+        outer, _, inner = svd(product(known_left, known_right) + rest)
         return product(outer, inner)
 
     rotation = jax.lax.cond(jnp.all(seen), lambda _: product(left, right), completed, None)
