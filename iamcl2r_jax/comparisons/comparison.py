@@ -56,7 +56,8 @@ def main(
       config: see `cells.comparison`.
       workdir: directory of the comparison; by default named after it.
       only, command, num_jobs, initialize: see `run`.
-      names: maps after the fact to try on the models of every finished run, see `map_axis`.
+      names: maps after the fact to try on the models of every finished run, or of those that `only`
+        names, see `map_axis`.
 
     Returns:
       Its exit status: `FAILED` if a cell has failed, now or in an earlier start.
@@ -77,14 +78,21 @@ def main(
         )
     comparison_report.show(comparison, reporter.console)
     if names:
-        _try_maps(config, workdir, names, reporter)
+        _try_maps(config, workdir, only, names, reporter)
     reporter.message(f"tables and pictures: {workdir}")
     failed = any(cell["state"] == "failed" for cell in comparison["cells"].values())
     return FAILED if failed else DONE
 
 
-def _try_maps(config: ConfigDict, workdir: str, names: Sequence[str], reporter: Reporter) -> None:
-    finished = [cell for cell in cells.expand(config, workdir) if cell.finished()]
+def _try_maps(
+    config: ConfigDict,
+    workdir: str,
+    only: Collection[str] | None,
+    names: Sequence[str],
+    reporter: Reporter,
+) -> None:
+    named = cells.select(cells.expand(config, workdir), only or None)
+    finished = [cell for cell in named if cell.finished()]
     external = {}
     found = {
         (cell.variant, cell.seed): map_axis.evaluate_run(cell.workdir, names, reporter, external)
