@@ -25,7 +25,7 @@ _ONLY = flags.DEFINE_list(
 _MAPS = flag_types.several_names_in(
     "iamcl2r_jax.evaluation.maps:MAPS",
     "maps",
-    "Maps after the fact to try on the models of every finished run, or of those that --only names.",
+    "Maps after the fact to try on the models of every finished run, or of those in --only.",
 )
 _JOBS = flags.DEFINE_integer(
     "jobs",
