@@ -14,6 +14,7 @@ from iamcl2r_jax.gallery import Gallery, backfill, upkeep
 from iamcl2r_jax.gallery.exact import ExactStore
 from iamcl2r_jax.gallery.milvus import MilvusStore
 from iamcl2r_jax.gallery.store import StoreError, open_store
+from iamcl2r_jax.programs import gallery as program
 from iamcl2r_jax.system.errors import InputError
 
 
@@ -121,11 +122,13 @@ def test_an_upgrade_on_the_server(server, tmp_path):
         upkeep.backup(gallery, str(tmp_path / "copy"))
         assert gallery.retire() > 0
         same(answers(directory), answers(directory, store=ExactStore()))
-        # A server that lost what it had is given everything again.
+        # A server that lost what it had says so, and is given everything again.
+        gallery.store.delete(1, np.arange(1, 11))
+        assert len(upkeep.verify_store(gallery)) == 10
         gallery.store.drop(1)
-        gallery.store.create(1, WIDTH)
-        assert len(upkeep.verify_store(gallery)) == 60
-        upkeep.refill(gallery)
+        with pytest.raises(StoreError, match="lost the vectors of generation 1"):
+            answers(directory)
+        assert program.main(["refill", directory]) == 0
         assert upkeep.verify_store(gallery) == []
         gallery.store.drop(1)
 

@@ -13,6 +13,7 @@ from PIL import Image
 from iamcl2r_jax.evaluation import gate
 from iamcl2r_jax.gallery import Gallery, figures
 from iamcl2r_jax.gallery.embedder import CheckpointEmbedder, describe
+from iamcl2r_jax.gallery.exact import ExactStore
 from iamcl2r_jax.gallery.images import read
 from iamcl2r_jax.programs import gallery as program
 from iamcl2r_jax.programs import start
@@ -154,6 +155,7 @@ def test_a_model_that_was_not_compared_is_refused(place, filled, run):
         (["gate", "{g}", "--model", "old", "--gallery", "folder:x"], "it serves already"),
         (["gate", "{g}", "--model", "{place}/new", "--gallery", "folder:x"], "not a directory"),
         (["canary", "{g}", "--share", "2"], "share=2.0: must be in"),
+        (["refill", "{g}"], "engine=memory: it keeps nothing"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, place, filled, run, arguments, says):
@@ -170,6 +172,31 @@ def test_bad_input_is_one_line(tmp_path, place, filled, run, arguments, says):
     assert err.startswith("error: ")
     assert says in err
     assert not (tmp_path / "new").exists()
+
+
+def test_an_engine_that_has_lost_its_vectors_is_refilled(tmp_path, place, run, monkeypatch):
+    class Server(ExactStore):
+        """Outlives the processes that use it."""
+
+        persistent = True
+
+        def close(self):
+            pass
+
+    server, directory = Server(), tmp_path / "g"
+    monkeypatch.setattr("iamcl2r_jax.gallery.gallery.open_store", lambda engine, index: server)
+    engine = "milvus:http://127.0.0.1:1/g"
+    assert run("init", directory, "--model", place / "old", "--engine", engine)[0] == 0
+    assert run("add", directory, place / "shop" / "gallery")[0] == 0
+    query = ("search", directory, place / "shop" / "query" / "hat" / "0.png")
+    before = run(*query)
+    server._generations.clear()
+    status, _, err = run(*query)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "run `gallery.py refill`" in err
+    assert run("refill", directory) == (0, "refilled: 24 vectors\n", "")
+    assert run("verify", directory, "--engine")[0] == 0
+    assert run(*query) == before
 
 
 def test_unreadable_images_are_listed_and_the_others_added(tmp_path, place, run):

@@ -5,10 +5,10 @@ import pytest
 from gallery_world import entries, new_gallery, promoted
 from gallery_world import units as of_gallery
 
-from iamcl2r_jax.gallery import Gallery, contents, upkeep
+from iamcl2r_jax.gallery import Gallery, contents, state, upkeep
 from iamcl2r_jax.gallery.approximate import FaissStore
 from iamcl2r_jax.gallery.exact import ExactStore
-from iamcl2r_jax.gallery.store import VectorStore, open_store
+from iamcl2r_jax.gallery.store import StoreError, VectorStore, open_store
 from iamcl2r_jax.system.errors import InputError
 
 WIDTH = 6
@@ -182,6 +182,38 @@ def test_an_engine_that_is_far_behind_catches_up(tmp_path, kept):
         assert upkeep.verify_store(behind) == []
         assert behind.search(of_gallery(2, 6), model="a")[1][0].item.key == "item6"
         assert upkeep.verify(gallery) == []
+
+
+def test_an_engine_that_has_lost_its_vectors_says_so_until_it_is_refilled(tmp_path):
+    """Also when it is found missing while the gallery is open."""
+    store = Persistent()
+
+    def opened():
+        return Gallery(str(tmp_path / "g"), store=store)
+
+    engine = "milvus:http://127.0.0.1:1/g"
+    with new_gallery(tmp_path / "g", 20) as gallery, gallery.database.writing() as connection:
+        state.put_setting(connection, state.ENGINE, engine)
+    with opened() as gallery:
+        before = gallery.search(of_gallery(1, 1), model="a", k=30)
+        promoted(gallery)
+        gallery.add(entries(20, 23), {m: of_gallery(3, 5) for m in "ab"})
+        store._generations.clear()
+        with pytest.raises(StoreError, match=r"generation 1; run .* refill"):
+            gallery.search(of_gallery(1, 1), model="a")
+        for _ in range(2):
+            with opened() as other, pytest.raises(StoreError, match=r"generation 1; run .* refill"):
+                other.search(of_gallery(1, 1), model="a")
+        upkeep.refill(gallery)
+        assert upkeep.verify_store(gallery) == []
+        gallery.remove(["item20", "item21", "item22"])
+        assert gallery.search(of_gallery(1, 1), model="a", k=30) == before
+        store._generations.clear()  # nothing was written since
+        with pytest.raises(StoreError, match=r"generation 1; run .* refill"):
+            gallery.search(of_gallery(1, 1), model="a")
+    with opened() as gallery:
+        upkeep.refill(gallery)
+        assert gallery.search(of_gallery(1, 1), model="a", k=30) == before
 
 
 def test_a_persistent_engine_is_fed_only_what_changed(tmp_path):

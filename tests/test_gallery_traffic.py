@@ -22,8 +22,7 @@ def queries_while(directory, upgrade, least, threads):
     gallery = Gallery(directory)
 
     def ask():
-        while not (ended.is_set() and next(number) >= least):
-            request = next(number)
+        while not ((request := next(number)) >= least and ended.is_set()):
             model = gallery.route(str(request)).name
             item = request % ITEMS
             try:
@@ -47,7 +46,7 @@ def queries_while(directory, upgrade, least, threads):
             future.result()
     gallery.close()
     assert failures == []
-    return pairs, next(number)
+    return pairs, next(number) - threads  # the last number of each thread was not asked
 
 
 def rounds(gallery, repeats):

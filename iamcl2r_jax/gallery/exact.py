@@ -107,11 +107,13 @@ class ExactStore:
         self._generations: dict[int, _Generation] = {}
         self._lock = threading.Lock()  # of writes; searches take a snapshot
 
-    def create(self, generation: int, width: int) -> None:
+    def create(self, generation: int, width: int) -> bool:
         """See `VectorStore`."""
         with self._lock:
-            if generation not in self._generations:
-                self._generations[generation] = _Generation(width)
+            if generation in self._generations:
+                return False
+            self._generations[generation] = _Generation(width)
+            return True
 
     def drop(self, generation: int) -> None:
         """See `VectorStore`."""

@@ -9,7 +9,7 @@ import numpy as np
 from iamcl2r_jax.gallery import locks, state
 from iamcl2r_jax.gallery.database import vectors_table
 from iamcl2r_jax.gallery.records import View
-from iamcl2r_jax.gallery.store import VectorStore
+from iamcl2r_jax.gallery.store import StoreError, VectorStore
 
 _ROWS = 512  # at a time; more than the cache holds is slower
 _WAIT = 600.0  # seconds; a gallery of a million is fed in less
@@ -72,6 +72,9 @@ def follow(
 
     Returns:
       {generation id: items whose vectors changed}.
+
+    Raises:
+      StoreError: if it lacks a generation that is older than that.
     """
     changed = _everything(connection, store, view) if _pruned(connection, sequence) else {}
     rows = connection.execute(
@@ -83,8 +86,14 @@ def follow(
         store.drop(generation)
     for generation, model in view.generations.items():
         width = view.models[model].info.width
-        store.create(generation, width)
-        items = sorted(changed.get(generation, ()))
+        known = changed.get(generation, set())
+        if store.create(generation, width) and not _items(connection, generation) <= known:
+            store.drop(generation)  # so that the next process is told, too
+            raise StoreError(
+                f"the engine has lost the vectors of generation {generation}; run `gallery.py "
+                "refill`"
+            )
+        items = sorted(known)
         for start in range(0, len(items), _ROWS):
             some = items[start : start + _ROWS]
             there, vectors = state.read_vectors(connection, generation, some, width)
@@ -115,9 +124,13 @@ def _everything(
     changed = {}
     for generation, model in view.generations.items():
         store.create(generation, view.models[model].info.width)
-        rows = connection.execute(f"SELECT item FROM {vectors_table(generation)}")
-        changed[generation] = {row[0] for row in rows} | set(store.read(generation)[0].tolist())
+        held = store.read(generation)[0].tolist()
+        changed[generation] = _items(connection, generation) | set(held)
     return changed
+
+
+def _items(connection: sqlite3.Connection, generation: int) -> set[int]:
+    return {row[0] for row in connection.execute(f"SELECT item FROM {vectors_table(generation)}")}
 
 
 def set_position(connection: sqlite3.Connection, sequence: int) -> None:

@@ -14,7 +14,7 @@ from iamcl2r_jax.gallery.database import Database, record_event
 from iamcl2r_jax.gallery.errors import Refused
 from iamcl2r_jax.gallery.merging import merged
 from iamcl2r_jax.gallery.records import Hit, Item, Model, ModelInfo, NewItem, Verdict, View
-from iamcl2r_jax.gallery.store import EXACT, MEMORY, VectorStore, open_store
+from iamcl2r_jax.gallery.store import EXACT, MEMORY, StoreError, VectorStore, open_store
 from iamcl2r_jax.system.errors import InputError
 
 Names = Mapping[str, np.ndarray]
@@ -223,6 +223,7 @@ class Gallery:
         Raises:
           InputError: the vectors are not as they must be, or there is no such model.
           Refused: the model may not search the vectors that are stored.
+          StoreError: the engine does not answer, or has lost its vectors.
         """
         found, scores, generations = self.search_arrays(vectors, model=model, k=k)
         items = self.items(np.unique(found).tolist())
@@ -258,9 +259,12 @@ class Gallery:
                     (generation, *self.store.search(generation, queries, k, keep))
                     for generation, keep in parts
                 ]
-            except KeyError:  # retired between the view and the search
+            except KeyError as error:  # retired between the view and the search
                 if last:
-                    raise
+                    raise StoreError(
+                        f"the engine has lost the vectors of generation {error}; run `gallery.py "
+                        "refill`"
+                    ) from error
                 continue
             return merged(found, view, k)
         raise AssertionError("unreachable")

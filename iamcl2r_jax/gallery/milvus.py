@@ -7,6 +7,7 @@ disk is filled again, see `upkeep.refill`.
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -70,7 +71,7 @@ class MilvusStore:
         with self._answering():
             self._client = pymilvus.MilvusClient(uri=self._uri, timeout=_TIMEOUT)
 
-    def create(self, generation: int, width: int) -> None:
+    def create(self, generation: int, width: int) -> bool:
         """See `VectorStore`."""
         with self._answering():
             self._changed(generation)
@@ -78,7 +79,7 @@ class MilvusStore:
                 if generation not in self._loaded:  # somebody may have released it
                     self._client.load_collection(self._collection(generation))
                     self._loaded.add(generation)
-                return
+                return False
             schema = self._client.create_schema(auto_id=False, enable_dynamic_field=False)
             kind = self._pymilvus.DataType
             schema.add_field("id", kind.INT64, is_primary=True)
@@ -92,12 +93,15 @@ class MilvusStore:
             self._client.create_collection(
                 self._collection(generation), schema=schema, index_params=index
             )
+            self._loaded.add(generation)
+            return True
 
     def drop(self, generation: int) -> None:
         """See `VectorStore`."""
         with self._answering():
             if self._client.has_collection(self._collection(generation)):
                 self._client.drop_collection(self._collection(generation))
+            self._loaded.discard(generation)
 
     def write(self, generation: int, items: np.ndarray, vectors: np.ndarray) -> None:
         """See `VectorStore`."""
@@ -155,6 +159,16 @@ class MilvusStore:
         rows.sort(key=lambda row: row["id"])
         items = np.array([row["id"] for row in rows], np.int64)
         return items, np.array([row["vector"] for row in rows], np.float32)
+
+    def wait(self) -> None:
+        """Waits until the server has built the indexes of what it holds; searches need not wait."""
+        with self._answering():
+            for generation in sorted(self._loaded):
+                self._client.flush(self._collection(generation))
+                while self._client.describe_index(self._collection(generation), "vector")[
+                    "pending_index_rows"
+                ]:
+                    time.sleep(0.1)
 
     def close(self) -> None:
         """See `VectorStore`; the vectors stay on the server."""

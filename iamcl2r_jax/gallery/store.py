@@ -32,8 +32,8 @@ class VectorStore(Protocol):
 
     persistent: bool
 
-    def create(self, generation: int, width: int) -> None:
-        """Makes room for a generation; nothing if it is there already."""
+    def create(self, generation: int, width: int) -> bool:
+        """Makes room for a generation, and returns whether it was not there already."""
 
     def drop(self, generation: int) -> None:
         """Removes a generation with its vectors; nothing if it is not there."""

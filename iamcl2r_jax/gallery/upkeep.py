@@ -19,6 +19,7 @@ from iamcl2r_jax.gallery.database import (
 )
 from iamcl2r_jax.gallery.gallery import Gallery
 from iamcl2r_jax.gallery.records import View
+from iamcl2r_jax.gallery.store import MEMORY
 from iamcl2r_jax.system.errors import DamagedError, InputError, WriteError
 
 _LISTED = 20  # findings of one kind
@@ -171,15 +172,21 @@ def verify_store(gallery: Gallery) -> list[str]:
 
 
 def refill(gallery: Gallery) -> None:
-    """Gives the engine everything again, as after it has lost its disk.
+    """Gives an engine that keeps its vectors all of them again, as after it has lost some.
+
+    Searches that come meanwhile may find less, or raise `StoreError`.
 
     Raises:
+      InputError: if the engine keeps nothing, so that there is nothing to be mended.
       StoreError: if it does not answer.
     """
     with gallery.database.writing() as connection:
+        if (engine := state.setting(connection, state.ENGINE)) == MEMORY:
+            raise InputError(
+                f"engine={engine}: it keeps nothing, every process fills its own from the database"
+            )
         feed.forget_position(connection)
-    with Gallery(gallery.directory) as other:
-        other.feed()
+    gallery.feed()
 
 
 def backup(gallery: Gallery, target: str) -> None:

@@ -84,6 +84,12 @@ _VERBS: dict[str, tuple[str, str]] = {
         "Copies the database as of one moment to TARGET, which then is a gallery. Images that lie "
         "inside DIR are copied, others stay where they are.",
     ),
+    "refill": (
+        "gives a server that has lost vectors all of them again",
+        "Empties the gallery's collections on its Milvus server and fills them from the database, "
+        "which does not change. Searches find less until it ends. A search engine in memory needs "
+        "no refill: it is filled whenever a process opens the gallery.",
+    ),
 }
 
 

@@ -241,6 +241,13 @@ def backup(options: argparse.Namespace) -> None:
     print(f"copied to {options.target}")
 
 
+def refill(options: argparse.Namespace) -> None:
+    with Gallery(options.directory) as gallery:
+        upkeep.refill(gallery)
+        generations = gallery.status()["generations"]
+    print(f"refilled: {sum(generation['vectors'] for generation in generations)} vectors")
+
+
 def _embedders():
     start.prepare_jax()
     from iamcl2r_jax.gallery.embedder import Embedders
