@@ -79,6 +79,9 @@ class Batcher(Generic[Query, Answer]):
             batch = [await self._queue.get()]
             end = asyncio.get_running_loop().time() + self._wait
             while len(batch) < min(self._size, self._coming):
+                if not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
+                    continue
                 try:
                     async with asyncio.timeout_at(end):
                         batch.append(await self._queue.get())

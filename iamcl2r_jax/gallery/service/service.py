@@ -3,9 +3,9 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 
-import anyio
 from starlette.concurrency import run_in_threadpool
 
 from iamcl2r_jax.gallery import Gallery, Model, transitions
@@ -34,7 +34,7 @@ class Service:
       history: of the backfill.
       metrics: see `Metrics`.
       batcher: answers queries.
-      decoders: limits how many pictures are decoded at once.
+      decoders: threads that decode pictures, while the service is running.
       trouble: why the service is not ready, one line; None once it is.
     """
 
@@ -46,7 +46,6 @@ class Service:
         self.history = progress.History()
         self.metrics = Metrics(lambda: progress.snapshot(gallery))
         self.trouble: str | None = "the model is being loaded"
-        self.decoders = anyio.CapacityLimiter(_DECODERS)
         self.batcher: Batcher[Query, Found] = Batcher(
             Searcher(gallery, embedders).answer,
             size=settings.batch,
@@ -59,15 +58,16 @@ class Service:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Answers queries and looks after the gallery inside the block."""
-        self.batcher.start()
-        watch = asyncio.create_task(self._watch())
-        try:
-            yield
-        finally:
-            watch.cancel()
-            await asyncio.wait([watch])
-            await self.batcher.close()
-            await run_in_threadpool(self.jobs.close)
+        with ThreadPoolExecutor(_DECODERS, "decoder") as self.decoders:
+            self.batcher.start()
+            watch = asyncio.create_task(self._watch())
+            try:
+                yield
+            finally:
+                watch.cancel()
+                await asyncio.wait([watch])
+                await self.batcher.close()
+                await run_in_threadpool(self.jobs.close)
 
     def prepare(self, model: Model) -> None:
         """Loads and compiles a model unless that is done.
