@@ -16,11 +16,8 @@ import numpy as np
 import synthetic
 
 from iamcl2r_jax import models
-from iamcl2r_jax.evaluation.features import (
-    Evaluation,
-    FeatureExtractor,
-    Features,
-)
+from iamcl2r_jax.data.sources import Evaluation
+from iamcl2r_jax.evaluation.features import FeatureExtractor, Features
 from iamcl2r_jax.evaluation.pairs import evaluate_pairs
 from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.retrieval import identification_accuracy

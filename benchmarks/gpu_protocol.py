@@ -28,7 +28,7 @@ import traces
 
 from iamcl2r_jax.config import recipes
 from iamcl2r_jax.data.sampling import steps_per_epoch
-from iamcl2r_jax.evaluation.features import Evaluation
+from iamcl2r_jax.data.sources import Evaluation
 from iamcl2r_jax.training import lifelong, results
 
 _GOALS = {"7": 60.0, "31": 120.0}  # seconds of wall time on one H200

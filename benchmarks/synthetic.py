@@ -15,10 +15,9 @@ from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.config import recipes
 from iamcl2r_jax.data.augment import ImageOptions, crop_flip
 from iamcl2r_jax.data.sampling import draw_epoch, make_pool
-from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.data.sources import Evaluation, ImageSet
 from iamcl2r_jax.data.stream import Stream, build_stream
 from iamcl2r_jax.data.streaming import Dataset, Drawn
-from iamcl2r_jax.evaluation.features import Evaluation
 from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.stored import EXTERNAL, Architecture, ImageInput, Metadata, Model
 from iamcl2r_jax.training.seeds import stacked, stacked_data

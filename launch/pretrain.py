@@ -13,10 +13,10 @@ flags.mark_flag_as_required("config")
 def main(_):
     from iamcl2r_jax.system.preemption import on_sigterm
     from iamcl2r_jax.system.progress import Reporter
-    from iamcl2r_jax.training import pretraining
+    from iamcl2r_jax.training import external, pretraining
 
     config = _CONFIG.value
-    path = _WORKDIR.value or pretraining.checkpoint_path("runs/external", config, config.classes)
+    path = _WORKDIR.value or external.checkpoint_path("runs/external", config, config.classes)
     with on_sigterm() as preemption:
         pretraining.pretrain(
             config, {config.classes: path}, Reporter(), preemption, command=cli.command()

@@ -12,7 +12,7 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import config, models
-from iamcl2r_jax.reports import html_report
+from iamcl2r_jax.training import runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -62,7 +62,7 @@ def get_config():
 
 if __name__ == "__main__":
     # The page and its pictures would take longer than the run.
-    html_report.write_or_tell = lambda *args, **kwargs: None
+    runs.write_report = lambda *args, **kwargs: None
     program = str(ROOT / "launch" / "main.py")
     cache = f"--compilation_cache={ROOT}/.cache/jax"
     sys.argv = [program, f"--config={__file__}", cache, *sys.argv[1:]]

@@ -27,6 +27,7 @@ from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.torch_import import torch_files
 from iamcl2r_jax.training import inputs, runs
+from iamcl2r_jax.training.external import load_external
 
 cases = {}
 
@@ -499,7 +500,7 @@ def test_a_record_that_is_not_right_is_refused(world, external, data):
     c = smallworld.get_config(str(world))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_described", described(changed, variables))
-        loaded, message = attempt(InputError, inputs.load_external, c, "foreign")
+        loaded, message = attempt(InputError, load_external, c, "foreign")
     if message:
         assert "checkpoint foreign" in message
     else:
@@ -541,7 +542,7 @@ def test_values_that_are_not_finite_are_refused(world, external):
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(checkpoints, "load_described", described(record, broken))
         with pytest.raises(InputError, match="holds values that are not finite"):
-            inputs.load_external(c, "foreign")
+            load_external(c, "foreign")
 
 
 @counted("files in place of JSON", 80)

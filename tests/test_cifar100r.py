@@ -20,7 +20,7 @@ from iamcl2r_jax.config import (
 from iamcl2r_jax.data.stream import split_tasks
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.system import files
-from iamcl2r_jax.training import lifelong, pretraining, runs
+from iamcl2r_jax.training import external, lifelong, runs
 
 # ml_collections loads config files by a method that Python has deprecated.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
@@ -131,7 +131,7 @@ def test_the_run_takes_the_models_that_the_pretraining_config_makes():
     for classes in c.replacements.classes:
         recipe.classes = classes
         paths = {
-            pretraining.checkpoint_path("external", r, classes)
+            external.checkpoint_path("external", r, classes)
             for r in (recipe, c.replacements.recipe)
         }
         assert len(paths) == 1

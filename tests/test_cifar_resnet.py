@@ -7,7 +7,7 @@ import pytest
 from quick import run, variables_of
 
 from iamcl2r_jax import losses, models, simplex
-from iamcl2r_jax.models.cifar_resnet import CifarResNet, PaddedBlock
+from iamcl2r_jax.models.resnet import CifarResNet, PaddedBlock
 
 K, SIZE = 8, 8
 

@@ -10,7 +10,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax import config, methods, models
 from iamcl2r_jax.config import bounds
-from iamcl2r_jax.system import files, values
+from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.values import number
 
@@ -55,8 +55,8 @@ def lines_of(c, prefix=""):
 
 
 def test_every_field_has_bounds_and_every_default_is_within_them():
-    values.check(config.default(), bounds.RUN)
-    values.check(config.default_pretrain(), bounds.PRETRAIN)
+    bounds.check(config.default(), bounds.RUN)
+    bounds.check(config.default_pretrain(), bounds.PRETRAIN)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.torch_import import torch_files
-from iamcl2r_jax.training import inputs, lifelong, pretraining, runs
+from iamcl2r_jax.training import external, lifelong, pretraining, runs
 from iamcl2r_jax.training.fit import Position
 from iamcl2r_jax.training.resume import ProgressStore
 
@@ -213,7 +213,7 @@ def test_every_file_of_an_external_model(world):
     path = min(p for p in (root / "models").iterdir() if p.name[0] != ".")
 
     def read():
-        loaded = inputs.load_external(c, str(path))
+        loaded = external.load_external(c, str(path))
         return loaded.variables, loaded.metadata.slots
 
     try_all("external models", files_below(path), read, str(path), rounds=3, seed=1)

@@ -10,16 +10,10 @@ import pytest
 
 from iamcl2r_jax import retrieval
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.data.sources import Evaluation, ImageSet, refuse_equal_sets
 from iamcl2r_jax.evaluation import features as features_module
 from iamcl2r_jax.evaluation import pairs
-from iamcl2r_jax.evaluation.features import (
-    Evaluation,
-    FeatureExtractor,
-    Features,
-    call_shape,
-    refuse_equal_sets,
-)
+from iamcl2r_jax.evaluation.features import FeatureExtractor, Features, call_shape
 from iamcl2r_jax.evaluation.intervals import paired_intervals
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption

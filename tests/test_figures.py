@@ -23,12 +23,12 @@ from iamcl2r_jax.evaluation.pairs import PairValues, summarize
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import expected_variables, stored
 from iamcl2r_jax.reports import figures, plots, updates
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
-from iamcl2r_jax.training.pretraining import image_options
+from iamcl2r_jax.training.context import image_options
+from iamcl2r_jax.training.schedule import Schedule
 
 ROOT = pathlib.Path(__file__).parents[1]
 place = archives.place  # a fixture

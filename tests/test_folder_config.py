@@ -11,8 +11,9 @@ from PIL import Image
 from iamcl2r_jax.config import args, check_stream, validate
 from iamcl2r_jax.config.args import ConfigArgError, Free
 from iamcl2r_jax.evaluation import gate
+from iamcl2r_jax.programs import evaluate_verbs
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.training import inputs, lifelong, reevaluation
+from iamcl2r_jax.training import inputs, lifelong
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "folder.py"
 
@@ -211,7 +212,7 @@ def test_a_whole_run(finished):
 def test_evaluating_a_run_again_gives_its_figures(finished, capsys):
     workdir, results = finished
     before = (workdir / "results.json").read_bytes()
-    reevaluation.main(str(workdir))
+    evaluate_verbs.run(str(workdir))
     saved = json.loads((workdir / "evaluation.json").read_text())
     for key in ("num_tasks", "replacements", "evaluations", "feature_passes"):
         assert saved[key] == results[key]
@@ -226,7 +227,7 @@ def test_evaluating_a_run_on_other_images(finished, tmp_path):
     name = f"folder:{make_folder(tmp_path / 'other', {'a': many(5), 'b': many(5)})}"
     output = tmp_path / "other.json"
     gallery, query = gate.Split(name, "a"), gate.Split(name, "b")
-    reevaluation.main(str(workdir), gallery, query, output=str(output))
+    evaluate_verbs.run(str(workdir), gallery, query, output=str(output))
     saved = json.loads(output.read_text())
     assert saved["evaluations"].keys() == {name}
 

@@ -25,9 +25,9 @@ from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.evaluation.gate import Split
 from iamcl2r_jax.evaluation.intervals import paired_intervals
 from iamcl2r_jax.models import checkpoints, stored
+from iamcl2r_jax.programs import evaluate_verbs
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.training import reevaluation
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM_SLOTS = 33  # as many features as the trunk has
@@ -168,7 +168,7 @@ def test_exit_status_and_what_is_printed_and_saved(place, models, tmp_path, caps
 
     def main(*paths):
         output = tmp_path / "out" / "evaluation.json"
-        status = gate.main(paths, *splits(place / "shop"), output=str(output))
+        status = evaluate_verbs.models(paths, *splits(place / "shop"), output=str(output))
         return status, json.loads(output.read_text()), capsys.readouterr().out
 
     status, saved, printed = main(models["old"], models["new"])
@@ -198,7 +198,7 @@ def test_exit_status_and_what_is_printed_and_saved(place, models, tmp_path, caps
 def test_maps_and_files_of_features(place, models, tmp_path, capsys):
     """The files that are written lead to the same ways and the same advice as the models did."""
     paths = [models["new"], models["old"]]
-    status = gate.main(
+    status = evaluate_verbs.models(
         paths,
         *splits(place / "shop"),
         maps=["procrustes", "ridge"],
@@ -302,17 +302,19 @@ def test_bad_input_is_refused(place, models, tmp_path):
         gate.compare([*both, str(tmp_path / "absent")], gallery, query)
 
     with pytest.raises(InputError, match="gallery: name a data set"):
-        gate.main(both, None, None)
+        evaluate_verbs.models(both, None, None)
     with pytest.raises(InputError, match=r"results\.json is what a run writes"):
-        reevaluation.main("run", output="elsewhere/results.json")
+        evaluate_verbs.run("run", output="elsewhere/results.json")
     with pytest.raises(InputError, match="holds no run"):
-        reevaluation.main(str(tmp_path))
+        evaluate_verbs.run(str(tmp_path))
     files.write_json(str(tmp_path / "config.json"), {"method": "hoc", "image": {"size": 16}})
     with pytest.raises(InputError, match=rf"^{tmp_path}/config\.json: adapter: missing field"):
-        reevaluation.main(str(tmp_path))
+        evaluate_verbs.run(str(tmp_path))
     nowhere = Split("folder:nowhere", "gallery")
     with pytest.raises(files.WriteError, match="cannot be written"):  # before any image is read
-        gate.main(both, nowhere, query, output=str(place / "models/old/metadata.json/x"))
+        evaluate_verbs.models(
+            both, nowhere, query, output=str(place / "models/old/metadata.json/x")
+        )
 
 
 def test_queries_that_are_also_in_the_gallery(place, models, tmp_path, capsys):
@@ -325,7 +327,7 @@ def test_queries_that_are_also_in_the_gallery(place, models, tmp_path, capsys):
     for n in range(3):
         shutil.copy(shop / "gallery" / "hat" / f"{n}.png", tmp_path / "some" / "hat" / f"x{n}.png")
     output = str(tmp_path / "evaluation.json")
-    gate.main(both, splits(shop)[0], Split(f"folder:{tmp_path}", "some"), output=output)
+    evaluate_verbs.models(both, splits(shop)[0], Split(f"folder:{tmp_path}", "some"), output=output)
     assert files.read_json(output)["queries_in_gallery"] == 3
     assert "3 queries are images of the gallery too" in capsys.readouterr().out
 

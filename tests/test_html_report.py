@@ -18,11 +18,11 @@ from rich.console import Console
 from iamcl2r_jax import config, simplex
 from iamcl2r_jax.evaluation import pairs
 from iamcl2r_jax.models import stored
-from iamcl2r_jax.reports import html_report, plots, report, report_pictures
 from iamcl2r_jax.reports import page as page_module
-from iamcl2r_jax.reports.schedule import Schedule
+from iamcl2r_jax.reports import plots, report, report_pictures
 from iamcl2r_jax.system import files, progress, runtime
 from iamcl2r_jax.training import inputs, runs, task
+from iamcl2r_jax.training.schedule import Schedule
 
 # A folder's name may hold what HTML and TeX read, and be in another encoding than UTF-8.
 CLASSES = ("a", "b<i>&amp;", "$c_d$", os.fsdecode(b"caf\xe9"))
@@ -409,7 +409,7 @@ def test_one_task_of_two_classes(folder, tmp_path):
 def test_failure_is_told_and_nothing_else(small, tmp_path, capsys):
     c, workdir, results, _ = small
     shutil.copy(workdir / "results.json", tmp_path)  # but no task's model
-    html_report.write_or_tell(c, str(tmp_path), results, progress.Reporter())
+    runs.write_report(c, str(tmp_path), results, progress.Reporter())
     said = capsys.readouterr().out
     assert f"{tmp_path}/report.html was not written (InputError: " in said
     assert "results.json is complete" in said

@@ -13,12 +13,12 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from iamcl2r_jax import config
 from iamcl2r_jax.models import checkpoints, stored
-from iamcl2r_jax.reports.tracking import Tracker
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import inputs, lifelong, pretraining, runs
+from iamcl2r_jax.training import external, lifelong, pretraining, runs
+from iamcl2r_jax.training.tracking import Tracker
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -218,7 +218,7 @@ def test_metrics_after_a_stop_within_a_task(finished, tiny, tmp_path, monkeypatc
 
 
 def load_external(path, config):
-    return inputs.load_external(config, path).variables
+    return external.load_external(config, path).variables
 
 
 def test_finished_run_is_returned_and_not_run_again(finished, tiny):

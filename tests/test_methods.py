@@ -23,7 +23,7 @@ from iamcl2r_jax.system import files, values
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import context, lifelong, reevaluation, runs
+from iamcl2r_jax.training import context, external, lifelong, reevaluation, runs
 from iamcl2r_jax.training import task as task_module
 from iamcl2r_jax.training.step import OldModel, Program, train_step
 
@@ -495,7 +495,7 @@ def setting_of(c, stream):
 
 
 def load_external(c, results):
-    return lifelong.inputs.load_external(c, results["external_models"]["2"])
+    return external.load_external(c, results["external_models"]["2"])
 
 
 @pytest.mark.parametrize("name", ["cvs", "lce_er", "cores", "fan"])

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from iamcl2r_jax.data import alphabets
 from iamcl2r_jax.reports import plots
-from iamcl2r_jax.reports.schedule import Schedule
+from iamcl2r_jax.training.schedule import Schedule
 
 MATRIX = np.where(np.tri(4, dtype=bool), np.arange(16).reshape(4, 4) / 20, np.nan)
 

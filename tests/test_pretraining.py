@@ -18,7 +18,7 @@ from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import inputs, pretraining
+from iamcl2r_jax.training import external, pretraining
 
 CLASSES = 4
 
@@ -106,7 +106,7 @@ def test_pretraining_of_a_run_is_tracked_as_the_run_says(recipe, images, tmp_pat
     c.replacements.recipe = recipe
     recipe.test_split = ""
     c.tracking.tensorboard = False
-    (model,) = inputs.external_models(c, Reporter(), Preemption()).values()
+    (model,) = pretraining.external_models(c, Reporter(), Preemption()).values()
     names = {p.name for p in pathlib.Path(model.path).iterdir()}
     assert names >= {"metrics.jsonl", "metadata.json"}
     assert not list(pathlib.Path(model.path).rglob("*tfevents*"))
@@ -116,14 +116,14 @@ def test_pretraining_of_a_run_is_tracked_as_the_run_says(recipe, images, tmp_pat
 
 
 def test_a_model_is_found_whoever_is_told_of_its_epochs(recipe):
-    told = pretraining.checkpoint_path("", recipe, CLASSES)
+    told = external.checkpoint_path("", recipe, CLASSES)
     recipe.tracking.tensorboard = False
-    assert pretraining.checkpoint_path("", recipe, CLASSES) == told
+    assert external.checkpoint_path("", recipe, CLASSES) == told
 
 
 def test_models_made_before_are_still_found():
     """A change of this name would train everybody's external models again."""
-    path = pretraining.checkpoint_path("", config.default().replacements.recipe, 300)
+    path = external.checkpoint_path("", config.default().replacements.recipe, 300)
     assert path == "glyphs-300-97a64804"
 
 
@@ -134,7 +134,7 @@ def test_models_made_before_are_still_found():
 def test_a_shipped_model_is_what_the_default_recipe_makes(classes):
     recipe = config.default().replacements.recipe.copy_and_resolve_references()
     recipe.classes = classes
-    metadata = stored.load_metadata(pretraining.shipped_path(recipe, classes))
+    metadata = stored.load_metadata(external.shipped_path(recipe, classes))
     about = metadata.about
     recorded = without_unused_options(about["config"])
     made = without_unused_options(files.as_json(recipe.to_dict()))
@@ -152,7 +152,7 @@ def test_a_shipped_model_is_what_the_default_recipe_makes(classes):
 def test_the_default_run_takes_the_shipped_models(tmp_path):
     c = config.default()
     c.replacements.directory = str(tmp_path / "made")
-    models = inputs.external_models(c, Reporter(), Preemption())
+    models = pretraining.external_models(c, Reporter(), Preemption())
     assert [models[task].metadata.slots[1] for task in c.replacements.tasks] == [100, 300, 600]
     assert not (tmp_path / "made").exists()
     size = sum(
@@ -166,9 +166,9 @@ def test_the_default_run_takes_the_shipped_models(tmp_path):
 )
 def test_other_recipes_make_their_own(field, value):
     recipe = config.default_pretrain()
-    assert pretraining.shipped_path(recipe, 100)
+    assert external.shipped_path(recipe, 100)
     recipe[field] = value
-    assert pretraining.shipped_path(recipe, 100) is None
+    assert external.shipped_path(recipe, 100) is None
 
 
 def test_a_model_that_another_process_made_meanwhile_is_taken(recipe, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ from rich.console import Console
 
 from iamcl2r_jax.evaluation import pairs
 from iamcl2r_jax.reports import report
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system.progress import Reporter, plain_console
+from iamcl2r_jax.training.schedule import Schedule
 
 ODD = ("runs/[lr=0.1]", "a[/b]", "folder:bird:", "[red]x", "https://example.org/1")
 

@@ -32,6 +32,7 @@ from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import arrivals, context, lifelong, runs
 from iamcl2r_jax.training import task as task_module
+from iamcl2r_jax.training.schedule import fixed_schedule
 
 HEADS = {heads.SIMPLEX: "hoc", heads.LINEAR: "bct_er", heads.COSINE: "cvs"}
 
@@ -481,7 +482,7 @@ def test_the_fixed_schedule_is_flags_that_can_follow_those_of_the_run(monkeypatc
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     path = pathlib.Path(__file__).parents[1] / "configs" / "glyphs.py"
-    schedule = shlex.split(arrivals.fixed_schedule(paths))
+    schedule = shlex.split(fixed_schedule(paths))
     argv = ["main.py", f"--config={path}", "--config.replacements.watch=DIR", *schedule]
     monkeypatch.setattr("sys.argv", argv)  # where ml_collections looks for fields
     values(argv)

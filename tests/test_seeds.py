@@ -13,7 +13,6 @@ from PIL import Image
 from iamcl2r_jax import config, models
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.models import stored
-from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
@@ -54,7 +53,7 @@ def quick():
     """The tiny network as a backbone, and no reports for people."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(models.BACKBONES, "tiny", partial(Tiny))
-        patch.setattr(html_report, "write_or_tell", lambda *_, **__: None)
+        patch.setattr(runs, "write_report", lambda *_, **__: None)
         yield
 
 

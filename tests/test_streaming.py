@@ -18,11 +18,10 @@ from iamcl2r_jax.data import streaming
 from iamcl2r_jax.data.sampling import make_pool, sample_batch, shuffled, steps_per_epoch
 from iamcl2r_jax.data.streaming import Dataset, HostDataset
 from iamcl2r_jax.models import stored
-from iamcl2r_jax.reports import html_report
 from iamcl2r_jax.system.errors import InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import lifelong, pretraining, runs
+from iamcl2r_jax.training import external, lifelong, pretraining, runs
 from iamcl2r_jax.training.fit import fit
 from iamcl2r_jax.training.step import CompiledEpoch
 
@@ -191,7 +190,7 @@ def images(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     small_runs.register(monkeypatch)
-    monkeypatch.setattr(html_report, "write_or_tell", lambda *_, **__: None)
+    monkeypatch.setattr(runs, "write_report", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -254,7 +253,7 @@ def test_imagenet32_is_pre_trained_both_ways(small, images, tmp_path, said):
     found = []
     for name, gib in (("resident", 1.0), ("streamed", 0.0)):
         c.resident_gib = gib
-        path = pretraining.checkpoint_path(str(tmp_path / name), c, 4)
+        path = external.checkpoint_path(str(tmp_path / name), c, 4)
 
         def run(*with_, path=path):
             return pretraining.pretrain(c, {4: path}, *with_)[4]

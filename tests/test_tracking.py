@@ -9,10 +9,10 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from iamcl2r_jax import config
-from iamcl2r_jax.reports import tracking
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import tracking
+from iamcl2r_jax.training.schedule import Schedule
 
 HISTORY = [{"loss": 2.0, "accuracy": 0.25}, {"loss": 1.0, "accuracy": 0.5}]
 RECORDS = [

@@ -13,6 +13,7 @@ from iamcl2r_jax.evaluation import advice, feature_files, from_features, maps, s
 from iamcl2r_jax.evaluation.feature_tables import make_table
 from iamcl2r_jax.evaluation.searched import Gallery
 from iamcl2r_jax.evaluation.ways import Models, Upgrade, Way
+from iamcl2r_jax.programs import evaluate_verbs
 from iamcl2r_jax.system.errors import InputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -301,7 +302,7 @@ def place(tmp_path):
 def test_what_is_printed_saved_and_the_status(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     features = ["old.npz", "new.parquet"]
-    assert from_features.main(features) == 3
+    assert evaluate_verbs.features(features) == 3
     saved = json.loads((place / "evaluation.json").read_text())
     assert not saved["compatible"]
     printed = capsys.readouterr().out
@@ -314,7 +315,7 @@ def test_what_is_printed_saved_and_the_status(place, monkeypatch, capsys):
         ((features, ["ridge"], ["old.npz"]), r"^pairs=old.npz: name as many files as features="),
     ):
         with pytest.raises(InputError, match=message):
-            from_features.main(*arguments, output="other.json")
+            evaluate_verbs.features(*arguments, output="other.json")
     assert not (place / "other.json").exists()
 
 

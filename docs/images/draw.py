@@ -13,8 +13,8 @@ import numpy as np
 
 from iamcl2r_jax.comparisons import external_alone
 from iamcl2r_jax.reports import plots
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
+from iamcl2r_jax.training.schedule import Schedule
 
 EVALUATION = "digits"
 HERE = pathlib.Path(__file__).parent

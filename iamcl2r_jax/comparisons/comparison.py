@@ -32,7 +32,7 @@ from iamcl2r_jax.system import files, runtime
 from iamcl2r_jax.system.errors import DivergenceError, InputError, LockedError
 from iamcl2r_jax.system.preemption import Preemption, on_sigterm
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import inputs, lifelong, pretraining, runs
+from iamcl2r_jax.training import external, inputs, lifelong, runs
 
 # Exit statuses of launch/compare.py.
 DONE, FAILED = 0, 1
@@ -325,6 +325,6 @@ def _reference_model(cell: Cell, run: dict[str, Any], reference: str) -> tuple[s
     first = min(run["external_models"], key=int)
     if not makes_external_models(c) or int(first) not in c.replacements.tasks:
         return run["external_models"][first], None
-    recipe = inputs.recipe_of(c)
+    recipe = external.recipe_of(c)
     seed, recipe.seed = recipe.seed, 0
-    return pretraining.checkpoint_path("", recipe, c.replacements.classes[0]), seed
+    return external.checkpoint_path("", recipe, c.replacements.classes[0]), seed

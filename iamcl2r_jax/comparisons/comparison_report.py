@@ -21,11 +21,10 @@ from rich.console import Console
 from iamcl2r_jax import retrieval
 from iamcl2r_jax.comparisons import tables
 from iamcl2r_jax.comparisons.cells import BASE
-from iamcl2r_jax.reports.html_report import or_message
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.reports.tables import comma_separated, markdown
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.progress import Reporter, print_text
+from iamcl2r_jax.system.progress import Reporter, or_message, print_text
+from iamcl2r_jax.training.schedule import Schedule
 
 # Figure, its per-task form, and the axis.
 _DRAWN = (("ac", "AC"), ("aa", "AA (%)"))

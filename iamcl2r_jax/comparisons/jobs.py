@@ -25,7 +25,7 @@ from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.preemption import EXIT_STATUS, PreemptedError, Preemption, on_sigterm
 from iamcl2r_jax.system.progress import Reporter, Stage, plain_console
-from iamcl2r_jax.training import inputs
+from iamcl2r_jax.training import external
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 
@@ -125,7 +125,7 @@ def _next(waiting: Sequence[Cell], running: Any) -> Cell | None:
 
 def _to_be_made(cell: Cell) -> set[str]:
     """Paths of the external models that a cell will make."""
-    _, missing = inputs.external_paths(cell.config)
+    _, missing = external.external_paths(cell.config)
     return set(missing.values())
 
 

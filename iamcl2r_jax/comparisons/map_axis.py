@@ -15,10 +15,10 @@ import numpy as np
 
 from iamcl2r_jax import compatibility
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.data.sources import Evaluation, ImageSet
 from iamcl2r_jax.evaluation import gate, maps, ways
 from iamcl2r_jax.evaluation.feature_tables import make_table
-from iamcl2r_jax.evaluation.features import Evaluation, FeatureExtractor, Features
+from iamcl2r_jax.evaluation.features import FeatureExtractor, Features
 from iamcl2r_jax.evaluation.pairs import finite
 from iamcl2r_jax.evaluation.ways import Models
 from iamcl2r_jax.models.stored import load_metadata, load_model

@@ -14,10 +14,9 @@ from rich.console import Console
 from iamcl2r_jax.comparisons.map_axis import EXTERNAL, TRAINED
 from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.evaluation.intervals import mean_and_std
-from iamcl2r_jax.reports.html_report import or_message
 from iamcl2r_jax.reports.tables import comma_separated, markdown
 from iamcl2r_jax.system import files
-from iamcl2r_jax.system.progress import Reporter, print_text
+from iamcl2r_jax.system.progress import Reporter, or_message, print_text
 
 # Figure: title, format, factor.
 _COLUMNS = {

@@ -1,14 +1,20 @@
-"""What each field of `fields` may hold: one line a field, in the same order."""
+"""What each field of `fields` may hold, one line a field in the same order, and its check."""
+
+import difflib
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, models, retrieval
 from iamcl2r_jax.data.augment import AUGMENTATIONS
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.optimizers import OPTIMIZERS
-from iamcl2r_jax.system import values
+from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.values import (
     ANYTHING,
     Each,
     Options,
+    Value,
     integer,
     number,
     one_of,
@@ -16,10 +22,10 @@ from iamcl2r_jax.system.values import (
     string,
 )
 
-BOOL = values.Value(bool)
+BOOL = Value(bool)
 SEED = integer(0, 2**32 - 1)  # JAX's keys would drop the higher bits
-FILE_NAME = values.Value(str, pattern=("[^./][^/]*", "a plain file name, it names directories"))
-PATH = values.Value(str, pattern=("(?!~).*", "a path written out, without ~"))
+FILE_NAME = Value(str, pattern=("[^./][^/]*", "a plain file name, it names directories"))
+PATH = Value(str, pattern=("(?!~).*", "a path written out, without ~"))
 RATE = number("(0, 1e6]")
 WEIGHT = number("[0, 1e6]")
 
@@ -59,7 +65,7 @@ PRETRAIN = {
     "head": one_of((heads.SIMPLEX, heads.LINEAR)),
     "image": IMAGE,
     "model": MODEL,
-    "zero_projection": values.Value(bool),
+    "zero_projection": Value(bool),
     "train": TRAIN,
     "saving": SAVING,
     "resident_gib": number("[0, 1e15]"),
@@ -110,3 +116,48 @@ RUN = {
     "metrics": several(one_of(retrieval.METRICS)),
     "tracking": {"tensorboard": BOOL, "wandb": BOOL},
 }
+
+
+def check(value: Any, expected: Any, field: str = "") -> None:
+    """Checks that a tree holds the fields expected, and each what it may hold.
+
+    Args:
+      value: what the field holds; sections are ConfigDicts.
+      expected: a tree, see `system.values`.
+      field: dotted name of the field; "" for a whole configuration.
+
+    Raises:
+      InputError: naming the first field that is missing, unknown or wrong, its value and what
+        would be right.
+    """
+    if expected is ANYTHING:
+        return
+    if isinstance(expected, Value):
+        if not expected.accepts(value):
+            raise InputError(f"{field}={shown(value)}: must be {expected.describe()}")
+        return
+    if isinstance(expected, Options):
+        expected = expected.fields()
+    if not isinstance(value, ConfigDict):
+        names = f" {', '.join(expected)}" if isinstance(expected, dict) else ""
+        raise InputError(f"{field}={shown(value)}: must be a ConfigDict with the fields{names}")
+    prefix = f"{field}." if field else ""
+    if isinstance(expected, Each):
+        expected = dict.fromkeys(value, expected.value)
+    for name in sorted(expected.keys() - set(value)):
+        raise InputError(f"{prefix}{name}: missing field; start from config.default()")
+    for name in sorted(set(value) - expected.keys(), key=str):
+        near = difflib.get_close_matches(str(name), expected)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(expected)}"
+        raise InputError(f"{prefix}{shown(name)[1:-1]}: unknown field; {hint}")
+    for name, of_name in expected.items():
+        check(value[name], of_name, f"{prefix}{name}")
+
+
+def shown(value: Any) -> str:
+    """What a message shows of any value: short, printable and on one line."""
+    try:
+        text = " ".join(repr(value).split())[:100]
+    except Exception:  # of a foreign object, or of a number with more digits than Python prints
+        text = f"a {type(value).__name__}"
+    return text if text.isprintable() else ascii(text)[1:-1]

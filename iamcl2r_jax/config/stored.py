@@ -5,8 +5,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.config.checks import validate
-from iamcl2r_jax.config.fields import default
 from iamcl2r_jax.system.errors import InputError
 
 
@@ -24,21 +22,17 @@ def load(file: str) -> ConfigDict:
     return (get_config(options) if options else get_config()).lock()
 
 
-def recorded(written: dict[str, Any]) -> ConfigDict:
-    """The configuration that a run has written as JSON, checked.
-
-    Options of methods, optimisers and augmentations that are not in use are those of today: one
-    that is added or removed leaves all other runs readable.
+def as_config(written: dict[str, Any], today: ConfigDict) -> ConfigDict:
+    """A configuration from what a run has written as JSON; unused options are those of `today`.
 
     Raises:
-      InputError: naming the field, its value and what would be right.
+      InputError: for names that no field can have.
     """
     try:
         config = ConfigDict(_with_tuples(written))
-    except (KeyError, TypeError, ValueError) as error:  # of names that no field can have
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(" ".join(str(error).split())) from None
-    _take_unused_options(config, default())
-    validate(config)
+    _take_unused_options(config, today)
     return config
 
 

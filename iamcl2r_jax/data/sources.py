@@ -9,6 +9,7 @@ there once, in TFDS's ArrayRecord format; reading never imports TensorFlow.
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -55,6 +56,38 @@ class ImageSet:
         sha256 = hashlib.sha256(np.ascontiguousarray(self.images))
         sha256.update(np.ascontiguousarray(self.labels))
         return sha256.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One open-set evaluation.
+
+    Attributes:
+        query: images searched for, embedded by the newer model.
+        gallery: images searched in, embedded by the older model.
+    """
+
+    query: ImageSet
+    gallery: ImageSet
+
+    @cached_property
+    def queries_in_gallery(self) -> int:
+        """How many queries are also images of the gallery, pixel by pixel."""
+        stored = set(_image_digests(self.gallery.images))
+        return sum(digest in stored for digest in _image_digests(self.query.images))
+
+
+def _image_digests(images: np.ndarray) -> list[bytes]:
+    return [hashlib.sha256(image).digest() for image in np.ascontiguousarray(images)]
+
+
+def refuse_equal_sets(what: str, evaluation: Evaluation) -> None:
+    """Raises `InputError`, which names the queries as `what`, if every query would find itself."""
+    if evaluation.queries_in_gallery == len(evaluation.query):
+        raise InputError(
+            f"{what}: all {len(evaluation.query):,} images are also in the gallery, where every "
+            "query would find itself; name other images"
+        )
 
 
 @dataclasses.dataclass(frozen=True)

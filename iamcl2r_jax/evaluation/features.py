@@ -1,8 +1,6 @@
 """What models make of an evaluation's images: features, extracted once for each model."""
 
 import dataclasses
-import hashlib
-from functools import cached_property
 from typing import Any
 
 import flax.linen as nn
@@ -11,49 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from iamcl2r_jax.data.augment import ImageOptions, normalize_images
-from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.data.sources import Evaluation
 from iamcl2r_jax.evaluation.maps import Fitted
 from iamcl2r_jax.models.stored import Model
 from iamcl2r_jax.system import parallel
-from iamcl2r_jax.system.errors import InputError
 
 _BATCH_SIZE = 256
 _BATCHES_PER_CALL = 8  # at most; a call computes those that hold an image
 # Batches and batch size of a call for few large images, whose padding would take much memory.
 _SMALLER_CALLS = ((1, 32), (1, _BATCH_SIZE))
 _LARGE = 2**25  # bytes of a whole call, 32 MiB
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
-    """One open-set evaluation.
-
-    Attributes:
-      query: images searched for, embedded by the newer model.
-      gallery: images searched in, embedded by the older model.
-    """
-
-    query: ImageSet
-    gallery: ImageSet
-
-    @cached_property
-    def queries_in_gallery(self) -> int:
-        """How many queries are also images of the gallery, pixel by pixel."""
-        stored = set(_image_digests(self.gallery.images))
-        return sum(digest in stored for digest in _image_digests(self.query.images))
-
-
-def _image_digests(images: np.ndarray) -> list[bytes]:
-    return [hashlib.sha256(image).digest() for image in np.ascontiguousarray(images)]
-
-
-def refuse_equal_sets(what: str, evaluation: Evaluation) -> None:
-    """Raises `InputError`, which names the queries as `what`, if every query would find itself."""
-    if evaluation.queries_in_gallery == len(evaluation.query):
-        raise InputError(
-            f"{what}: all {len(evaluation.query):,} images are also in the gallery, where every "
-            "query would find itself; name other images"
-        )
 
 
 class FeatureExtractor:

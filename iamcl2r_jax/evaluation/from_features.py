@@ -1,64 +1,18 @@
-"""May a new model replace the old one, judged from features alone? What --features=OLD,NEW does."""
+"""May a new model replace the old one, judged from features alone?"""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from iamcl2r_jax import compatibility
-from iamcl2r_jax.evaluation import feature_files, maps
+from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.evaluation.advice import advise_all
 from iamcl2r_jax.evaluation.feature_tables import FeatureTable
-from iamcl2r_jax.evaluation.gate import COMPATIBLE, INCOMPATIBLE
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
 from iamcl2r_jax.evaluation.ways import Models
-from iamcl2r_jax.reports import ways_report
-from iamcl2r_jax.system import files, runtime
+from iamcl2r_jax.system import runtime
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.progress import Reporter
-
-
-def main(
-    features: Sequence[str],
-    names: Sequence[str] = (),
-    pairs: Sequence[str] | None = None,
-    *,
-    metric: str = "identification",
-    output: str | None = None,
-    seed: int = 0,
-    reporter: Reporter | None = None,
-) -> int:
-    """Compares models by files of their features; saves and prints.
-
-    Args:
-      features: files of two or more models, oldest first.
-      names, metric, seed: see `compare`.
-      pairs: files of further images by the same models; None to fit maps on half of the gallery.
-      output: file to write; by default evaluation.json here.
-      reporter: where to print; by default the terminal.
-
-    Returns:
-      The exit status: `INCOMPATIBLE` if any upgrade is not compatible.
-
-    Raises:
-      InputError: for bad input; the message is one line.
-    """
-    reporter, output = reporter or Reporter(), output or "evaluation.json"
-    files.require_writable(os.path.dirname(output) or ".")
-    if pairs is not None and len(pairs) != len(features):
-        raise InputError(
-            f"pairs={','.join(pairs)}: name as many files as features={','.join(features)}"
-        )
-    tables, of_pairs = (
-        None if paths is None else [feature_files.open_table(path) for path in paths]
-        for paths in (features, pairs)
-    )
-    results = compare(tables, names, of_pairs, metric=metric, seed=seed)
-    files.write_json(output, results)
-    ways_report.show(results, reporter.console)
-    reporter.message(f"results: {output}")
-    return COMPATIBLE if results["compatible"] else INCOMPATIBLE
 
 
 def compare(

@@ -15,28 +15,19 @@ import numpy as np
 from iamcl2r_jax import compatibility
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.augment import ImageOptions
-from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.data.sources import Evaluation, ImageSet, refuse_equal_sets
 from iamcl2r_jax.evaluation.advice import advise_all
 from iamcl2r_jax.evaluation.feature_files import write_table
 from iamcl2r_jax.evaluation.feature_tables import GALLERY, QUERY, FeatureTable, make_table
-from iamcl2r_jax.evaluation.features import (
-    Evaluation,
-    FeatureExtractor,
-    Features,
-    embed,
-    refuse_equal_sets,
-)
+from iamcl2r_jax.evaluation.features import FeatureExtractor, Features, embed
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
 from iamcl2r_jax.evaluation.maps import check_names
 from iamcl2r_jax.evaluation.pairs import PairValues, pair_values, summarize
 from iamcl2r_jax.evaluation.ways import Models
 from iamcl2r_jax.models.stored import Architecture, ImageInput, Metadata, load_metadata, load_model
-from iamcl2r_jax.reports import report, ways_report
-from iamcl2r_jax.system import files, runtime
+from iamcl2r_jax.system import runtime
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
-
-COMPATIBLE, INCOMPATIBLE = 0, 3  # exit statuses; bad input is 2, a crash 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,54 +36,6 @@ class Split:
 
     dataset: str
     split: str
-
-
-def main(
-    models: Sequence[str],
-    gallery: Split | None,
-    query: Split | None,
-    *,
-    maps: Sequence[str] = (),
-    write_features: str | None = None,
-    metric: str = "identification",
-    data_dir: str | None = None,
-    output: str | None = None,
-    seed: int = 0,
-    reporter: Reporter | None = None,
-) -> int:
-    """The gate, launch/evaluate.py --models: compares, saves and prints.
-
-    Args:
-      models, gallery, query, maps, write_features, metric, data_dir, seed, reporter: see
-        `compare`.
-      output: file to write; by default evaluation.json here.
-
-    Returns:
-      The exit status: `INCOMPATIBLE` if any upgrade is not compatible.
-
-    Raises:
-      InputError: for bad input; the message is one line.
-    """
-    reporter, output = reporter or Reporter(), output or "evaluation.json"
-    if gallery is None:
-        raise InputError("gallery: name a data set to compare the models on, e.g. folder:DIR")
-    files.require_writable(os.path.dirname(output) or ".")
-    results = compare(
-        models,
-        gallery,
-        query,
-        maps=maps,
-        write_features=write_features,
-        metric=metric,
-        data_dir=data_dir,
-        seed=seed,
-        reporter=reporter,
-    )
-    files.write_json(output, results)
-    report.print_upgrades(results, reporter.console)
-    ways_report.show_upgrades(results["upgrades"], results, reporter.console, ways=bool(maps))
-    reporter.message(f"results: {output}")
-    return COMPATIBLE if results["compatible"] else INCOMPATIBLE
 
 
 def compare(

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from iamcl2r_jax import compatibility, retrieval
-from iamcl2r_jax.evaluation.features import Evaluation, Features
+from iamcl2r_jax.data.sources import Evaluation
+from iamcl2r_jax.evaluation.features import Features
 from iamcl2r_jax.evaluation.intervals import paired_intervals
 
 

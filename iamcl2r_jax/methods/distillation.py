@@ -5,8 +5,7 @@ from typing import Annotated
 import jax.numpy as jnp
 
 from iamcl2r_jax import losses
-from iamcl2r_jax.methods import heads
-from iamcl2r_jax.methods.inputs import LossInputs, Method, Positive, Weight
+from iamcl2r_jax.methods.inputs import COSINE, LINEAR, LossInputs, Method, Positive, Weight
 from iamcl2r_jax.system.values import integer
 
 
@@ -39,14 +38,14 @@ def lwf(inputs: LossInputs, *, temperature: Positive = 2.0, distillation_weight:
 
 LWF = Method(
     lwf,
-    head=heads.LINEAR,
+    head=LINEAR,
     uses_old_model=True,
     uses_memory=False,
     reference="Li and Hoiem, Learning without Forgetting, TPAMI 2018, arXiv:1606.09282",
 )
 FAN = Method(
     lwf,
-    head=heads.LINEAR,
+    head=LINEAR,
     uses_old_model=True,
     uses_memory=False,
     adapts=True,
@@ -105,7 +104,7 @@ def lucir(
 
 LUCIR = Method(
     lucir,
-    head=heads.COSINE,
+    head=COSINE,
     uses_old_model=True,
     reference="Hou et al., Learning a Unified Classifier Incrementally via Rebalancing, CVPR 2019",
 )

@@ -3,8 +3,7 @@
 import jax.numpy as jnp
 
 from iamcl2r_jax import losses
-from iamcl2r_jax.methods import heads
-from iamcl2r_jax.methods.inputs import LossInputs, Method, Positive, Weight
+from iamcl2r_jax.methods.inputs import COSINE, LossInputs, Method, Positive, Weight
 
 
 def cvs(
@@ -52,7 +51,7 @@ def cvs(
 
 CVS = Method(
     cvs,
-    head=heads.COSINE,
+    head=COSINE,
     uses_old_model=True,
     uses_centres=True,
     reference="Wan et al., Continual Learning for Visual Search with Backward Consistent "
@@ -114,7 +113,7 @@ def lce_er(
 
 LCE_ER = Method(
     lce_er,
-    head=heads.COSINE,
+    head=COSINE,
     uses_old_model=False,
     uses_centres=True,
     reference="Meng et al., Learning Compatible Embeddings, ICCV 2021, arXiv:2108.01958; "

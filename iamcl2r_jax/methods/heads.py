@@ -15,14 +15,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from iamcl2r_jax import losses
+from iamcl2r_jax.methods.inputs import COSINE, LINEAR, SIMPLEX, is_learnable
 
-SIMPLEX, LINEAR, COSINE = "simplex", "linear", "cosine"
+__all__ = [
+    "COSINE",
+    "LINEAR",
+    "SIMPLEX",
+    "attach",
+    "attach_expected",
+    "is_learnable",
+    "keep_unseen",
+    "predict",
+    "random_rows",
+    "rows_of",
+    "scores",
+]
+
 _NAME = "head"  # among the model's parameters; no backbone has a layer of this name
-
-
-def is_learnable(head: str) -> bool:
-    """Whether a head's rows are parameters of the model."""
-    return head != SIMPLEX
 
 
 def random_rows(key: jax.Array, num_slots: int, num_features: int) -> jax.Array:

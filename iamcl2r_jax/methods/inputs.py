@@ -8,12 +8,18 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from iamcl2r_jax.methods import heads
 from iamcl2r_jax.system.values import number
 
 # What an option may be; one without such an annotation may be any finite value of its kind.
 Positive = Annotated[float, number("(0, 1e6]")]
 Weight = Annotated[float, number("[0, 1e6]")]
+
+SIMPLEX, LINEAR, COSINE = "simplex", "linear", "cosine"  # classifiers, see `heads`
+
+
+def is_learnable(head: str) -> bool:
+    """Whether a head's rows are parameters of the model."""
+    return head != SIMPLEX
 
 
 @flax.struct.dataclass
@@ -106,7 +112,7 @@ class Method:
     loss: Loss
     uses_old_model: bool
     reference: str
-    head: str = heads.SIMPLEX
+    head: str = SIMPLEX
     uses_memory: bool = True
     uses_centres: bool = False
     retrains: bool = False
@@ -119,4 +125,4 @@ class Method:
         All methods with learnable rows take models with a plain linear classifier: whoever made
         them did not know which method would use them.
         """
-        return heads.LINEAR if heads.is_learnable(self.head) else heads.SIMPLEX
+        return LINEAR if is_learnable(self.head) else SIMPLEX

@@ -1,8 +1,7 @@
 """Losses against a learnable linear classifier, with replay of earlier images."""
 
 from iamcl2r_jax import losses
-from iamcl2r_jax.methods import heads
-from iamcl2r_jax.methods.inputs import LossInputs, Method, Weight
+from iamcl2r_jax.methods.inputs import LINEAR, LossInputs, Method, Weight
 
 
 def er(inputs: LossInputs):
@@ -17,7 +16,7 @@ def er(inputs: LossInputs):
 
 ER = Method(
     er,
-    head=heads.LINEAR,
+    head=LINEAR,
     uses_old_model=False,
     reference="Chaudhry et al., On Tiny Episodic Memories in Continual Learning, 2019, "
     "arXiv:1902.10486",
@@ -49,7 +48,7 @@ def bct_er(inputs: LossInputs, *, influence_weight: Weight = 1.0):
 
 BCT_ER = Method(
     bct_er,
-    head=heads.LINEAR,
+    head=LINEAR,
     uses_old_model=True,
     reference="Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020, "
     "arXiv:2003.11942; with replay",

@@ -1,4 +1,4 @@
-"""Residual networks (He et al., CVPR 2016) as feature extractors."""
+"""Residual networks (He et al., CVPR 2016, arXiv:1512.03385) as feature extractors."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -128,3 +128,29 @@ class ResNet(nn.Module):
                     name=f"layer{stage + 1}_{block}",
                 )(x)
         return project(x, self.num_features, self.dtype)
+
+
+class PaddedBlock(BasicBlock):
+    """A `BasicBlock` whose shortcut has no parameters: option A of the paper's section 4.2.
+
+    Where the shape changes, the shortcut takes every other row and column, and zeros for the
+    channels that its input lacks.
+    """
+
+    def shortcut(self, x: jax.Array) -> jax.Array:
+        """The block's input in the shape of its output."""
+        lacking = self.features - x.shape[-1]
+        x = x[:, :: self.stride, :: self.stride]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, lacking)))
+
+
+class CifarResNet(ResNet):
+    """A `ResNet` of three stages with 16, 32 and 64 channels behind a 3x3 stem, for small images.
+
+    ResNet-32 is what CL²R (ACM TOMM 2022) trains.
+
+    Attributes: those of `ResNet`, with the defaults of the paper.
+    """
+
+    width: int = 16
+    stem: str = "small"

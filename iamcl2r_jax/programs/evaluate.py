@@ -60,24 +60,23 @@ def _run(values: dict[str, Any]) -> int | None:
       InputError: for bad input; the message is one line.
     """
     _check(values)
-    from iamcl2r_jax.evaluation import from_features, gate
-    from iamcl2r_jax.training import reevaluation
+    from iamcl2r_jax.programs import evaluate_verbs as verbs
 
     judged = {"metric": values["metric"], "seed": values["seed"], "output": values["output"]}
     if values["features"]:
-        return from_features.main(values["features"], values["maps"], values["pairs"], **judged)
+        return verbs.features(values["features"], values["maps"], values["pairs"], **judged)
     gallery, query = values["gallery"], values["query"] or values["gallery"]
-    gallery = gallery and gate.Split(gallery, values["gallery_split"])
-    query = query and gate.Split(query, values["query_split"])
+    gallery = gallery and verbs.Split(gallery, values["gallery_split"])
+    query = query and verbs.Split(query, values["query_split"])
     if values["workdir"]:
-        return reevaluation.main(
+        return verbs.run(
             values["workdir"],
             gallery,
             query,
             data_dir=values["data_dir"],
             output=values["output"],
         )
-    return gate.main(
+    return verbs.models(
         values["models"],
         gallery,
         query,

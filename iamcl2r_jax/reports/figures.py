@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax.evaluation.intervals import mean_and_std
 from iamcl2r_jax.reports import plots, updates
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import runs
+from iamcl2r_jax.training.schedule import Schedule
 
 
 @dataclasses.dataclass(frozen=True)

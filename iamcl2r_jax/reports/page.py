@@ -17,8 +17,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import compatibility, methods, retrieval
+from iamcl2r_jax.data.sources import Evaluation
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation.features import Evaluation, forward_map
+from iamcl2r_jax.evaluation.features import forward_map
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
 from iamcl2r_jax.evaluation.pairs import finite
 from iamcl2r_jax.methods import heads
@@ -26,11 +27,10 @@ from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.stored import Model, load_metadata
 from iamcl2r_jax.reports import plots, words
 from iamcl2r_jax.reports import report_pictures as pictures
-from iamcl2r_jax.reports.html_report import FILE
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 from iamcl2r_jax.training import inputs, runs
 from iamcl2r_jax.training.context import ProgramsByArchitecture
+from iamcl2r_jax.training.schedule import Schedule
 
 
 def write(
@@ -110,7 +110,7 @@ def write(
         ),
         training=pictures.training(directory, records, schedule),
     )
-    path = os.path.join(workdir, FILE)
+    path = os.path.join(workdir, runs.REPORT)
     files.write_text(path, page)
     return path
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from iamcl2r_jax import compatibility
 from iamcl2r_jax.evaluation import theorem
-from iamcl2r_jax.reports.schedule import PLAIN, Schedule
+from iamcl2r_jax.training.schedule import PLAIN, Schedule
 
 # Okabe and Ito's colours, told apart with any colour vision; black is left to axes and marks.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7F7F7F")

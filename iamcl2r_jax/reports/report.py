@@ -8,10 +8,11 @@ import numpy as np
 from rich.console import Console
 
 from iamcl2r_jax import compatibility, retrieval
-from iamcl2r_jax.reports import html_report, words
-from iamcl2r_jax.reports.schedule import PLAIN, Schedule
+from iamcl2r_jax.reports import words
 from iamcl2r_jax.reports.tables import markdown
 from iamcl2r_jax.system.progress import plain_console, print_text
+from iamcl2r_jax.training.runs import REPORT
+from iamcl2r_jax.training.schedule import PLAIN, Schedule
 
 _MOST_COLUMNS = 12  # models up to which a matrix is printed whole
 
@@ -39,7 +40,7 @@ def print_results(results: Mapping[str, Any], workdir: str, console: Console | N
         f"{seconds['compile']:.0f}",
     )
     print_text(console, f"results: {os.path.join(workdir, 'results.json')}")
-    page = os.path.join(workdir, html_report.FILE)
+    page = os.path.join(workdir, REPORT)
     if os.path.exists(page):
         print_text(console, f"report: {page}")
 

@@ -12,12 +12,11 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from iamcl2r_jax import simplex
-from iamcl2r_jax.data.sources import ImageSet
+from iamcl2r_jax.data.sources import Evaluation, ImageSet
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation.features import Evaluation
 from iamcl2r_jax.reports import image_plots, plots, projections, retrieval_strip
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.reports.words import printable
+from iamcl2r_jax.training.schedule import Schedule
 
 _QUERIES, _NEAREST, _GALLERY = 8, 8, 1024  # of a retrieval strip
 _IMAGES_PER_CLASS = 40  # in the view of the features

@@ -113,3 +113,13 @@ class Stage:
             self._reporter.message(
                 f"{self._title}: epoch {self._done}/{self._epochs}, {figures}, {left:.0f} s left"
             )
+
+
+@contextmanager
+def or_message(reporter: Reporter, failed: str, consequence: str) -> Iterator[None]:
+    """Turns whatever goes wrong with a picture into one line: no picture ends a run."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        reporter.message(f"{failed} ({reason}); {consequence}")

@@ -8,7 +8,6 @@ task trains, arrivals/<t>.json says whether it took up one; once it is finished,
 
 import dataclasses
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from iamcl2r_jax.models.stored import Metadata, Model, save_model
 from iamcl2r_jax.system import distributed, files
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.training.context import Context
-from iamcl2r_jax.training.inputs import load_external
+from iamcl2r_jax.training.external import load_external
 
 
 def check_watched(config: ConfigDict) -> None:
@@ -76,18 +75,6 @@ def _decide(context: Context, copy: str, task: int, records: Sequence[dict[str, 
         decision = {"taken": checkpoints.exists(copy)}
         files.write_json(f"{copy}.json", decision)
     return decision["taken"]
-
-
-def fixed_schedule(replaced_by: Mapping[int, str]) -> str:
-    """The flags that give a run these external models at these tasks, whatever is watched."""
-    values = {
-        "tasks": repr(tuple(replaced_by)),
-        "checkpoints": repr(tuple(replaced_by.values())),
-        "watch": "",
-    }
-    return " ".join(
-        f"--config.replacements.{field}={shlex.quote(value)}" for field, value in values.items()
-    )
 
 
 def _best(context: Context, highest: tuple[int, float]) -> Model | None:

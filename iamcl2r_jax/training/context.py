@@ -15,11 +15,11 @@ from iamcl2r_jax.data.stream import Stream
 from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.methods.optimizers import OPTIMIZERS
 from iamcl2r_jax.models.stored import Architecture, Model
-from iamcl2r_jax.reports.tracking import Tracker
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.step import CompiledEpoch, Program
+from iamcl2r_jax.training.tracking import Tracker
 
 
 def image_options(image: ConfigDict) -> ImageOptions:

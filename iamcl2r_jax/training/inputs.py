@@ -1,17 +1,11 @@
-"""What a run needs before it starts: its stream, evaluations and external models, all checked."""
+"""The images of a run: its stream and its evaluations, all checked."""
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax import methods
-from iamcl2r_jax.config import SHIPPED, makes_external_models
 from iamcl2r_jax.data import sources
+from iamcl2r_jax.data.sources import Evaluation, refuse_equal_sets
 from iamcl2r_jax.data.stream import Stream, build_stream, split_tasks
-from iamcl2r_jax.evaluation.features import Evaluation, refuse_equal_sets
-from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.stored import EXTERNAL, ImageInput, Model, Requirement, load_model
-from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import pretraining
 
 
 def stream_size(config: ConfigDict) -> tuple[int, int]:
@@ -27,81 +21,6 @@ def _stream_classes(config: ConfigDict) -> tuple[str, ...]:
     return sources.describe(
         stream.dataset, stream.train_split, data_dir=config.data_dir or None
     ).class_names
-
-
-def recipe_of(config: ConfigDict) -> ConfigDict:
-    """The recipe of a run's external models, with the head that its method asks for."""
-    recipe = config.replacements.recipe.copy_and_resolve_references()
-    recipe.head = methods.get(config.method).external_head
-    recipe.tracking.tensorboard = config.tracking.tensorboard
-    return recipe
-
-
-def external_models(
-    config: ConfigDict, reporter: Reporter, preemption: Preemption, command: str | None = None
-) -> dict[int, Model]:
-    """The external model of each replacement, by task; those with a recipe are made if missing.
-
-    They are made with the head that the method asks for, and those given must have it. With
-    `config.SHIPPED`, those that come with the package are not made.
-    """
-    recipe, made = recipe_of(config), makes_external_models(config)
-    paths, missing = external_paths(config)
-    # What is there is checked before what is missing is trained.
-    loaded = {path: load_external(config, path) for path in paths if path not in missing.values()}
-    if made:
-        for path in loaded:
-            pretraining.tidy(path, reporter)
-    if missing:
-        recipe.data_dir = recipe.data_dir or config.data_dir
-        pretraining.pretrain(recipe, missing, reporter, preemption, command=command)
-        loaded |= {path: load_external(config, path) for path in missing.values()}
-    tasks = config.replacements.tasks
-    return {task: loaded[path] for task, path in zip(tasks, paths, strict=bool(paths))}
-
-
-def external_paths(config: ConfigDict) -> tuple[tuple[str, ...], dict[int, str]]:
-    """Where the external models are, or will be made.
-
-    Returns:
-      The path of the model of each replacement, and by number of classes the path of each that is
-      to be made.
-    """
-    replacements, recipe = config.replacements, recipe_of(config)
-    paths = tuple(replacements.checkpoints)
-    if not makes_external_models(config):
-        return paths, {}
-    if not replacements.tasks:
-        return (), {}
-    shipped = pretraining.shipped_path if paths == SHIPPED else lambda *_: None
-    paths = tuple(
-        shipped(recipe, classes)
-        or pretraining.checkpoint_path(replacements.directory, recipe, classes)
-        for classes in replacements.classes
-    )
-    missing = {
-        classes: path
-        for classes, path in zip(replacements.classes, paths, strict=True)
-        if not checkpoints.exists(path)
-    }
-    return paths, missing
-
-
-def load_external(config: ConfigDict, path: str) -> Model:
-    """An external model that this run can take up.
-
-    Raises:
-      InputError: see `stored.load_model`; or if the stream's classes need slots that it was
-        trained on.
-    """
-    require = Requirement(
-        kind=EXTERNAL,
-        head=methods.get(config.method).external_head,
-        num_slots=config.num_slots,
-        image=ImageInput.of(config.image),
-        stream_classes=stream_size(config)[0],
-    )
-    return load_model(path, require)
 
 
 def load_stream(config: ConfigDict) -> Stream:

@@ -9,7 +9,7 @@ A workdir holds:
   tasks/<t>      the model after task t; its metadata hold the record of the task
   metrics.jsonl  the run's scalars, and tensorboard/ as well, see `tracking`
   results.json   the finished run
-  report.html    the same for a person, see `html_report`; its plots are in figures/
+  report.html    the same for a person, see `reports.page`; its plots are in figures/
 
 Of several seeds, seed<s>/ holds each run, results.json mean and standard deviation over them, and
 progress/<t>-<seeds> where the training of task t stands.
@@ -34,17 +34,17 @@ from iamcl2r_jax.data.stream import remember
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.models.stored import Model, save_model
-from iamcl2r_jax.reports import html_report, tracking
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import distributed, files, runtime
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training import arrivals, inputs, runs, seeds
+from iamcl2r_jax.training import arrivals, inputs, runs, seeds, tracking
 from iamcl2r_jax.training.context import Context, ProgramsByArchitecture, stream_dataset
 from iamcl2r_jax.training.fit import cosine_schedule, history_of_seed
+from iamcl2r_jax.training.pretraining import external_models
 from iamcl2r_jax.training.results import results_of
 from iamcl2r_jax.training.resume import ProgressStore, train_resumably
+from iamcl2r_jax.training.schedule import Schedule
 from iamcl2r_jax.training.task import (
     first_model,
     new_architecture,
@@ -104,8 +104,8 @@ def run(
     for place in places:
         if results[place] is not None:
             reporter.message(f"{place} holds this run, finished; nothing is run again")
-            if not os.path.exists(os.path.join(place, html_report.FILE)):
-                html_report.write_or_tell(places[place], place, results[place], reporter)
+            if not os.path.exists(os.path.join(place, runs.REPORT)):
+                runs.write_report(places[place], place, results[place], reporter)
     unfinished = {place: of for place, of in places.items() if results[place] is None}
     if unfinished:
         files.require_writable(workdir)
@@ -148,7 +148,7 @@ def _run_unfinished(
         for place in places:
             runs.refuse_other_data(digests, place)
         clock.lap("data")
-        external = inputs.external_models(config, reporter, preemption, command)
+        external = external_models(config, reporter, preemption, command)
         clock.lap("pretrain")
         for place in dict.fromkeys((workdir, *places)):
             stack.enter_context(files.one_writer(place))
@@ -174,7 +174,9 @@ def _run_unfinished(
         clock.lap("train")
         results = {}
         for context, of in zip(contexts, records, strict=True):
-            results[context.workdir] = found = results_of(context, of, evaluations)
+            results[context.workdir] = found = results_of(
+                context, of, evaluations, first_model(context.config)
+            )
             clock.lap("evaluate")
             found |= {
                 "train_traces": programs.traces(),
@@ -187,7 +189,7 @@ def _run_unfinished(
             }
             files.write_json(os.path.join(context.workdir, "results.json"), found)
             context.tracker.evaluations(found["evaluations"], Schedule.of_results(found), reporter)
-            html_report.write_or_tell(
+            runs.write_report(
                 context.config,
                 context.workdir,
                 found,

@@ -5,13 +5,10 @@ data set and classes it was trained, with what configuration, versions, command 
 """
 
 import dataclasses
-import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, simplex
-from iamcl2r_jax.config import (
-    WITHOUT_EFFECT,
-    default_pretrain,
-    differences,
-    validate_pretrain,
-    without_unused_options,
-)
+from iamcl2r_jax.config import differences, makes_external_models, validate_pretrain
 from iamcl2r_jax.data import sources, streaming
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.sources import ImageSet
@@ -43,45 +34,17 @@ from iamcl2r_jax.models.stored import (
     load_model,
     save_model,
 )
-from iamcl2r_jax.reports import tracking
 from iamcl2r_jax.system import distributed, files, runtime
 from iamcl2r_jax.system.errors import DamagedError, InputError, LockedError
 from iamcl2r_jax.system.parallel import batch_sharding
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training import tracking
 from iamcl2r_jax.training.context import image_options, optimizer
+from iamcl2r_jax.training.external import external_paths, load_external, recipe_of
 from iamcl2r_jax.training.fit import cosine_schedule, history_of_seed
 from iamcl2r_jax.training.resume import ProgressStore, train_resumably
 from iamcl2r_jax.training.step import CompiledEpoch, OldModel, Program, TaskData
-
-
-def checkpoint_path(directory: str, recipe: ConfigDict, classes: int) -> str:
-    """Where the model that `recipe` makes of the first `classes` classes is kept.
-
-    The name ends in a digest of the recipe, so that another recipe never finds this model.
-    """
-    text = json.dumps(_identity(recipe, classes), sort_keys=True)
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
-    return os.path.join(directory, f"{recipe.name}-{classes}-{digest}")
-
-
-def _identity(recipe: ConfigDict, classes: int) -> dict[str, Any]:
-    """What a recipe's result depends on."""
-    identity = without_unused_options(recipe.to_dict()) | {"classes": classes}
-    for field in ("data_dir", "name", *WITHOUT_EFFECT):
-        del identity[field]
-    return identity
-
-
-def shipped_path(recipe: ConfigDict, classes: int) -> str | None:
-    """The model that comes with this package and that `recipe` makes of `classes` classes, if any.
-
-    They were made by `config.default_pretrain`.
-    """
-    if _identity(recipe, classes) != _identity(default_pretrain(), classes):
-        return None
-    path = os.path.join(os.path.dirname(sources.__file__), "external", f"glyphs-{classes}")
-    return path if checkpoints.exists(path) else None
 
 
 def pretrain(
@@ -141,6 +104,29 @@ def pretrain(
             tidy(path, reporter)
     distributed.wait_for_all("external models saved")
     return made
+
+
+def external_models(
+    config: ConfigDict, reporter: Reporter, preemption: Preemption, command: str | None = None
+) -> dict[int, Model]:
+    """The external model of each replacement, by task; those with a recipe are made if missing.
+
+    They are made with the head that the method asks for, and those given must have it. With
+    `config.SHIPPED`, those that come with the package are not made.
+    """
+    recipe, made = recipe_of(config), makes_external_models(config)
+    paths, missing = external_paths(config)
+    # What is there is checked before what is missing is trained.
+    loaded = {path: load_external(config, path) for path in paths if path not in missing.values()}
+    if made:
+        for path in loaded:
+            tidy(path, reporter)
+    if missing:
+        recipe.data_dir = recipe.data_dir or config.data_dir
+        pretrain(recipe, missing, reporter, preemption, command=command)
+        loaded |= {path: load_external(config, path) for path in missing.values()}
+    tasks = config.replacements.tasks
+    return {task: loaded[path] for task, path in zip(tasks, paths, strict=bool(paths))}
 
 
 def _with_classes(config: ConfigDict, classes: int) -> ConfigDict:

@@ -1,55 +1,15 @@
 """Evaluates again the models that a run left, finished or not."""
 
-import os
 from typing import Any
 
 from iamcl2r_jax.evaluation import gate
 from iamcl2r_jax.evaluation.gate import Split
 from iamcl2r_jax.evaluation.pairs import evaluate_models
 from iamcl2r_jax.models.stored import load_metadata
-from iamcl2r_jax.reports import html_report, report
-from iamcl2r_jax.reports.schedule import Schedule
-from iamcl2r_jax.system import files, runtime
+from iamcl2r_jax.system import runtime
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
-
-
-def main(
-    workdir: str,
-    gallery: Split | None = None,
-    query: Split | None = None,
-    *,
-    data_dir: str | None = None,
-    output: str | None = None,
-    reporter: Reporter | None = None,
-) -> None:
-    """What launch/evaluate.py --workdir does: evaluates, saves and prints.
-
-    The report of a finished run is also written again, from its results.json.
-
-    Args:
-      workdir, gallery, query, data_dir, reporter: see `reevaluate`.
-      output: file to write; by default evaluation.json in the workdir.
-
-    Raises:
-      InputError: for bad input; the message is one line.
-    """
-    reporter = reporter or Reporter()
-    output = output or os.path.join(workdir, "evaluation.json")
-    if os.path.basename(output) == "results.json":
-        raise InputError(f"output={output}: results.json is what a run writes; choose another")
-    files.require_writable(os.path.dirname(output) or ".")
-    evaluated = reevaluate(workdir, gallery, query, data_dir=data_dir, reporter=reporter)
-    files.write_json(output, evaluated)
-    schedule = Schedule.of_results(evaluated)
-    report.print_evaluations(evaluated["evaluations"], schedule, reporter.console)
-    reporter.message(f"results: {output}")
-    results = files.read_json(os.path.join(workdir, "results.json"))
-    if results is not None:
-        config = runs.read_config(workdir)
-        config.data_dir = data_dir or config.data_dir
-        html_report.write_or_tell(config, workdir, results, reporter)
 
 
 def reevaluate(

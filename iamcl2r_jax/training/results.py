@@ -3,24 +3,34 @@
 from collections.abc import Sequence
 from typing import Any
 
-from iamcl2r_jax.evaluation.features import Evaluation, embed
+from iamcl2r_jax.data.sources import Evaluation
+from iamcl2r_jax.evaluation.features import embed
 from iamcl2r_jax.evaluation.pairs import evaluate_models, evaluate_pairs
-from iamcl2r_jax.models.stored import load_model
-from iamcl2r_jax.training import arrivals, runs
+from iamcl2r_jax.models.stored import Model, load_model
+from iamcl2r_jax.training import runs
 from iamcl2r_jax.training.context import Context
-from iamcl2r_jax.training.task import first_model
+from iamcl2r_jax.training.schedule import fixed_schedule
 
 
 def results_of(
-    context: Context, records: Sequence[dict[str, Any]], evaluations: dict[str, Evaluation]
+    context: Context,
+    records: Sequence[dict[str, Any]],
+    evaluations: dict[str, Evaluation],
+    untrained: Model,
 ) -> dict[str, Any]:
-    """The results of a run whose tasks are finished, but for times and environment."""
+    """The results of a run whose tasks are finished, but for times and environment.
+
+    Args:
+      context, evaluations: of the run.
+      records: of its tasks.
+      untrained: a reference, see `references`.
+    """
     config, tasks = context.config, context.stream.tasks
     figures, passes = evaluate(context, evaluations)
     replaced_by = {
         task: record["replaced_by"] for task, record in enumerate(records) if record["replaced_by"]
     }
-    reference_figures = references(context, evaluations, replaced_by)
+    reference_figures = references(context, evaluations, untrained, replaced_by)
     return {
         "name": config.name,
         "method": config.method,
@@ -30,9 +40,7 @@ def results_of(
         "replacements": list(replaced_by),
         "retrained": list(config.replacements.retrain),
         "external_models": {str(task): path for task, path in replaced_by.items()},
-        "fixed_schedule": (
-            arrivals.fixed_schedule(replaced_by) if config.replacements.watch else None
-        ),
+        "fixed_schedule": (fixed_schedule(replaced_by) if config.replacements.watch else None),
         "task_accuracy": [record["task_accuracy"] for record in records],
         "evaluations": figures,
         "references": reference_figures,
@@ -67,14 +75,17 @@ def evaluate(context: Context, evaluations: dict[str, Evaluation]) -> tuple[dict
 
 
 def references(
-    context: Context, evaluations: dict[str, Evaluation], replaced_by: dict[int, str]
+    context: Context,
+    evaluations: dict[str, Evaluation],
+    untrained: Model,
+    replaced_by: dict[int, str],
 ) -> dict[str, dict[str, float]]:
     """What models that never saw the stream reach on the evaluations, in percent as AA.
 
     A model that is never updated has one accuracy for every pair, which is its AA: that of the
     untrained network, and that of the first external model.
     """
-    models = {"untrained": first_model(context.config)}
+    models = {"untrained": untrained}
     if replaced_by:
         first = min(replaced_by)
         models["first_external"] = context.external.get(first) or load_model(replaced_by[first])

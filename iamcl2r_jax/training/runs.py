@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,8 +22,10 @@ from iamcl2r_jax.models.stored import (
 )
 from iamcl2r_jax.system import distributed, files, runtime
 from iamcl2r_jax.system.errors import DamagedError, InputError
-from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.system.progress import Reporter, or_message
 from iamcl2r_jax.training.seeds import one_seed
+
+REPORT = "report.html"
 
 
 def read_config(workdir: str) -> ConfigDict | None:
@@ -236,3 +239,23 @@ def load_task(config: ConfigDict, workdir: str, task: int) -> Model:
     """The model after a task."""
     require = Requirement(kind=TASK, num_slots=config.num_slots, image=ImageInput.of(config.image))
     return load_model(task_path(workdir, task), require)
+
+
+def write_report(
+    config: ConfigDict, workdir: str, results: Mapping[str, Any], reporter: Reporter, **loaded
+) -> None:
+    """Writes the page of a finished run, or one line that says why there is none.
+
+    What was measured is in results.json by then, so that nothing is lost with a page that can be
+    made again. Of a job of several processes the first alone writes it.
+
+    Args:
+      config, workdir, results, loaded: see `reports.page.write`.
+      reporter: is told if the page cannot be written.
+    """
+    again = f"results.json is complete, and launch/evaluate.py --workdir={workdir} tries again"
+    with or_message(reporter, f"{os.path.join(workdir, REPORT)} was not written", again):
+        if distributed.is_first():
+            from iamcl2r_jax.reports import page  # matplotlib, only where something is drawn
+
+            page.write(config, workdir, results, **loaded)

@@ -29,11 +29,10 @@ from etils import epath
 from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
-from iamcl2r_jax.reports.html_report import or_message
-from iamcl2r_jax.reports.schedule import Schedule
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.system.progress import Reporter, or_message
+from iamcl2r_jax.training.schedule import Schedule
 
 # Takes a line's number, the line, and pictures uint8 [H, W, 3] by name.
 Writer = Callable[[int, Mapping[str, float], Mapping[str, np.ndarray]], None]

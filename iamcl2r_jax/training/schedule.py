@@ -1,6 +1,7 @@
 """What happened to a run's model at the beginning of its tasks."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,3 +46,15 @@ class Schedule:
 
 
 PLAIN = Schedule()  # every task trains on
+
+
+def fixed_schedule(replaced_by: Mapping[int, str]) -> str:
+    """The flags that give a run these external models at these tasks, whatever is watched."""
+    values = {
+        "tasks": repr(tuple(replaced_by)),
+        "checkpoints": repr(tuple(replaced_by.values())),
+        "watch": "",
+    }
+    return " ".join(
+        f"--config.replacements.{field}={shlex.quote(value)}" for field, value in values.items()
+    )
