@@ -20,8 +20,8 @@ import synthetic
 from iamcl2r_jax import config
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training.fit import cosine_schedule
-from iamcl2r_jax.training.resume import ProgressStore, train_resumably
+from iamcl2r_jax.training.fit import cosine_schedule, fit
+from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.step import CompiledEpoch, Program
 
 
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None):
     epoch, reporter = TimedEpoch(case.program), Reporter()
     num_steps = (int(case.data.new.size) + int(case.data.memory.size)) // case.program.batch_size
     with tempfile.TemporaryDirectory() as directory:
-        train_resumably(
+        fit(
             "epochs",
             epoch,
             case.variables,

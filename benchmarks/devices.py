@@ -19,6 +19,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from typing import Any
 
 import harness
@@ -27,13 +28,16 @@ import jax.numpy as jnp
 import numpy as np
 import synthetic
 
-from iamcl2r_jax import methods, simplex
+from iamcl2r_jax import config, methods, simplex
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.data.sampling import make_pool
 from iamcl2r_jax.data.streaming import Dataset
 from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.system import parallel
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter, plain_console
 from iamcl2r_jax.training.fit import cosine_schedule, fit
+from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.step import CompiledEpoch, OldModel, TaskData
 
 _COUNT = 8
@@ -74,11 +78,21 @@ def pretrained(case: synthetic.Case, data: TaskData, num_epochs: int) -> Variabl
     """Variables after training with the simplex alone, on one device."""
     program = dataclasses.replace(case.program, old_model=None, loss=methods.get("simplex").loss)
     rates = cosine_schedule(_PRETRAINING_RATE, _PRETRAINING_RATE / 100, num_epochs)
-    first = program.init_state(case.variables)
-    *_, (state, _) = fit(
-        CompiledEpoch(program), first, data, rates, jax.random.key(1), steps_per_call=50
-    )
-    return jax.device_get({"params": state.params, "batch_stats": state.batch_stats})
+    reporter = Reporter(plain_console(quiet=True))
+    with tempfile.TemporaryDirectory() as directory:
+        variables, _ = fit(
+            "pre-training",
+            CompiledEpoch(program),
+            case.variables,
+            data,
+            rates,
+            jax.random.key(1),
+            store=ProgressStore(directory, config.default().saving, reporter),
+            steps_per_call=50,
+            reporter=reporter,
+            preemption=Preemption(),
+        )
+    return variables
 
 
 def losses(case: synthetic.Case, num_steps: int) -> list[float]:

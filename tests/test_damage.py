@@ -33,8 +33,7 @@ from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.torch_import import torch_files
 from iamcl2r_jax.training import external, lifelong, pretraining, runs
-from iamcl2r_jax.training.fit import Position
-from iamcl2r_jax.training.resume import ProgressStore
+from iamcl2r_jax.training.resume import Position, ProgressStore
 
 tried = {}
 

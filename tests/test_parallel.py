@@ -19,10 +19,10 @@ import numpy
 
 sys.path.insert(0, sys.argv[1])
 import test_training
+from fitting import fitted
 from iamcl2r_jax.data.streaming import HostDataset
 from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.system import parallel
-from iamcl2r_jax.training.fit import fit
 from iamcl2r_jax.training.step import CompiledEpoch
 from iamcl2r_jax.data import augment
 from iamcl2r_jax.system import runtime
@@ -33,12 +33,10 @@ split = dataclasses.replace(program, batch_sharding=parallel.batch_sharding(prog
 given = test_training.make_arguments(program)
 def trained(p, dataset, epochs, rate):
     data = test_training.task_data(given | {"dataset": dataset})
-    start, key = p.init_state(given["variables"]), jax.random.key(0)
-    *_, (state, position) = fit(CompiledEpoch(p), start, data, [rate] * epochs, key, **calls)
-    return jax.device_get(state), position
+    arguments = given["variables"], data, [rate] * epochs, jax.random.key(0)
+    return fitted(CompiledEpoch(p), *arguments, steps_per_call=2)[-1]
 
 
-calls = {"steps_per_call": 2}
 (one, position), (eight, eight_position) = (
     trained(p, given["dataset"], epochs=17, rate=0.01) for p in (program, split)
 )

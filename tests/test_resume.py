@@ -28,8 +28,7 @@ from iamcl2r_jax.system import files, preemption
 from iamcl2r_jax.system.errors import DivergenceError, InputError, PreemptedError
 from iamcl2r_jax.system.preemption import on_sigterm
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training.fit import Position
-from iamcl2r_jax.training.resume import ProgressStore
+from iamcl2r_jax.training.resume import Position, ProgressStore
 from iamcl2r_jax.training.step import TrainState
 
 

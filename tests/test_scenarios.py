@@ -137,13 +137,13 @@ def test_a_method_without_old_model_needs_no_program_for_each_teacher(images):
 
 def spy_on_training(monkeypatch):
     """The variables that each task starts from and the data that it trains with, as they come."""
-    seen, train = [], lifelong.train_resumably
+    seen, train = [], lifelong.fit
 
     def spy(title, epoch, variables, data, *args, **options):
         seen.append((variables, data))
         return train(title, epoch, variables, data, *args, **options)
 
-    monkeypatch.setattr(lifelong, "train_resumably", spy)
+    monkeypatch.setattr(lifelong, "fit", spy)
     return seen
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs
+from fitting import fitted
 from ml_collections import ConfigDict
 from rich.console import Console
 from test_training import BATCH, make_arguments, make_program, task_data
@@ -22,7 +23,6 @@ from iamcl2r_jax.system.errors import InputError, PreemptedError
 from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import external, lifelong, pretraining, runs
-from iamcl2r_jax.training.fit import fit
 from iamcl2r_jax.training.step import CompiledEpoch
 
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
@@ -94,9 +94,8 @@ def test_blocks_hold_what_the_sampler_draws(tmp_path, kind, steps_per_call):
 
 def trained(epoch, given, start=None, **options):
     """A copy of the state after each call, and its position."""
-    state = epoch.program.init_state(given["variables"]) if start is None else start
-    parts = fit(epoch, state, task_data(given), [0.1, 0.05], jax.random.key(3), **options)
-    return [(jax.tree.map(np.array, state), position) for state, position in parts]
+    arguments = given["variables"], task_data(given), [0.1, 0.05], jax.random.key(3)
+    return fitted(epoch, *arguments, start=start, **options)
 
 
 def assert_same(ours, expected):
@@ -141,13 +140,14 @@ def test_an_error_of_the_reading_is_raised(given, on_host, epochs):
 
 
 def test_a_training_that_is_given_up_reads_no_further(given, on_host, epochs):
-    epoch = epochs[1]
-    state = epoch.program.init_state(given["variables"])
+    class AfterOneCall(Preemption):
+        def agreed(self):
+            return [thread for thread in threading.enumerate() if "grain" in thread.name]
+
     data = task_data(given | {"dataset": on_host})
-    calls = fit(epoch, state, data, [0.1] * 50, jax.random.key(0), steps_per_call=2)
-    next(calls)
-    assert [thread for thread in threading.enumerate() if "grain" in thread.name]
-    calls.close()  # and no thread is left
+    options = {"steps_per_call": 2, "preemption": AfterOneCall()}
+    with pytest.raises(PreemptedError):  # and no thread is left
+        fitted(epochs[1], given["variables"], data, [0.1] * 50, jax.random.key(0), **options)
 
 
 @pytest.mark.parametrize(("gib", "kind"), [(1.0, Dataset), (0.99, HostDataset), (0, HostDataset)])

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from fitting import fitted
 
 from iamcl2r_jax import losses, methods, models, simplex
 from iamcl2r_jax.data.augment import ImageOptions, augmented_batch, crop_flip
 from iamcl2r_jax.data.sampling import draw_epoch, make_pool, sample_batch, shuffled
 from iamcl2r_jax.data.streaming import Dataset, Drawn
 from iamcl2r_jax.system.errors import DivergenceError
-from iamcl2r_jax.training.fit import cosine_schedule, fit
+from iamcl2r_jax.training.fit import cosine_schedule
 from iamcl2r_jax.training.step import CompiledEpoch, OldModel, Program, TaskData, train_step
 
 K, SIZE, BATCH = 12, 16, 8
@@ -249,9 +250,8 @@ def test_simplex_training_learns():
         make_pool(np.zeros(0, np.int32), 64),
     )
     rates = cosine_schedule(0.02, 0.001, 8)
-    state = epoch.program.init_state(variables)
-    for _, position in fit(epoch, state, data, rates, jax.random.key(1), steps_per_call=100):
-        history = position.history
+    *_, (_, position) = fitted(epoch, variables, data, rates, jax.random.key(1), steps_per_call=100)
+    history = position.history
     assert len(history) == 8
     assert history[0]["accuracy"] < 0.6
     assert history[-1]["accuracy"] > 0.9
@@ -267,12 +267,9 @@ def test_cosine_schedule_by_hand():
 
 def test_divergence_names_epoch_and_step(setting, epoch):
     _, given = setting
-    state = epoch.program.init_state(given["variables"])
+    arguments = given["variables"], task_data(given), [1e20] * 5, jax.random.key(0)
     with pytest.raises(DivergenceError, match=r"epoch \d+, step \d+: loss or gradient"):
-        for _ in fit(
-            epoch, state, task_data(given), [1e20] * 5, jax.random.key(0), steps_per_call=2
-        ):
-            pass
+        fitted(epoch, *arguments, steps_per_call=2)
 
 
 @pytest.mark.parametrize(
@@ -284,14 +281,16 @@ def test_of_seeds_trained_at_once_the_first_to_diverge_is_named(setting, told, s
     class Told:
         """Stands in for the compiled program."""
 
-        program = types.SimpleNamespace(batch_size=2, batch_sharding=None)
+        program = types.SimpleNamespace(
+            batch_size=2, batch_sharding=None, init_state=lambda variables: None
+        )
 
         def __call__(self, state, *_):
             return state, {"loss": np.float32(np.nan)}, np.asarray(told, np.int32)
 
     options = {"steps_per_call": 4, "title": "all", "seeds": [7, 8, 9]}
     with pytest.raises(DivergenceError) as error:
-        next(fit(Told(), None, task_data(given), [0.1], jax.random.key(0), **options))
+        fitted(Told(), None, task_data(given), [0.1], jax.random.key(0), **options)
     found = error.value.epoch, error.value.step, error.value.training
     assert found == (0, step, f"all, seed {seed}")
 
@@ -322,17 +321,13 @@ def test_training_in_parts_is_training_at_once(setting, epoch, steps_per_call):
     _, given = setting
     rates, key = [0.1, 0.05], jax.random.key(3)
 
-    def trained(start, **options):
-        parts = fit(epoch, start, task_data(given), rates, key, **options)
-        return [(jax.tree.map(np.array, state), position) for state, position in parts]
+    def trained(**options):
+        return fitted(epoch, given["variables"], task_data(given), rates, key, **options)
 
-    def fresh():
-        return epoch.program.init_state(given["variables"])
-
-    expected, at_once = trained(fresh(), steps_per_call=100)[-1]
+    expected, at_once = trained(steps_per_call=100)[-1]
     options = {"steps_per_call": steps_per_call}
-    for state, position in trained(fresh(), **options):
-        rest = trained(jax.tree.map(jnp.array, state), position=position, **options)
+    for state, position in trained(**options):
+        rest = trained(start=jax.tree.map(jnp.array, state), position=position, **options)
         state, position = [(state, position), *rest][-1]
         chex.assert_trees_all_equal(state, expected)
         for ours, theirs in zip(position.history, at_once.history, strict=True):

@@ -15,8 +15,7 @@ from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.vit import TransformerBlock
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training.fit import Position
-from iamcl2r_jax.training.resume import ProgressStore
+from iamcl2r_jax.training.resume import Position, ProgressStore
 from iamcl2r_jax.training.step import OldModel, Program, train_step
 
 K, SIZE, BATCH = 8, 8, 4

@@ -1,8 +1,7 @@
-"""A whole training: calls of the compiled program from a position to the end, and its schedule."""
+"""A whole training: calls of the compiled program from where it stands to the end."""
 
 import contextlib
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -10,12 +9,13 @@ import optax
 
 from iamcl2r_jax.data.sampling import draw_epoch, epoch_key, steps_per_epoch
 from iamcl2r_jax.data.streaming import Block, Drawn, HostDataset, blocks
+from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.system import parallel
-from iamcl2r_jax.system.errors import DivergenceError
-from iamcl2r_jax.training.step import CompiledEpoch, TaskData, TrainState
-
-# Of one epoch, by name; of several seeds a list with the value of each.
-Means = dict[str, float | list[float]]
+from iamcl2r_jax.system.errors import DivergenceError, PreemptedError
+from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.progress import Reporter
+from iamcl2r_jax.training.resume import Means, ProgressStore
+from iamcl2r_jax.training.step import CompiledEpoch, TaskData
 
 
 def cosine_schedule(learning_rate: float, final_learning_rate: float, epochs: int) -> list[float]:
@@ -30,39 +30,6 @@ def cosine_schedule(learning_rate: float, final_learning_rate: float, epochs: in
     return [float(schedule(epoch)) for epoch in range(epochs)]
 
 
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """How far the training of a task has come.
-
-    Attributes:
-      history: metrics of each finished epoch, means over its steps.
-      step: finished steps of the epoch after these.
-      sums: of the metrics over these steps.
-    """
-
-    history: tuple[Means, ...] = ()
-    step: int = 0
-    sums: Means = dataclasses.field(default_factory=dict)
-
-    @property
-    def epoch(self) -> int:
-        """Number of finished epochs."""
-        return len(self.history)
-
-    def after(
-        self, sums: dict[str, np.ndarray], stop: int, num_steps: int, learning_rate: float
-    ) -> "Position":
-        """The position after the steps up to `stop`, with the metrics' sums over them."""
-        sums = {
-            name: np.float64(self.sums.get(name, 0.0)) + np.float64(value)
-            for name, value in sums.items()
-        }
-        if stop < num_steps:
-            return Position(self.history, stop, {name: sums[name].tolist() for name in sums})
-        means = {name: (total / num_steps).tolist() for name, total in sums.items()}
-        return Position((*self.history, means | {"learning_rate": learning_rate}))
-
-
 def history_of_seed(history: Sequence[Means], index: int) -> list[dict[str, float]]:
     """The metrics of each epoch for one of several seeds trained at once, or for the only one."""
     return [
@@ -72,40 +39,48 @@ def history_of_seed(history: Sequence[Means], index: int) -> list[dict[str, floa
 
 
 def fit(
+    title: str,
     epoch: CompiledEpoch,
-    state: TrainState,
+    variables: Variables,
     data: TaskData,
     learning_rates: Sequence[float],
     key: jax.Array,
     *,
+    store: ProgressStore,
     steps_per_call: int,
-    position: Position = Position(),
-    title: str = "training",
+    reporter: Reporter,
+    preemption: Preemption,
     seeds: Sequence[int] = (),
-) -> Iterator[tuple[TrainState, Position]]:
-    """Trains from a position to the end, in calls of the compiled program.
+    on_epoch: Callable[[Sequence[Means]], None] = lambda history: None,
+) -> tuple[Variables, Sequence[Means]]:
+    """Trains to the end, from where an earlier start of the same training stopped.
 
     Epoch e uses fold_in(key, e), so that training from a saved state and position goes on exactly
     as if it had never stopped. An epoch's batches are drawn before its first step. Images on the
-    host are streamed to the device, a call ahead, with the same results; close the generator, where
-    it is not taken to its end, to stop that.
+    host are streamed to the device, a call ahead, with the same results.
 
     Args:
+      title: what is shown as under way, and named in errors.
       epoch: the compiled program.
-      state: what is updated; consumed.
+      variables: where the training begins, if no earlier start left anything.
       data: what the task trains with.
       learning_rates: of each epoch, see `cosine_schedule`.
       key: random key of this task, or of each seed, [S].
+      store: what earlier starts left, and where this one saves.
       steps_per_call: steps between two returns to Python; an epoch's last call may do fewer.
-      position: where `state` stands.
-      title, seeds: name the training in errors.
+      reporter: shows the progress.
+      preemption: saves and raises `PreemptedError` once requested.
+      seeds: those trained at once, if there are several.
+      on_epoch: gets the metrics of all epochs so far, first those of an earlier start, then again
+        after every epoch.
 
-    Yields:
-      The state after each call, good until the next one is asked for, and its position.
+    Returns:
+      The variables after the last epoch, as NumPy arrays, and the metrics of each epoch.
 
     Raises:
       DivergenceError: if a loss or gradient is not finite.
     """
+    state, position = store.latest(epoch.program.init_state(variables))
     num_steps = steps_per_epoch(int(data.new.size), int(data.memory.size), epoch.program.batch_size)
     if epoch.program.batch_sharding is not None:
         # As it comes out of a call, or the next one would be traced and compiled again.
@@ -118,7 +93,15 @@ def fit(
         )
     ]
     of_calls = _samples_of_calls(epoch, data, calls, key, steps_per_call)
-    with contextlib.closing(of_calls):
+    with (
+        contextlib.closing(of_calls),
+        reporter.stage(title, len(learning_rates), done=position.epoch) as stage,
+    ):
+        if position.epoch or position.step:
+            reporter.message(
+                f"{title}: continuing after epoch {position.epoch}, step {position.step}"
+            )
+            on_epoch(position.history)
         for (number, first, stop), (data, samples) in zip(calls, of_calls, strict=True):
             rate = learning_rates[number]
             state, sums, diverged = epoch(
@@ -129,9 +112,21 @@ def fit(
                 of_seeds = np.atleast_1d(diverged)
                 earliest = int(np.where(of_seeds < 0, num_steps, of_seeds).argmin())
                 which = f"{title}, seed {seeds[earliest]}" if seeds else title
-                raise DivergenceError(number, int(of_seeds[earliest]), which)
+                error = DivergenceError(number, int(of_seeds[earliest]), which)
+                store.note_divergence(error, learning_rates)
+                raise error
             position = position.after(sums, stop, num_steps, rate)
-            yield state, position
+            if not position.step:
+                stage.epoch({name: np.mean(v) for name, v in position.history[-1].items()})
+                on_epoch(position.history)
+            asked_to_stop = preemption.agreed()
+            if asked_to_stop or store.due(position):
+                store.save(state, position)
+            if asked_to_stop:
+                store.wait()
+                raise PreemptedError
+    store.wait()
+    return jax.device_get(state.variables), position.history
 
 
 def _samples_of_calls(

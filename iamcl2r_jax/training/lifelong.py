@@ -40,10 +40,10 @@ from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import arrivals, inputs, runs, seeds, tracking
 from iamcl2r_jax.training.context import Context, ProgramsByArchitecture, stream_dataset
-from iamcl2r_jax.training.fit import cosine_schedule, history_of_seed
+from iamcl2r_jax.training.fit import cosine_schedule, fit, history_of_seed
 from iamcl2r_jax.training.pretraining import external_models
 from iamcl2r_jax.training.results import results_of
-from iamcl2r_jax.training.resume import ProgressStore, train_resumably
+from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.schedule import Schedule
 from iamcl2r_jax.training.task import (
     first_model,
@@ -98,107 +98,84 @@ def run(
     tracking.check(config.tracking)
     distributed.check_same("configuration", config.to_dict() | {"workdir": workdir})
     places = runs.of_seeds(config, workdir)
-    for place, seed_config in places.items():
-        runs.refuse_other_config(seed_config, place)
+    for place, of_seed in places.items():
+        runs.refuse_other_config(of_seed, place)
     results = {place: runs.finished(place, reporter) for place in places}
     for place in places:
         if results[place] is not None:
             reporter.message(f"{place} holds this run, finished; nothing is run again")
             if not os.path.exists(os.path.join(place, runs.REPORT)):
                 runs.write_report(places[place], place, results[place], reporter)
-    unfinished = {place: of for place, of in places.items() if results[place] is None}
+    unfinished = {place: of_seed for place, of_seed in places.items() if results[place] is None}
     if unfinished:
         files.require_writable(workdir)
-        results |= _run_unfinished(
-            config, workdir, unfinished, reporter, preemption, command, loaded
-        )
+        programs = ProgramsByArchitecture(config)
+        with runtime.measure_compilation() as compilation, ExitStack() as stack:
+            clock = runtime.Clock()
+            stream, evaluations = _load_images(config, reporter, loaded)
+            digests = inputs.digests(stream, evaluations)
+            distributed.check_same("data", digests)
+            for place in unfinished:
+                runs.refuse_other_data(digests, place)
+            clock.lap("data")
+            external = external_models(config, reporter, preemption, command)
+            clock.lap("pretrain")
+            for place in dict.fromkeys((workdir, *unfinished)):
+                stack.enter_context(files.one_writer(place))
+            dataset = stream_dataset(config, stream, programs)
+            common = Context(
+                config, workdir, stream, dataset, external, programs, reporter, preemption
+            )
+            contexts = []
+            for place, of_seed in unfinished.items():
+                runs.begin(of_seed, digests, place)
+                own = {"config": of_seed, "workdir": place}
+                own["tracker"] = stack.enter_context(tracking.open_tracker(of_seed, place))
+                contexts.append(dataclasses.replace(common, **own))
+            records = train_stream(contexts, workdir)
+            clock.lap("train")
+            for context, of_tasks in zip(contexts, records, strict=True):
+                untrained = first_model(context.config)
+                found = results_of(context, of_tasks, evaluations, untrained)
+                clock.lap("evaluate")
+                found |= {
+                    "train_traces": programs.traces(),
+                    # Of this start, and of all seeds; tasks that an earlier start finished keep
+                    # theirs in their records.
+                    "seconds": clock.seconds
+                    | {"compile": compilation.seconds, "total": sum(clock.seconds.values())},
+                    "command": command,
+                    "environment": runtime.environment(),
+                }
+                results[context.workdir] = found
+                files.write_json(os.path.join(context.workdir, "results.json"), found)
+                schedule = Schedule.of_results(found)
+                context.tracker.evaluations(found["evaluations"], schedule, reporter)
+                made = {"programs": programs, "stream": stream, "evaluations": evaluations}
+                runs.write_report(context.config, context.workdir, found, reporter, **made)
     if config.num_seeds == 1:
         return results[workdir]
-    found = seeds.summary([results[place] for place in places])
-    files.write_json(os.path.join(workdir, "results.json"), found)
-    return found
+    summary = seeds.summary([results[place] for place in places])
+    files.write_json(os.path.join(workdir, "results.json"), summary)
+    return summary
 
 
-def _run_unfinished(
-    config: ConfigDict,
-    workdir: str,
-    places: dict[str, ConfigDict],
-    reporter: Reporter,
-    preemption: Preemption,
-    command: str,
-    loaded: inputs.ImageSets | None,
-) -> dict[str, dict[str, Any]]:
-    """The results of each run, by its directory; `places` are those that are not finished."""
-    programs = ProgramsByArchitecture(config)
-    with runtime.measure_compilation() as compilation, ExitStack() as stack:
-        clock = runtime.Clock()
-        arrivals.check_watched(config)
-        check_stream(config, *inputs.stream_size(config))
-        stream, evaluations = loaded or inputs.load_all(config)
-        if loaded is None:
-            inputs.report_passed_over(config, reporter)
-        if config.num_seeds > 1 and not streaming.fits(stream.train.images, config.resident_gib):
-            raise InputError(
-                f"resident_gib={config.resident_gib}: must be at least "
-                f"{stream.train.images.nbytes / 2**30}, what the stream's images take, since "
-                "several seeds at once (num_seeds) are not streamed"
-            )
-        digests = inputs.digests(stream, evaluations)
-        distributed.check_same("data", digests)
-        for place in places:
-            runs.refuse_other_data(digests, place)
-        clock.lap("data")
-        external = external_models(config, reporter, preemption, command)
-        clock.lap("pretrain")
-        for place in dict.fromkeys((workdir, *places)):
-            stack.enter_context(files.one_writer(place))
-        dataset = stream_dataset(config, stream, programs)
-        contexts = []
-        for place, seed_config in places.items():
-            runs.begin(seed_config, digests, place)
-            tracker = stack.enter_context(tracking.open_tracker(seed_config, place))
-            contexts.append(
-                Context(
-                    config=seed_config,
-                    workdir=place,
-                    stream=stream,
-                    dataset=dataset,
-                    external=external,
-                    programs=programs,
-                    reporter=reporter,
-                    preemption=preemption,
-                    tracker=tracker,
-                )
-            )
-        records = train_stream(contexts, workdir)
-        clock.lap("train")
-        results = {}
-        for context, of in zip(contexts, records, strict=True):
-            results[context.workdir] = found = results_of(
-                context, of, evaluations, first_model(context.config)
-            )
-            clock.lap("evaluate")
-            found |= {
-                "train_traces": programs.traces(),
-                # Of this start, and of all seeds; tasks that an earlier start finished keep theirs
-                # in their records.
-                "seconds": clock.seconds
-                | {"compile": compilation.seconds, "total": sum(clock.seconds.values())},
-                "command": command,
-                "environment": runtime.environment(),
-            }
-            files.write_json(os.path.join(context.workdir, "results.json"), found)
-            context.tracker.evaluations(found["evaluations"], Schedule.of_results(found), reporter)
-            runs.write_report(
-                context.config,
-                context.workdir,
-                found,
-                reporter,
-                programs=programs,
-                stream=stream,
-                evaluations=evaluations,
-            )
-    return results
+def _load_images(
+    config: ConfigDict, reporter: Reporter, loaded: inputs.ImageSets | None
+) -> inputs.ImageSets:
+    """The images of a run, once all is checked that can be without them; `loaded` if given."""
+    arrivals.check_watched(config)
+    check_stream(config, *inputs.stream_size(config))
+    stream, evaluations = loaded or inputs.load_all(config)
+    if loaded is None:
+        inputs.report_passed_over(config, reporter)
+    if config.num_seeds > 1 and not streaming.fits(stream.train.images, config.resident_gib):
+        raise InputError(
+            f"resident_gib={config.resident_gib}: must be at least "
+            f"{stream.train.images.nbytes / 2**30}, what the stream's images take, since "
+            "several seeds at once (num_seeds) are not streamed"
+        )
+    return stream, evaluations
 
 
 @dataclasses.dataclass
@@ -256,7 +233,9 @@ def train_stream(contexts: Sequence[Context], workdir: str) -> list[list[dict[st
         if not group:
             continue
         starts = [prepare(run, task) for run in group]
-        store = progress_store(group, task, workdir, several=len(contexts) > 1)
+        names = [task, *(run.context.config.seed for run in group if len(contexts) > 1)]
+        place = os.path.join(workdir, "progress", "-".join(map(str, names)))
+        store = ProgressStore(place, contexts[0].config.saving, contexts[0].reporter)
         for run, start, trained in zip(
             group, starts, train_task(group, task, starts, store), strict=True
         ):
@@ -302,16 +281,6 @@ def prepare(run: Progress, task: int) -> Start:
     return Start(origin, old, variables, replaced, began)
 
 
-def progress_store(
-    group: Sequence[Progress], task: int, workdir: str, *, several: bool
-) -> ProgressStore:
-    """Keeps where the training of a task stands; several seeds at once are named."""
-    names = [str(task), *(str(run.context.config.seed) for run in group if several)]
-    context = group[0].context
-    place = os.path.join(workdir, "progress", "-".join(names))
-    return ProgressStore(place, context.config.saving, context.reporter)
-
-
 def train_task(
     group: Sequence[Progress], task: int, starts: Sequence[Start], store: ProgressStore
 ) -> list[tuple[Variables, list[dict[str, float]]]]:
@@ -331,7 +300,7 @@ def train_task(
         for index, run in enumerate(group):
             run.context.tracker.epochs(task, history_of_seed(history, index))
 
-    variables, history = train_resumably(
+    variables, history = fit(
         f"{title} of {len(group)} seeds" if several else title,
         context.programs.of(architecture, old, len(group)).epoch,
         seeds.stacked([start.variables for start in starts]),

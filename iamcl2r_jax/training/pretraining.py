@@ -42,8 +42,8 @@ from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import tracking
 from iamcl2r_jax.training.context import image_options, optimizer
 from iamcl2r_jax.training.external import external_paths, load_external, recipe_of
-from iamcl2r_jax.training.fit import cosine_schedule, history_of_seed
-from iamcl2r_jax.training.resume import ProgressStore, train_resumably
+from iamcl2r_jax.training.fit import cosine_schedule, fit, history_of_seed
+from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.step import CompiledEpoch, OldModel, Program, TaskData
 
 
@@ -308,7 +308,7 @@ class _Trainer:
             memory=make_pool(np.zeros(0, np.int32), capacity),
             classes=self._classes(classes),
         )
-        variables, history = train_resumably(
+        variables, history = fit(
             f"pre-training on {classes} classes",
             self._epoch,
             variables,

@@ -1,10 +1,9 @@
-"""Training that can be stopped anywhere and goes on as if it had not been."""
+"""Where a training stands, and what it saves to go on from there after a stop."""
 
-import contextlib
 import dataclasses
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -15,15 +14,48 @@ from flax import serialization
 from ml_collections import ConfigDict
 
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.checkpoints import Variables
 from iamcl2r_jax.system import distributed, files, runtime
-from iamcl2r_jax.system.errors import DamagedError, DivergenceError, PreemptedError
-from iamcl2r_jax.system.preemption import Preemption
+from iamcl2r_jax.system.errors import DamagedError, DivergenceError
 from iamcl2r_jax.system.progress import Reporter
-from iamcl2r_jax.training.fit import Means, Position, fit
-from iamcl2r_jax.training.step import CompiledEpoch, TaskData, TrainState
+from iamcl2r_jax.training.step import TrainState
 
 _KEPT = 2  # should the newest be damaged
+
+# Of one epoch, by name; of several seeds a list with the value of each.
+Means = dict[str, float | list[float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """How far the training of a task has come.
+
+    Attributes:
+      history: metrics of each finished epoch, means over its steps.
+      step: finished steps of the epoch after these.
+      sums: of the metrics over these steps.
+    """
+
+    history: tuple[Means, ...] = ()
+    step: int = 0
+    sums: Means = dataclasses.field(default_factory=dict)
+
+    @property
+    def epoch(self) -> int:
+        """Number of finished epochs."""
+        return len(self.history)
+
+    def after(
+        self, sums: dict[str, np.ndarray], stop: int, num_steps: int, learning_rate: float
+    ) -> "Position":
+        """The position after the steps up to `stop`, with the metrics' sums over them."""
+        sums = {
+            name: np.float64(self.sums.get(name, 0.0)) + np.float64(value)
+            for name, value in sums.items()
+        }
+        if stop < num_steps:
+            return Position(self.history, stop, {name: sums[name].tolist() for name in sums})
+        means = {name: (total / num_steps).tolist() for name, total in sums.items()}
+        return Position((*self.history, means | {"learning_rate": learning_rate}))
 
 
 class ProgressStore:
@@ -139,71 +171,3 @@ class ProgressStore:
             return []
         names = [child.name for child in self._directory.iterdir()]
         return [int(name) for name in names if re.fullmatch(r"\d{6}", name)]
-
-
-def train_resumably(
-    title: str,
-    epoch: CompiledEpoch,
-    variables: Variables,
-    data: TaskData,
-    learning_rates: Sequence[float],
-    key: jax.Array,
-    *,
-    store: ProgressStore,
-    steps_per_call: int,
-    reporter: Reporter,
-    preemption: Preemption,
-    seeds: Sequence[int] = (),
-    on_epoch: Callable[[Sequence[Means]], None] = lambda history: None,
-) -> tuple[Variables, Sequence[Means]]:
-    """`fit` from where an earlier start of the same training stopped, saving on the way.
-
-    Args:
-      title: what is shown as under way.
-      variables: where the training begins, if no earlier start left anything.
-      store: what earlier starts left, and where this one saves.
-      reporter: shows the progress.
-      preemption: saves and raises `PreemptedError` once requested.
-      seeds: those trained at once, if there are several.
-      on_epoch: gets the metrics of all epochs so far, first those of an earlier start, then again
-        after every epoch.
-      epoch, data, learning_rates, key, steps_per_call: see `fit`.
-
-    Returns:
-      The variables after the last epoch, as NumPy arrays, and the metrics of each epoch.
-    """
-    state, position = store.latest(epoch.program.init_state(variables))
-    with reporter.stage(title, len(learning_rates), done=position.epoch) as stage:
-        if position.epoch or position.step:
-            reporter.message(
-                f"{title}: continuing after epoch {position.epoch}, step {position.step}"
-            )
-            on_epoch(position.history)
-        calls = fit(
-            epoch,
-            state,
-            data,
-            learning_rates,
-            key,
-            steps_per_call=steps_per_call,
-            position=position,
-            title=title,
-            seeds=seeds,
-        )
-        try:
-            with contextlib.closing(calls):
-                for state, position in calls:
-                    if not position.step:
-                        stage.epoch({n: np.mean(v) for n, v in position.history[-1].items()})
-                        on_epoch(position.history)
-                    stop = preemption.agreed()
-                    if stop or store.due(position):
-                        store.save(state, position)
-                    if stop:
-                        store.wait()
-                        raise PreemptedError
-        except DivergenceError as error:
-            store.note_divergence(error, learning_rates)
-            raise
-    store.wait()
-    return jax.device_get(state.variables), position.history
