@@ -16,7 +16,7 @@ import service_world
 from service_world import pictures
 
 from iamcl2r_jax.gallery.service import work
-from iamcl2r_jax.gallery.service.work import WorkError
+from iamcl2r_jax.gallery.service.answers import WorkError
 from iamcl2r_jax.programs import serve
 
 ROOT = pathlib.Path(__file__).parents[1]

@@ -19,6 +19,14 @@ class Unavailable(RuntimeError):
     """The service cannot do this now through no fault of the request; the message is one line."""
 
 
+class WorkError(RuntimeError):
+    """Work failed; `status` is that of the answer, the message is one line."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 # The status of each; of a class that is not here, that of the nearest base that is.
 STATUS: dict[type[Exception], int] = {
     InputError: 400,

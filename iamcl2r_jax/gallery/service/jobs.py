@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from iamcl2r_jax.gallery import Refused
-from iamcl2r_jax.gallery.service.work import WorkError
+from iamcl2r_jax.gallery.errors import Refused
+from iamcl2r_jax.gallery.service.answers import WorkError
 
 Work = Callable[[str, Mapping[str, Any], threading.Event], dict[str, Any]]
 

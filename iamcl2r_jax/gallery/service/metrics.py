@@ -1,25 +1,113 @@
-"""Metrics of the service in Prometheus's format."""
+"""What is seen of a service from outside: how a backfill goes on, and Prometheus's metrics."""
 
-from collections.abc import Callable, Iterable
+import collections
+import dataclasses
+import threading
+from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
-from iamcl2r_jax.gallery import transitions
-from iamcl2r_jax.gallery.service.progress import Snapshot
+from iamcl2r_jax.gallery import Gallery, state, transitions
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_SAMPLES = 256  # kept; then every second one goes
+_RECENT = 30.0  # seconds that the rate is of
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What is cheap to read of a gallery.
+
+    Attributes:
+      items: how many it holds.
+      upgrade: number of the latest upgrade; None before the first.
+      state: of that upgrade; "" before the first.
+      position: watermark of its backfill.
+      end: where the watermark will be at the end; 0 before a backfill.
+    """
+
+    items: int
+    upgrade: int | None
+    state: str
+    position: int
+    end: int
+
+
+def snapshot(gallery: Gallery) -> Snapshot:
+    """Reads the gallery as it is now."""
+    with gallery.database.reading() as connection:
+        upgrade = state.latest_upgrade(connection)
+        (items,) = connection.execute("SELECT count(*) FROM items").fetchone()
+        (end,) = connection.execute("SELECT coalesce(max(rank) + 1, 0) FROM ranks").fetchone()
+    if upgrade is None:
+        return Snapshot(items, None, "", 0, 0)
+    return Snapshot(items, upgrade.id, upgrade.state, upgrade.watermark, end)
+
+
+class History:
+    """Samples of the backfill of the latest upgrade, since this process began to look."""
+
+    def __init__(self):
+        self._samples: list[tuple[float, int]] = []
+        self._recent: collections.deque[tuple[float, int]] = collections.deque()
+        self._upgrade: int | None = None
+        self._end = 0
+        self._lock = threading.Lock()
+
+    def note(self, seen: Snapshot, at: float) -> None:
+        """Takes a sample.
+
+        Args:
+          seen: of the gallery.
+          at: when, in seconds since 1970.
+        """
+        with self._lock:
+            if seen.upgrade != self._upgrade:
+                self._upgrade, self._samples = seen.upgrade, []
+                self._recent.clear()
+            self._end = seen.end
+            if seen.state not in transitions.MIXED:
+                self._recent.clear()
+                return
+            last = self._samples[-1][1] if self._samples else None
+            if seen.state == transitions.BACKFILLING or seen.position != last:
+                self._samples.append((at, seen.position))
+                self._recent.append((at, seen.position))
+            while self._recent and self._recent[0][0] < at - _RECENT:
+                self._recent.popleft()
+            if len(self._samples) > _SAMPLES:
+                self._samples = self._samples[::2]
+
+    def described(self) -> dict[str, Any]:
+        """As JSON values.
+
+        Returns:
+          samples [[seconds since 1970, watermark], ...], end, rate (items a second over the last
+          half minute; None if it is not known) and seconds_left (None if it is not known).
+        """
+        with self._lock:
+            rate = None
+            if len(self._recent) > 1:
+                (first, before), (last, now) = self._recent[0], self._recent[-1]
+                rate = (now - before) / (last - first) if last > first else None
+            left = self._end - (self._samples[-1][1] if self._samples else 0)
+            return {
+                "samples": [list(sample) for sample in self._samples],
+                "end": self._end,
+                "rate": rate,
+                "seconds_left": left / rate if rate else None,
+            }
 
 
 class Metrics:
     """Counters of one service, in a registry of its own."""
 
-    def __init__(self, state: Callable[[], Snapshot]):
-        """Args:
-        state: reads what is shown of the gallery, once a scrape.
-        """
+    def __init__(self, gallery: Gallery):
+        """Args: what is shown of, read once a scrape."""
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "iamcl2r_requests", "Requests", ["endpoint", "status"], registry=self._registry
@@ -40,7 +128,7 @@ class Metrics:
         self._queries = Counter(
             "iamcl2r_queries", "Queries answered", ["model"], registry=self._registry
         )
-        self._registry.register(_GalleryCollector(state))
+        self._registry.register(_GalleryCollector(gallery))
         ProcessCollector(registry=self._registry)
 
     def request(self, endpoint: str, status: int, seconds: float) -> None:
@@ -62,21 +150,21 @@ class Metrics:
 
 
 class _GalleryCollector:
-    def __init__(self, state: Callable[[], Snapshot]):
-        self._state = state
+    def __init__(self, gallery: Gallery):
+        self._gallery = gallery
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that registering does not read the gallery."""
         return []
 
     def collect(self) -> Iterable[Metric]:
-        found = self._state()
+        found = snapshot(self._gallery)
         yield GaugeMetricFamily("iamcl2r_items", "Items of the gallery", value=found.items)
         upgrade = GaugeMetricFamily(
             "iamcl2r_upgrade_state", "1 for the state of the upgrade", labels=["state"]
         )
-        for state in transitions.STATES:
-            upgrade.add_metric([state], float(state == found.state))
+        for name in transitions.STATES:
+            upgrade.add_metric([name], float(name == found.state))
         yield upgrade
         yield GaugeMetricFamily(
             "iamcl2r_backfill_position", "Items passed by the backfill", value=found.position

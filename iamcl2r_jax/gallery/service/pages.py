@@ -9,7 +9,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
-from iamcl2r_jax.gallery.service import guard, upgrading
+from iamcl2r_jax.gallery.service import guard
 from iamcl2r_jax.gallery.service.service import Service
 
 
@@ -35,7 +35,7 @@ async def search_page(request: Request) -> Response:
 async def upgrade_page(request: Request) -> Response:
     """GET /upgrade: the state of the upgrade, and how to take it back."""
     service: Service = request.app.state.service
-    found = await run_in_threadpool(upgrading.described, service)
+    found = await run_in_threadpool(service.described)
     return _page("upgrade.html", status=found)
 
 

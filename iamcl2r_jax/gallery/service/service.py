@@ -5,20 +5,22 @@ import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 
 from iamcl2r_jax.gallery import Gallery, Model, transitions
 from iamcl2r_jax.gallery.embedder import Embedders
-from iamcl2r_jax.gallery.service import progress, queries, uploads
+from iamcl2r_jax.gallery.service import queries, uploads
 from iamcl2r_jax.gallery.service.answers import STATUS, Unavailable
 from iamcl2r_jax.gallery.service.batching import Batcher
 from iamcl2r_jax.gallery.service.jobs import Jobs, Work
-from iamcl2r_jax.gallery.service.metrics import Metrics
+from iamcl2r_jax.gallery.service.metrics import History, Metrics, snapshot
 from iamcl2r_jax.gallery.service.queries import Found, Query, Searcher
 from iamcl2r_jax.gallery.service.settings import Settings
 
 _LOOK = 1.0  # seconds between looks at the gallery
+_EVENTS = 20  # that the state shows
 _DECODERS = 4  # pictures decoded at once; each may take the memory of `max_pixels`
 # In these the new model may be asked soon.
 _WARM = transitions.BOTH | {transitions.GATED}
@@ -43,8 +45,8 @@ class Service:
         self.gallery, self.embedders, self.settings = gallery, embedders, settings
         self.images = uploads.Files(gallery)
         self.jobs = Jobs(work)
-        self.history = progress.History()
-        self.metrics = Metrics(lambda: progress.snapshot(gallery))
+        self.history = History()
+        self.metrics = Metrics(gallery)
         self.trouble: str | None = "the model is being loaded"
         self.batcher: Batcher[Query, Found] = Batcher(
             Searcher(gallery, embedders).answer,
@@ -82,11 +84,23 @@ class Service:
     def look(self) -> None:
         """Takes a sample of the backfill, loads the models that serve, and feeds the engine."""
         view = self.gallery.feed()
-        self.history.note(progress.snapshot(self.gallery), time.time())
+        self.history.note(snapshot(self.gallery), time.time())
         self.prepare(view.models[view.serving])
         if view.upgrade is not None and view.upgrade.state in _WARM:
             self.prepare(view.models[view.upgrade.old_model])
             self.prepare(view.models[view.upgrade.new_model])
+
+    def described(self) -> dict[str, Any]:
+        """The state as JSON values: the gallery, its upgrade, the work that runs, latest events."""
+        job = self.jobs.latest
+        return {
+            **self.gallery.status(),
+            "progress": self.history.described(),
+            "work": None if job is None else job.described(),
+            "ready": self.trouble is None,
+            "trouble": self.trouble,
+            "events": self.gallery.events(_EVENTS),
+        }
 
     async def _watch(self) -> None:
         while True:

@@ -16,7 +16,6 @@ from iamcl2r_jax.gallery.service.bodies import Body
 from iamcl2r_jax.gallery.service.service import Service
 from iamcl2r_jax.system.errors import InputError
 
-_EVENTS = 20
 _GATE = (
     "model",
     "name",
@@ -31,20 +30,7 @@ _GATE = (
 
 async def status(request: Request) -> Response:
     """GET /v1/status: the gallery, its upgrade, the work that runs, and the latest events."""
-    return JSONResponse(await run_in_threadpool(described, request.app.state.service))
-
-
-def described(service: Service) -> dict[str, Any]:
-    """What `status` answers."""
-    job = service.jobs.latest
-    return {
-        **service.gallery.status(),
-        "progress": service.history.described(),
-        "work": None if job is None else job.described(),
-        "ready": service.trouble is None,
-        "trouble": service.trouble,
-        "events": service.gallery.events(_EVENTS),
-    }
+    return JSONResponse(await run_in_threadpool(request.app.state.service.described))
 
 
 async def gate(request: Request) -> Response:

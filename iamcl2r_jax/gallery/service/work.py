@@ -14,17 +14,9 @@ from typing import Any
 
 from iamcl2r_jax.gallery import Gallery, backfill
 from iamcl2r_jax.gallery.embedder import Embedders, describe
-from iamcl2r_jax.gallery.service.answers import STATUS, status_of
+from iamcl2r_jax.gallery.service.answers import STATUS, WorkError, status_of
 
 _POLL = 0.1  # seconds between looks whether the work is to stop
-
-
-class WorkError(RuntimeError):
-    """Work failed; `status` is that of the answer, the message is one line."""
-
-    def __init__(self, message: str, status: int):
-        super().__init__(message)
-        self.status = status
 
 
 class _Stopped(Exception):
