@@ -81,13 +81,7 @@ def lucir(
       num_negatives: classes that each memory sample is ranked against.
     """
     classes = inputs.classes
-    softmax = losses.normalized_softmax(
-        inputs.features,
-        inputs.rows,
-        inputs.labels,
-        temperature=temperature,
-        mask=classes.active,
-    )
+    softmax = inputs.normalized_softmax(temperature)
     fd = losses.feature_distillation(inputs.features, inputs.old_features)
     weight = base_weight * jnp.sqrt(classes.num_earlier / classes.num_new)
     ranking = losses.margin_ranking_loss(

@@ -31,13 +31,7 @@ def cvs(
       centre_weight: β.
     """
     classes = inputs.classes
-    softmax = losses.normalized_softmax(
-        inputs.features,
-        inputs.rows,
-        inputs.labels,
-        temperature=temperature,
-        mask=classes.active,
-    )
+    softmax = inputs.normalized_softmax(temperature)
     triplet = losses.triplet_loss(
         inputs.features, inputs.old_features, inputs.labels, margin=margin
     )
@@ -84,14 +78,7 @@ def lce_er(
       boundary_weight: b.
     """
     classes = inputs.classes
-    softmax = losses.normalized_softmax(
-        inputs.features,
-        inputs.rows,
-        inputs.labels,
-        temperature=1 / scale,
-        angular_margin=angular_margin,
-        mask=classes.active,
-    )
+    softmax = inputs.normalized_softmax(1 / scale, angular_margin=angular_margin)
     num_rows, num_features = inputs.rows.shape
     alignment = losses.centre_loss(
         inputs.rows,

@@ -8,6 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from iamcl2r_jax import losses
 from iamcl2r_jax.system.values import number
 
 # What an option may be; one without such an annotation may be any finite value of its kind.
@@ -87,6 +88,11 @@ class LossInputs:
     known: jax.Array | None = None
     old_head_logits: jax.Array | None = None
     old_logits: jax.Array | None = None
+
+    def normalized_softmax(self, temperature: float, **options: float) -> jax.Array:
+        """`losses.normalized_softmax` of the features over the classes seen so far."""
+        options |= {"temperature": temperature, "mask": self.classes.active}
+        return losses.normalized_softmax(self.features, self.rows, self.labels, **options)
 
 
 Loss = Callable[..., tuple[jax.Array, dict[str, jax.Array]]]

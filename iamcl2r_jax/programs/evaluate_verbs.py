@@ -6,7 +6,7 @@ from typing import Any
 
 from iamcl2r_jax.evaluation import feature_files, from_features, gate
 from iamcl2r_jax.evaluation.gate import Split
-from iamcl2r_jax.reports import report, ways_report
+from iamcl2r_jax.reports import report
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
@@ -45,8 +45,7 @@ def models(
     results = gate.compare(paths, gallery, query, reporter=reporter, **options)
     files.write_json(output, results)
     report.print_upgrades(results, reporter.console)
-    with_maps = bool(options.get("maps"))
-    ways_report.show_upgrades(results["upgrades"], results, reporter.console, ways=with_maps)
+    report.print_advice(results, reporter.console, ways=bool(options.get("maps")))
     reporter.message(f"results: {output}")
     return COMPATIBLE if results["compatible"] else INCOMPATIBLE
 
@@ -85,7 +84,7 @@ def features(
     )
     results = from_features.compare(tables, names, of_pairs, **options)
     files.write_json(output, results)
-    ways_report.show(results, reporter.console)
+    report.print_features(results, reporter.console)
     reporter.message(f"results: {output}")
     return COMPATIBLE if results["compatible"] else INCOMPATIBLE
 

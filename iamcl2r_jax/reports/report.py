@@ -8,6 +8,7 @@ import numpy as np
 from rich.console import Console
 
 from iamcl2r_jax import compatibility, retrieval
+from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.reports import words
 from iamcl2r_jax.reports.tables import markdown
 from iamcl2r_jax.system.progress import plain_console, print_text
@@ -15,6 +16,8 @@ from iamcl2r_jax.training.runs import REPORT
 from iamcl2r_jax.training.schedule import PLAIN, Schedule
 
 _MOST_COLUMNS = 12  # models up to which a matrix is printed whole
+_APPLIED_TO = {maps.QUERIES: "queries → old", maps.GALLERY: "gallery → new", None: ""}
+_MIB = 2**20
 
 
 def print_results(results: Mapping[str, Any], workdir: str, console: Console | None = None) -> None:
@@ -89,12 +92,7 @@ def print_upgrades(results: Mapping[str, Any], console: Console) -> None:
     for role in ("gallery", "query"):
         said = "{}: split {split} of {dataset}, {images:,} images of {classes} classes"
         print_text(console, said.format(role, **results[role]))
-    if results["queries_without_class"]:
-        print_text(
-            console,
-            f"{results['queries_without_class']:,} queries are of classes that the gallery lacks; "
-            "they count as wrong",
-        )
+    _print_queries_without_class(console, results)
     _print_matrix(console, "matrix", results, PLAIN, header="model")
     print_text(console, f"AC {results['ac']:.3f}   AA {results['aa']:.2f} %")
     _print_words(console, results)
@@ -112,6 +110,69 @@ def print_upgrades(results: Mapping[str, Any], console: Console) -> None:
     print_text(console, count if wrong else "every upgrade is compatible")
 
 
+def print_features(results: dict[str, Any], console: Console) -> None:
+    """Prints what `from_features.compare` found."""
+    print_text(console, "")
+    for number, table in enumerate(results["features"], start=1):
+        print_text(console, f"model {number}: {table['name']}, features of width {table['width']}")
+    for role in ("gallery", "query"):
+        found = results[role]
+        print_text(console, f"{role}: {found['rows']:,} rows of {found['classes']:,} classes")
+    _print_queries_without_class(console, results)
+    if results["pairs"]:
+        print_text(
+            console, f"maps are fitted on up to {results['pairs']:,} pairs, none of them searched"
+        )
+    print_advice(results, console, ways=True)
+    if "ac" in results and len(results["features"]) > 2:
+        print_text(console, f"\nas they are: AC {results['ac']:.3f}   AA {results['aa']:.2f} %")
+
+
+def print_advice(results: dict[str, Any], console: Console, *, ways: bool) -> None:
+    """Prints the advice on each upgrade, see `advice.advise_all`, and with `ways` its ways."""
+    title = retrieval.METRICS[results["metric"]].title
+    for upgrade in results["upgrades"]:
+        which = f"model {upgrade['old'] + 1} → {upgrade['new'] + 1}"
+        advice = upgrade["advice"]
+        if ways:
+            print_text(
+                console,
+                f"\n{which}: {title} of {100 * upgrade['before']:.1f} % before; in percentage "
+                f"points, with {100 * results['confidence']:.0f} % intervals over the queries",
+            )
+            print_text(console, markdown(_ways(upgrade, title)))
+        judged = ""
+        if any(way["map"] for way in upgrade["ways"]):
+            judged = f", by the {advice['queries']:,} queries that did not choose the map"
+        print_text(console, f"advice, {which}{judged}: {' '.join(advice['text'])}")
+
+
+def _ways(upgrade: dict[str, Any], title: str) -> list[tuple[str, ...]]:
+    lines = [
+        (
+            *("way", "applied to", "pairs", f"{title} %", "gain", "compatible"),
+            *("re-embedding adds", "fit s", "µs a query", "map MiB", "gallery MiB"),
+        )
+    ]
+    for way in upgrade["ways"]:
+        lines.append(
+            (
+                way["map"] or way["kind"],
+                _APPLIED_TO[way["direction"]],
+                f"{way['pairs']:,}" if way["pairs"] else "",
+                f"{100 * way['value']:.1f}",
+                words.points(way["gain"], way["gain_interval"]),
+                "yes" if way["compatible"] else "no",
+                words.points(way["reindexing_gain"], way["reindexing_interval"]),
+                f"{way['fit_seconds']:.2f}" if way["map"] else "",
+                f"{1e6 * way['query_seconds']:.0f}" if way["query_seconds"] else "",
+                f"{way['map_bytes'] / _MIB:.2f}" if way["map"] else "",
+                f"{way['gallery_bytes'] / _MIB:.1f}" if way["gallery_bytes"] else "",
+            )
+        )
+    return lines
+
+
 def _upgrades(upgrades: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
     for upgrade in upgrades:
         yield (
@@ -119,6 +180,14 @@ def _upgrades(upgrades: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
             "yes" if upgrade["compatible"] else "no",
             words.points(upgrade["gain"], upgrade["gain_interval"]),
             words.points(upgrade["reindexing_gain"], upgrade["reindexing_interval"]),
+        )
+
+
+def _print_queries_without_class(console: Console, results: Mapping[str, Any]) -> None:
+    if count := results["queries_without_class"]:
+        print_text(
+            console,
+            f"{count:,} queries are of classes that the gallery lacks; they count as wrong",
         )
 
 

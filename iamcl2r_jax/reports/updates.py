@@ -9,14 +9,13 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax import simplex
 from iamcl2r_jax.evaluation import theorem
-from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
-from iamcl2r_jax.models.stored import Architecture, Model
+from iamcl2r_jax.models.stored import Model
 from iamcl2r_jax.reports.tables import markdown
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs, runs
-from iamcl2r_jax.training.context import image_options
+from iamcl2r_jax.training.context import ProgramsByArchitecture
 
 # Kinds of updates.
 FINE_TUNED, REPLACED, RETRAINED = "fine-tuned", "across a replacement", "across a retraining"
@@ -146,15 +145,11 @@ def check_run(
         )
 
     features, vectors, models = [], [], []
-    extractors: dict[Architecture, FeatureExtractor] = {}
+    programs = ProgramsByArchitecture(config)
     with reporter.stage("features", len(known)) as stage:
         for task in range(len(records)):
             model = runs.load_task(config, workdir, task)
-            key = model.architecture
-            if key not in extractors:  # models of one architecture share a compiled program
-                module = key.module()
-                extractors[key] = FeatureExtractor(module, image_options(config.image))
-            features.append(extractors[key](model.variables, images))
+            features.append(programs.of(model.architecture).features(model.variables, images))
             vectors.append(_class_vectors(model, known[-1]))
             models.append(_state(task, features[-1], labels, vectors[-1][: known[task]]))
             stage.advance()
