@@ -12,23 +12,23 @@ from typing import Any
 from rich.console import Console
 
 from iamcl2r_jax.comparisons.map_axis import EXTERNAL, TRAINED
+from iamcl2r_jax.comparisons.tables import Column
 from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.evaluation.intervals import mean_and_std
 from iamcl2r_jax.reports.tables import comma_separated, markdown
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.progress import Reporter, or_message, print_text
 
-# Figure: title, format, factor.
 _COLUMNS = {
-    "ac": ("AC", ".3f", 1.0),
-    "aa": ("AA %", ".2f", 1.0),
-    "old_galleries": ("old galleries %", ".2f", 1.0),
-    "own": ("last on its own %", ".2f", 1.0),
-    "seconds": ("seconds", ".2f", 1.0),
-    "fit_seconds": ("fit s", ".2f", 1.0),
-    "query_seconds": ("µs a query", ".0f", 1e6),
-    "map_bytes": ("map MiB", ".2f", 2.0**-20),
-    "gallery_bytes": ("gallery MiB", ".2f", 2.0**-20),
+    "ac": Column("AC", ".3f"),
+    "aa": Column("AA %"),
+    "old_galleries": Column("old galleries %"),
+    "own": Column("last on its own %"),
+    "seconds": Column("seconds"),
+    "fit_seconds": Column("fit s"),
+    "query_seconds": Column("µs a query", ".0f", 1e6),
+    "map_bytes": Column("map MiB", factor=2.0**-20),
+    "gallery_bytes": Column("gallery MiB", factor=2.0**-20),
 }
 _NOTE = (
     "Mean ± standard deviation of a sample (n - 1) over n seeds. Of {metric}, for the last model "
@@ -114,9 +114,9 @@ def _way(row: Row) -> str:
 
 def text_cells(rows: list[Row]) -> list[list[str]]:
     """The table as text: the titles, then a line for each row."""
-    lines = [["models", "way", "n", *(title for title, *_ in _COLUMNS.values())]]
+    lines = [["models", "way", "n", *(column.title for column in _COLUMNS.values())]]
     for row in rows:
-        cells = (_text(row["figures"][name], *_COLUMNS[name][1:]) for name in _COLUMNS)
+        cells = (column.text(row["figures"][name]) for name, column in _COLUMNS.items())
         lines.append([row["chain"], _way(row), str(row["n"]), *cells])
     return lines
 
@@ -130,10 +130,3 @@ def csv_cells(rows: list[Row]) -> list[list[Any]]:
         values = [row["figures"][name][part] for name in _COLUMNS for part in parts]
         lines.append([row["chain"], row["way"], row["direction"], row["n"], *values])
     return lines
-
-
-def _text(figure: dict[str, Any], form: str, factor: float) -> str:
-    if figure["mean"] is None:
-        return "-"
-    mean = format(factor * figure["mean"], form)
-    return mean if figure["std"] is None else f"{mean} ± {format(factor * figure['std'], form)}"

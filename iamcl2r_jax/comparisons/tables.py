@@ -21,24 +21,36 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Column:
+class Column:
+    """How a figure stands in a table: title, format, and what it is multiplied by."""
+
     title: str
     form: str = ".2f"
-    scale: float = 1.0
+    factor: float = 1.0
+
+    def text(self, figure: Mapping[str, float | None], *, signed: bool = False) -> str:
+        """Mean and std, see `intervals.mean_and_std`; "-" without a mean."""
+        if figure["mean"] is None:
+            return "-"
+        form = self.form.lstrip("+")
+        mean = format(self.factor * figure["mean"], f"+{form}" if signed else self.form)
+        if figure["std"] is None:
+            return mean
+        return f"{mean} ± {format(self.factor * figure['std'], form)}"
 
 
 _COLUMNS = {
-    "ac": _Column("AC", ".3f"),
-    "aa": _Column("AA %"),
-    "across": _Column("across %"),
-    "old_galleries": _Column("old galleries %"),
-    "own": _Column("own gallery %"),
-    "aca": _Column("ACA", ".3f"),
-    "bc": _Column("BC", "+.3f"),
-    "fc": _Column("FC", "+.3f"),
-    "recall_at_1": _Column("Recall@1 %"),
-    "mean_average_precision": _Column("mAP %"),
-    "final_accuracy": _Column("final task %", ".1f", scale=100),
+    "ac": Column("AC", ".3f"),
+    "aa": Column("AA %"),
+    "across": Column("across %"),
+    "old_galleries": Column("old galleries %"),
+    "own": Column("own gallery %"),
+    "aca": Column("ACA", ".3f"),
+    "bc": Column("BC", "+.3f"),
+    "fc": Column("FC", "+.3f"),
+    "recall_at_1": Column("Recall@1 %"),
+    "mean_average_precision": Column("mAP %"),
+    "final_accuracy": Column("final task %", ".1f", factor=100),
 }
 
 
@@ -161,17 +173,12 @@ def _figure_names(rows: Mapping[str, Row]) -> list[str]:
     return sorted(names, key="final_accuracy".__eq__)
 
 
-def _column(name: str) -> _Column:
-    return _COLUMNS.get(name) or _Column(f"{name.replace('_', ' ')} %")
+def _column(name: str) -> Column:
+    return _COLUMNS.get(name) or Column(f"{name.replace('_', ' ')} %")
 
 
 def _text(name: str, row: Row, signed: bool) -> str:
     figure = row["figures"].get(name)
     if figure is None or figure["mean"] is None:
         return "failed" if row["failed"] and not row["n"] else "-"
-    column = _column(name)
-    form = column.form.lstrip("+")
-    mean = format(column.scale * figure["mean"], f"+{form}" if signed else column.form)
-    if figure["std"] is None:
-        return mean
-    return f"{mean} ± {format(column.scale * figure['std'], form)}"
+    return _column(name).text(figure, signed=signed)
