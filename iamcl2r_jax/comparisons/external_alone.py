@@ -10,9 +10,7 @@ from typing import Any
 
 from iamcl2r_jax.comparisons.cells import Cell
 from iamcl2r_jax.evaluation import gate
-from iamcl2r_jax.evaluation.pairs import evaluate_models
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.stored import load_metadata
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import inputs
@@ -56,14 +54,10 @@ def _evaluated(cell: Cell, paths: Sequence[str], reporter: Reporter) -> dict[str
     if missing := [path for path in paths if not checkpoints.exists(path)]:
         reporter.message(f"{cell.name}: {missing[0]} is not there, no row of external models alone")
         return None
-    metadata = [load_metadata(path) for path in paths]
-    gate.check_comparable(paths, metadata)
     evaluations = inputs.load_evaluations(cell.config)
-    of_size = {name: {cell.config.image.size: of} for name, of in evaluations.items()}
-    embedded = gate.embeddings(paths, metadata, of_size, reporter)
     found = {
         "models": list(paths),
-        "evaluations": evaluate_models(evaluations, embedded, cell.config.metrics),
+        "evaluations": gate.evaluate_checkpoints(paths, evaluations, cell.config.metrics, reporter),
         "replacements": list(range(len(paths))),
     }
     files.write_json(kept, found)

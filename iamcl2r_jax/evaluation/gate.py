@@ -22,7 +22,7 @@ from iamcl2r_jax.evaluation.feature_tables import GALLERY, QUERY, FeatureTable, 
 from iamcl2r_jax.evaluation.features import FeatureExtractor, Features, embed
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
 from iamcl2r_jax.evaluation.maps import check_names
-from iamcl2r_jax.evaluation.pairs import PairValues, pair_values, summarize
+from iamcl2r_jax.evaluation.pairs import PairValues, evaluate_models, pair_values, summarize
 from iamcl2r_jax.evaluation.ways import Models
 from iamcl2r_jax.models.stored import Architecture, ImageInput, Metadata, load_metadata, load_model
 from iamcl2r_jax.system import runtime
@@ -208,6 +208,23 @@ def embeddings(
                     raise InputError(f"checkpoint {path}: its features are not all finite")
                 yield name, embedded
                 stage.advance()
+
+
+def evaluate_checkpoints(
+    paths: Sequence[str],
+    evaluations: Mapping[str, Evaluation],
+    metrics: Sequence[str],
+    reporter: Reporter,
+) -> dict[str, dict[str, Any]]:
+    """Every pair of checkpoints with images of one size, oldest first, see `evaluate_models`.
+
+    Raises:
+      InputError: if a checkpoint cannot be used, or they are not of one simplex.
+    """
+    metadata = [load_metadata(path) for path in paths]
+    check_comparable(paths, metadata)
+    of_size = {name: {metadata[0].image.size: of} for name, of in evaluations.items()}
+    return evaluate_models(evaluations, embeddings(paths, metadata, of_size, reporter), metrics)
 
 
 def features_table(path: str, features: Features, evaluation: Evaluation) -> FeatureTable:

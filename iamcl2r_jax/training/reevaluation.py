@@ -4,8 +4,6 @@ from typing import Any
 
 from iamcl2r_jax.evaluation import gate
 from iamcl2r_jax.evaluation.gate import Split
-from iamcl2r_jax.evaluation.pairs import evaluate_models
-from iamcl2r_jax.models.stored import load_metadata
 from iamcl2r_jax.system import runtime
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
@@ -46,16 +44,13 @@ def reevaluate(
         loaded = gate.load_evaluation(gallery, query, config.image.size, config.data_dir or None)
         evaluations = {query.dataset: loaded}
     paths = [runs.task_path(workdir, task) for task in range(len(tasks))]
-    metadata = [load_metadata(path) for path in paths]
-    gate.check_comparable(paths, metadata)
-    by_size = {name: {config.image.size: of} for name, of in evaluations.items()}
-    embedded = gate.embeddings(paths, metadata, by_size, reporter or Reporter())
+    figures = gate.evaluate_checkpoints(paths, evaluations, config.metrics, reporter or Reporter())
     return {
         "workdir": workdir,
         "num_tasks": len(tasks),
         "replacements": [t for t, record in enumerate(tasks) if record["replaced_by"]],
         "retrained": [t for t, record in enumerate(tasks) if record.get("retrained")],
-        "evaluations": evaluate_models(evaluations, embedded, config.metrics),
+        "evaluations": figures,
         "feature_passes": len(tasks) * len(evaluations),
         "environment": runtime.environment(),
     }
