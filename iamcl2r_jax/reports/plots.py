@@ -25,6 +25,8 @@ _LINES = ("-", "--", "-.", ":")
 RIGHT, WRONG = "#009E73", "#D55E00"
 _REPLACED, _RETRAINED = "model replaced", "retrained from scratch"
 _BRIGHT = 0.6  # above this share of the colour map, black is read better than white
+_DPI = 160  # of PNG files
+_COMPRESSION = 1  # of PNG files; 6, the default, takes several times as long
 _MOST_NUMBERED = 12  # tasks up to which a matrix has a number in each cell
 
 
@@ -352,9 +354,13 @@ def save(figure: Figure, stem: str) -> None:
     """Writes STEM.png and STEM.svg; the same figure gives the same SVG."""
     path = epath.Path(stem)
     path.parent.mkdir(parents=True, exist_ok=True)
+    figure.set_dpi(_DPI)
+    if (layout := figure.get_layout_engine()) is not None:
+        # Once, for both files: savefig would draw everything to lay it out, and again to write it.
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     with path.with_name(f"{path.name}.png").open("wb") as file:
-        figure.savefig(file, format="png", dpi=160)
-    figure.set_layout_engine("none")  # it is laid out now
+        figure.savefig(file, format="png", dpi=_DPI, pil_kwargs={"compress_level": _COMPRESSION})
     # Without a salt of their own, identifiers in the file would be random.
     with (
         matplotlib.rc_context({"svg.hashsalt": path.name}),
