@@ -79,6 +79,7 @@ def hoc_case(
     batch_size: int = 128,
     num_new: int = 4500,
     num_memory: int = 200,
+    replaced_weight: float = 0.0,
     **options,
 ) -> Case:
     """The train step of d-Simplex-HOC on ResNet-18; by default the second of the paper's 7 tasks.
@@ -89,6 +90,7 @@ def hoc_case(
       batch_size: B.
       num_new: samples of the task.
       num_memory: samples of earlier tasks.
+      replaced_weight: share of a second teacher, as in a task with replacement; 0 for one teacher.
       **options: others of the backbone.
     """
     model = models.create("resnet18", num_slots - 1, width=width, **options)
@@ -98,18 +100,25 @@ def hoc_case(
         loss=methods.get("hoc").loss,
         image_options=image_options(),
         batch_size=batch_size,
+        replaced_model=model if replaced_weight else None,
+        replaced_weight=replaced_weight,
     )
     stream_classes = min(25, num_slots)
     train = images(num_new + num_memory, stream_classes)
     slots = simplex.downstream_slot(train.labels, num_slots)
     data = TaskData(
-        old=OldModel(jax.device_put(random_variables(model, seed=1)), jnp.asarray(True)),
+        old=_teacher(model, seed=1),
+        replaced=_teacher(model, seed=2) if replaced_weight else None,
         classifier=jnp.asarray(simplex.dsimplex(num_slots)),
         dataset=Dataset.of(jnp.asarray(train.images), jnp.asarray(slots, jnp.int32)),
         new=make_pool(np.arange(num_new), max(num_new, batch_size)),
         memory=make_pool(np.arange(num_new, num_new + num_memory), max(num_memory, batch_size)),
     )
     return Case(program, random_variables(model), data)
+
+
+def _teacher(model: nn.Module, *, seed: int) -> OldModel:
+    return OldModel(jax.device_put(random_variables(model, seed=seed)), jnp.asarray(True))
 
 
 def drawn(data: TaskData, key: jax.Array, batch_size: int) -> Drawn:

@@ -1,12 +1,13 @@
 """The HOC train step against PyTorch's, on the same arrays and as many threads.
 
-    python benchmarks/train_step.py [--batch-size=128] [--width=64] [--no-compile]
+    python benchmarks/train_step.py [--batch-size=128] [--width=64] [--no-compile] [--two-teachers]
 
 A step draws a batch from memory and new samples, augments it, runs the teacher and the student,
 and updates the student. Ours is the program that a run trains with; PyTorch's is
 `torch_baseline.py`, eager in both memory layouts, of which the faster counts, and by
 `torch.compile`, which is shown beside it. Before timing, three steps of both on the same batches
-must have the same losses.
+must have the same losses. `--two-teachers` also measures a step of a task with replacement that the
+replaced model teaches too, which is compared with ours.
 
 ratio: ours / PyTorch eager. Goal: at most 0.8.
 """
@@ -106,6 +107,7 @@ def main(argv: list[str] | None = None):
     options.add_argument("--width", type=int, default=64, help="channels of the first stage")
     options.add_argument("--steps", type=int, default=5, help="steps measured together")
     options.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
+    options.add_argument("--two-teachers", action="store_true", help="also with a second teacher")
     args = options.parse_args(argv)
     jax.config.update("jax_platforms", "cpu")  # as PyTorch here; GPUs have gpu_protocol.py
     torch.set_num_threads(1 if args.small else harness.cores())
@@ -126,6 +128,9 @@ def main(argv: list[str] | None = None):
         assert_same_images(case, theirs)
     actions = {"ours": our_steps(case, epoch, args.steps)}
     actions |= {name: lambda t=theirs: t.steps(args.steps) for name, theirs in eager.items()}
+    if args.two_teachers:
+        both = synthetic.hoc_case(**sizes, replaced_weight=0.5)
+        actions["ours, two teachers"] = our_steps(both, CompiledEpoch(both.program), args.steps)
     rows, failure = [], "left out"
     if not args.no_compile:
         theirs = trainer("channels_last", compiled=True)
@@ -142,6 +147,8 @@ def main(argv: list[str] | None = None):
         rows.append(("PyTorch compiled", failure))
     else:
         rows.append(("ours / compiled", f"{medians['ours'] / medians['PyTorch compiled']:.3f}"))
+    if args.two_teachers:
+        rows.append(("two / one", f"{medians['ours, two teachers'] / medians['ours']:.3f}"))
     rows.append(("losses of step 1", "{:.6f} and {:.6f}".format(*losses[0][0])))
     ratio = medians["ours"] / min(medians[name] for name in eager)
     figures = {"seconds_per_step": seconds, "losses": losses, "sizes": sizes}

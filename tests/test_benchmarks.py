@@ -59,9 +59,10 @@ def test_both_sides_have_one_loss(load):
 
 def test_train_step(load, tmp_path, capsys):
     pytest.importorskip("torch")
-    written = run(load("train_step"), tmp_path, capsys, "--repeats=1")
+    written = run(load("train_step"), tmp_path, capsys, "--repeats=1", "--two-teachers")
     assert set(written["seconds_per_step"]) == {
         "ours",
+        "ours, two teachers",
         "PyTorch eager, contiguous",
         "PyTorch eager, channels_last",
     }
