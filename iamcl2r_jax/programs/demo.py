@@ -24,7 +24,7 @@ _CLASSES = 10
 _SPLITS = {"gallery": ("test", 30), "query": ("train", 20)}  # split of the data set, images each
 _RATE = 60.0  # items a second; as fast as the model is, the backfill would end before a query
 _OLD, _NEW = "first", "second"
-_WAIT = 120.0  # seconds for the service to start
+_WAIT = 600.0  # seconds for the service to start; a busy machine compiles for minutes
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
