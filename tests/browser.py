@@ -51,13 +51,16 @@ def open_page(chrome, address, width, scheme, height=900):
 
 
 def requested(chrome):
-    """What was requested since the page was opened, but for data: and blob: addresses."""
+    """What was requested since the page was opened, but for what never leaves the browser.
+
+    chrome: is Chromium's own new tab, which may load until the page is opened.
+    """
     events = (json.loads(entry["message"])["message"] for entry in chrome.get_log("performance"))
     return [
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
-        and not event["params"]["request"]["url"].startswith(("data:", "blob:"))
+        and not event["params"]["request"]["url"].startswith(("data:", "blob:", "chrome:"))
     ]
 
 
