@@ -1,4 +1,4 @@
-"""What launch/evaluate.py does with each kind of thing: compares or evaluates, saves and prints."""
+"""What launch/evaluate.py does: it compares models or evaluates a run, saves and prints."""
 
 import os
 from collections.abc import Sequence
