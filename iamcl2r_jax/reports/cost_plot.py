@@ -61,7 +61,7 @@ def trade_offs(
       xlabel, ylabel: of the axes.
       title: of the figure.
     """
-    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    figure = Figure(figsize=(7.8, 4.4), layout="constrained")
     axes = figure.add_subplot()
     for number, (label, (x, y)) in enumerate(points.items()):
         colour = COLOURS[number % len(COLOURS)]
