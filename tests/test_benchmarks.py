@@ -1,6 +1,7 @@
 """The benchmarks at their smallest: that they run, and compare like with like. Times prove nothing.
 
-compile_time.py, devices.py and gpu_protocol.py take longer than a test may, and are not run here.
+compile_time.py, devices.py, first_step.py and gpu_protocol.py take longer than a test may, and are
+not run here.
 """
 
 import importlib
@@ -243,6 +244,11 @@ def test_peak_memory_where_the_device_tells(load, monkeypatch):
 
 
 @pytest.mark.slow
+def test_drawing(load, tmp_path, capsys):
+    written = run(load("drawing"), tmp_path, capsys, "--repeats=1")
+    assert len(written["seconds"]) == 2
+
+
 def test_service(load, tmp_path, capsys):
     written = run(load("service"), tmp_path, capsys)
     assert written["many"] > 0
