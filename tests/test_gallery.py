@@ -466,3 +466,25 @@ def test_there_is_one_gallery_at_a_place(tmp_path, gallery):
     with pytest.raises(InputError, match="there is no gallery"):
         Gallery(str(tmp_path / "nowhere"))
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_closing_waits_for_what_reads(tmp_path):
+    gallery = new_gallery(tmp_path / "g", 3)
+    reads, may_end, found = threading.Event(), threading.Event(), []
+
+    def read():
+        with gallery.database.reading() as connection:
+            reads.set()
+            may_end.wait()
+            found.append(connection.execute("SELECT count(*) FROM items").fetchone()[0])
+
+    reader, closer = threading.Thread(target=read), threading.Thread(target=gallery.close)
+    reader.start()
+    reads.wait()
+    closer.start()
+    closer.join(0.2)
+    assert closer.is_alive()
+    may_end.set()
+    closer.join()
+    reader.join()
+    assert found == [3]

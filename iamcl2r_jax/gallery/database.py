@@ -120,9 +120,14 @@ class Database:
         return connection
 
     def close(self) -> None:
-        """Closes the connections; what was committed is on disk already."""
-        self._reader.close()
-        self._writer.close()
+        """Closes the connections; what was committed is on disk already.
+
+        Waits for transactions of other threads: SQLite crashes if a connection in use is closed.
+        """
+        with self._read_lock:
+            self._reader.close()
+        with self._write_lock:
+            self._writer.close()
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:

@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -62,12 +62,14 @@ class Service:
         """Answers queries and looks after the gallery inside the block."""
         with ThreadPoolExecutor(_DECODERS, "decoder") as self.decoders:
             self.batcher.start()
-            watch = asyncio.create_task(self._watch())
+            stopping = asyncio.Event()
+            watch = asyncio.create_task(self._watch(stopping))
             try:
                 yield
             finally:
-                watch.cancel()
-                await asyncio.wait([watch])
+                # Not cancelled: its thread would go on, and read a gallery that is closed.
+                stopping.set()
+                await watch
                 await self.batcher.close()
                 await run_in_threadpool(self.jobs.close)
 
@@ -102,14 +104,15 @@ class Service:
             "events": self.gallery.events(_EVENTS),
         }
 
-    async def _watch(self) -> None:
-        while True:
+    async def _watch(self, stopping: asyncio.Event) -> None:
+        while not stopping.is_set():
             try:
                 await run_in_threadpool(self.look)
                 self.trouble = None
             except (*STATUS, OSError) as error:  # told by /readyz, and tried again
                 self.trouble = " ".join(str(error).split())
-            await asyncio.sleep(_LOOK)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), _LOOK)
 
     def require_ready(self) -> None:
         """Raises `Unavailable` with what is the trouble, if there is any."""
