@@ -93,9 +93,9 @@ def _try_maps(
 ) -> None:
     named = cells.select(cells.expand(config, workdir), only or None)
     finished = [cell for cell in named if cell.finished()]
-    external = {}
+    chains = {}  # of external models, which several runs share
     found = {
-        (cell.variant, cell.seed): map_axis.evaluate_run(cell.workdir, names, reporter, external)
+        (cell.variant, cell.seed): map_axis.evaluate_run(cell.workdir, names, reporter, chains)
         for cell in finished
     }
     if any(of["chains"] for of in found.values()):

@@ -107,7 +107,9 @@ class Metrics:
     """Counters of one service, in a registry of its own."""
 
     def __init__(self, gallery: Gallery):
-        """Args: what is shown of, read once a scrape."""
+        """Args:
+        gallery: whose state is read, once a scrape.
+        """
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "iamcl2r_requests", "Requests", ["endpoint", "status"], registry=self._registry

@@ -69,7 +69,7 @@ class Service:
             finally:
                 # Not cancelled: its thread would go on, and read a gallery that is closed.
                 stopping.set()
-                await watch
+                await asyncio.wait([watch])  # raises nothing, so that all else is closed too
                 await self.batcher.close()
                 await run_in_threadpool(self.jobs.close)
 
