@@ -17,6 +17,9 @@ _FLAGS = (
     "disable-quic",
 )
 
+# Schemes of what a page holds itself, and of Chromium's own pages.
+_INSIDE = ("data:", "blob:", "chrome:", "chrome-untrusted:")
+
 
 @contextlib.contextmanager
 def started(directory):
@@ -34,6 +37,7 @@ def started(directory):
     service = webdriver.chrome.service.Service(driver)
     chrome = webdriver.Chrome(options=options, service=service)
     try:
+        chrome.get("about:blank")  # else the new tab page goes on loading beside ours
         yield chrome
     finally:
         chrome.quit()
@@ -51,16 +55,13 @@ def open_page(chrome, address, width, scheme, height=900):
 
 
 def requested(chrome):
-    """What was requested since the page was opened, but for what never leaves the browser.
-
-    chrome: is Chromium's own new tab, which may load until the page is opened.
-    """
+    """What was requested since the page was opened, but for what never leaves the browser."""
     events = (json.loads(entry["message"])["message"] for entry in chrome.get_log("performance"))
     return [
         event["params"]["request"]["url"]
         for event in events
         if event["method"] == "Network.requestWillBeSent"
-        and not event["params"]["request"]["url"].startswith(("data:", "blob:", "chrome:"))
+        and not event["params"]["request"]["url"].startswith(_INSIDE)
     ]
 
 
