@@ -21,10 +21,10 @@ from gallery_world import (
 )
 from PIL import Image
 
+from iamcl2r_jax.evaluation.gate import Split
 from iamcl2r_jax.gallery import Gallery, NewItem, OutdatedError, Refused, backfill, gate, indexing
 from iamcl2r_jax.gallery.embedder import Embedders
 from iamcl2r_jax.gallery.images import read
-from iamcl2r_jax.gallery.labelled import Split
 from iamcl2r_jax.system.errors import InputError
 
 

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 
 from iamcl2r_jax.gallery.exact import ExactStore
-from iamcl2r_jax.gallery.store import best
+from iamcl2r_jax.gallery.store import VectorStore, best
 from iamcl2r_jax.system.errors import InputError
 
 _TRAINED_FROM = 10_000  # vectors; a smaller generation is searched exactly
@@ -15,7 +15,7 @@ _EF_CONSTRUCTION, _EF_SEARCH = 100, 96
 _NPROBE = 32  # of IVF
 
 
-class FaissStore:
+class FaissStore(VectorStore):
     """A `VectorStore` in memory with one FAISS index for each generation.
 
     Vectors are kept once more for exact search: of what is hidden by `keep`, of generations that
@@ -55,24 +55,20 @@ class FaissStore:
         self._lock = threading.Lock()  # FAISS may not search while it adds
 
     def create(self, generation: int, width: int) -> bool:
-        """See `VectorStore`."""
         return self._exact.create(generation, width)
 
     def drop(self, generation: int) -> None:
-        """See `VectorStore`."""
         with self._lock:
             self._indexes.pop(generation, None)
             self._building.pop(generation, None)
             self._exact.drop(generation)
 
     def write(self, generation: int, items: np.ndarray, vectors: np.ndarray) -> None:
-        """See `VectorStore`."""
         with self._lock:
             self._exact.write(generation, items, vectors)
             self._change(generation, items, vectors)
 
     def delete(self, generation: int, items: np.ndarray) -> None:
-        """See `VectorStore`."""
         with self._lock:
             self._exact.delete(generation, items)
             self._change(generation, items, None)
@@ -86,7 +82,6 @@ class FaissStore:
     def search(
         self, generation: int, queries: np.ndarray, k: int, keep: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `VectorStore`."""
         with self._lock:
             index = self._indexes.get(generation)
             if index is None or index.dead * 2 > index.rows:
@@ -98,11 +93,9 @@ class FaissStore:
         return self._exact.search(generation, queries, k, keep)
 
     def read(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `VectorStore`."""
         return self._exact.read(generation)
 
     def close(self) -> None:
-        """See `VectorStore`."""
         with self._lock:
             self._indexes, self._building = {}, {}
             self._exact.close()

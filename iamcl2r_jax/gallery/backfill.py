@@ -27,8 +27,6 @@ from iamcl2r_jax.gallery.gallery import Gallery
 from iamcl2r_jax.gallery.records import Item, Model, View
 from iamcl2r_jax.system.errors import InputError
 
-_BATCH = 64
-
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
@@ -57,7 +55,7 @@ def run(
     gallery: Gallery,
     embedders: Embedders,
     *,
-    batch: int = _BATCH,
+    batch: int = 64,
     rate: float | None = None,
     seed: int = 0,
     report: Callable[[Progress], None] = lambda progress: None,
@@ -87,23 +85,20 @@ def run(
         raise InputError(f"batch={batch}, rate={rate}: must be positive")
     with locks.held(gallery.directory, "backfill"):
         again = _start(gallery, seed)
-        clock = _Clock(rate)
+        start, count = time.monotonic(), 0
         while True:
             # Once those that were passed over before are through, on from the watermark.
             some, again = again[:batch], again[batch:]
-            end = None if some else _next(gallery, batch)
-            if not some and end is None:
+            some, end = (some, None) if some else _next(gallery, batch)
+            if not some or not _write(gallery, _embedded(gallery, embedders, some), end):
                 break
-            if not some:
-                some, end = end
-            work = _embedded(gallery, embedders, some)
-            if not _write(gallery, work, end):
-                break
-            clock.wait(len(some))
-            report(_progress(gallery, clock))
+            count += len(some)
+            if rate is not None:
+                time.sleep(max(0.0, start + count / rate - time.monotonic()))
+            report(_progress(gallery, start, count))
         with gallery.database.writing() as connection:
             upgrades.finish_if_done(connection)
-        return _progress(gallery, clock)
+        return _progress(gallery, start, count)
 
 
 def _start(gallery: Gallery, seed: int) -> list[int]:
@@ -137,15 +132,15 @@ def _order(connection, view: View, seed: int) -> list[int]:
     return ids[orders.round_robin(groups, seed)].tolist()
 
 
-def _next(gallery: Gallery, batch: int) -> tuple[list[int], int] | None:
-    """The next items, and the watermark once they are done; None at the end."""
+def _next(gallery: Gallery, batch: int) -> tuple[list[int], int | None]:
+    """The next items, none at the end, and the watermark once they are done."""
     with gallery.database.reading() as connection:
         upgrade = state.latest_upgrade(connection)
         rows = connection.execute(
             "SELECT rank, item FROM ranks WHERE rank >= ? ORDER BY rank LIMIT ?",
             (upgrade.watermark, batch),
         ).fetchall()
-    return ([row[1] for row in rows], rows[-1][0] + 1) if rows else None
+    return [row[1] for row in rows], rows[-1][0] + 1 if rows else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,37 +237,18 @@ def _write(gallery: Gallery, work: _Work, end: int | None) -> bool:
         return True
 
 
-class _Clock:
-    """The rate of this process, held below a limit."""
-
-    def __init__(self, limit: float | None):
-        self._limit, self._start, self._count = limit, time.monotonic(), 0
-
-    def wait(self, count: int) -> None:
-        """Notes that so many items were done, and waits where that was too fast."""
-        self._count += count
-        if self._limit is not None:
-            time.sleep(max(0.0, self._start + self._count / self._limit - time.monotonic()))
-
-    @property
-    def rate(self) -> float:
-        """Items a second."""
-        return self._count / max(time.monotonic() - self._start, 1e-9)
-
-
-def _progress(gallery: Gallery, clock: _Clock) -> Progress:
+def _progress(gallery: Gallery, start: float, count: int) -> Progress:
+    """How far the backfill is, `count` items after `start` as of `time.monotonic`."""
     with gallery.database.reading() as connection:
         upgrade = state.latest_upgrade(connection)
-        counts = status.progress(connection, upgrade) or {}
-    total, done = counts.get("total", 0), counts.get("done", 0)
-    unreadable, rate = counts.get("unreadable", 0), clock.rate
-    left = max(0, total - counts.get("passed", 0))
+        counts = status.progress(connection, upgrade)
+    counts = counts or {"total": 0, "done": 0, "passed": 0, "unreadable": 0}
+    left = max(0, counts["total"] - counts.pop("passed"))
+    rate = count / max(time.monotonic() - start, 1e-9)
     return Progress(
-        total,
-        done,
-        unreadable,
-        rate,
-        left / rate if rate else None,
-        upgrade.state,
-        upgrade.paused,
+        **counts,
+        rate=rate,
+        seconds_left=left / rate if rate else None,
+        state=upgrade.state,
+        paused=upgrade.paused,
     )

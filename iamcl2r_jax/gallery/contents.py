@@ -9,7 +9,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from iamcl2r_jax.gallery import state, transitions
-from iamcl2r_jax.gallery.database import create_vectors, record_event, row_crc, vectors_table
+from iamcl2r_jax.gallery.database import (
+    create_vectors,
+    record_event,
+    row_crc,
+    select_in,
+    vectors_table,
+)
 from iamcl2r_jax.gallery.errors import OutdatedError, Refused
 from iamcl2r_jax.gallery.records import Item, Model, ModelInfo, NewItem, View
 from iamcl2r_jax.system.errors import InputError
@@ -58,7 +64,7 @@ def register(connection: sqlite3.Connection, info: ModelInfo, name: str | None) 
             time.time(),
         ),
     )
-    record_event(connection, "register", None, json.dumps({"digest": info.digest}))
+    record_event(connection, "register", None, {"digest": info.digest})
     return cursor.lastrowid
 
 
@@ -108,10 +114,9 @@ def write_items(
     """Adds items, or replaces those of the same keys, and their vectors.
 
     Args:
-      connection: in a writing transaction.
-      view: the state in this transaction.
+      connection, view: a writing transaction, and the state in it.
       items: with keys that differ.
-      vectors: {model id: float32 [N, D], checked}; must have those of `state.writing_models`.
+      vectors: {model id: float32 [N, D], checked}, of those of `state.writing_generations`.
 
     Returns:
       Their numbers.
@@ -150,13 +155,7 @@ def write_items(
 
 def _numbers(connection: sqlite3.Connection, keys: Sequence[str]) -> dict[str, int]:
     """Numbers of those of some keys that are known."""
-    found = {}
-    for start in range(0, len(keys), 500):
-        some = keys[start : start + 500]
-        marks = ",".join("?" * len(some))
-        rows = connection.execute(f"SELECT key, id FROM items WHERE key IN ({marks})", some)
-        found |= dict(rows.fetchall())
-    return found
+    return dict(select_in(connection, "SELECT key, id FROM items WHERE key IN", keys))
 
 
 def _next_number(connection: sqlite3.Connection) -> int:

@@ -176,7 +176,7 @@ class Database:
                 copy.close()
 
 
-def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> Database:
+def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> None:
     """Makes the file of a new gallery; a process that is killed meanwhile leaves none.
 
     Args:
@@ -219,7 +219,15 @@ def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> Databa
         for suffix in ("", "-wal", "-shm"):
             if os.path.exists(draft + suffix):
                 os.unlink(draft + suffix)
-    return Database(directory)
+
+
+def select_in(
+    connection: sqlite3.Connection, statement: str, values: Sequence[Any]
+) -> Iterator[tuple]:
+    """Rows of a SELECT that ends in "IN", for any number of values."""
+    for start in range(0, len(values), 500):
+        some = values[start : start + 500]
+        yield from connection.execute(f"{statement} ({','.join('?' * len(some))})", some)
 
 
 def sync_directory(directory: str) -> None:
@@ -232,10 +240,10 @@ def sync_directory(directory: str) -> None:
 
 
 def record_event(
-    connection: sqlite3.Connection, action: str, upgrade: int | None, details: str
+    connection: sqlite3.Connection, action: str, upgrade: int | None, details: dict[str, Any]
 ) -> None:
     """Writes a line of the event log."""
-    row = (time.time(), action, upgrade, details)
+    row = (time.time(), action, upgrade, json.dumps(details))
     connection.execute(
         "INSERT INTO events (at, action, upgrade, details, crc) VALUES (?, ?, ?, ?, ?)",
         (*row, row_crc(row)),

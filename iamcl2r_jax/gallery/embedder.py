@@ -40,8 +40,14 @@ def describe(path: str) -> ModelInfo:
 
 
 def _info(path: str, metadata: Any) -> ModelInfo:
+    from etils import epath
+
+    from iamcl2r_jax.models import checkpoints
+    from iamcl2r_jax.system import files
+
     return ModelInfo(
-        digest=_digest(path),
+        # Of the manifest, which holds the digests of all other files.
+        digest=files.digest(epath.Path(path) / checkpoints._MANIFEST),
         num_slots=metadata.num_slots,
         width=metadata.architecture.num_features,
         slots=metadata.slots,
@@ -50,17 +56,7 @@ def _info(path: str, metadata: Any) -> ModelInfo:
     )
 
 
-def _digest(path: str) -> str:
-    """SHA-256 of a checkpoint: of its manifest, which holds those of all other files."""
-    from etils import epath
-
-    from iamcl2r_jax.models import checkpoints
-    from iamcl2r_jax.system import files
-
-    return files.digest(epath.Path(path) / checkpoints._MANIFEST)
-
-
-class CheckpointEmbedder:
+class CheckpointEmbedder(Embedder):
     """The `Embedder` of a checkpoint; threads may share it."""
 
     def __init__(self, path: str):
@@ -87,7 +83,6 @@ class CheckpointEmbedder:
         )
 
     def __call__(self, images: np.ndarray) -> np.ndarray:
-        """See `Embedder`."""
         size = self.info.image["size"]
         if images.dtype != np.uint8 or images.shape[1:] != (size, size, 3):
             raise InputError(

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from iamcl2r_jax.gallery.store import best
+from iamcl2r_jax.gallery.store import VectorStore, best
 
 _ROWS = 16384  # of a chunk: the scores of one are still in the cache when its best are taken
 _SLACK = 16  # candidates beyond k, since the product's rounding depends on where a row lies
@@ -94,7 +94,7 @@ class _Generation:
         return items, vectors
 
 
-class ExactStore:
+class ExactStore(VectorStore):
     """A `VectorStore` in memory whose recall is 1.
 
     Scores do not depend on the order of writing, nor on how many queries are asked at once: the
@@ -108,7 +108,6 @@ class ExactStore:
         self._lock = threading.Lock()  # of writes; searches take a snapshot
 
     def create(self, generation: int, width: int) -> bool:
-        """See `VectorStore`."""
         with self._lock:
             if generation in self._generations:
                 return False
@@ -116,24 +115,20 @@ class ExactStore:
             return True
 
     def drop(self, generation: int) -> None:
-        """See `VectorStore`."""
         with self._lock:
             self._generations.pop(generation, None)
 
     def write(self, generation: int, items: np.ndarray, vectors: np.ndarray) -> None:
-        """See `VectorStore`."""
         with self._lock:
             self._generations[generation].write(items, vectors)
 
     def delete(self, generation: int, items: np.ndarray) -> None:
-        """See `VectorStore`."""
         with self._lock:
             self._generations[generation].delete(items)
 
     def search(
         self, generation: int, queries: np.ndarray, k: int, keep: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """See `VectorStore`."""
         snapshot = self._generations[generation].snapshot
         parts = [
             _search(snapshot, queries[start : start + _QUERIES], k, keep)
@@ -148,12 +143,10 @@ class ExactStore:
         return self._generations[generation].count
 
     def read(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `VectorStore`."""
         with self._lock:
             return self._generations[generation].read()
 
     def close(self) -> None:
-        """See `VectorStore`."""
         self._generations = {}
 
 

@@ -36,8 +36,7 @@ def fill(connection: sqlite3.Connection, store: VectorStore, view: View) -> dict
     Returns:
       Nothing to be looked at again, as `follow` has it.
     """
-    gone = connection.execute("SELECT id FROM generations WHERE NOT live").fetchall()
-    for (generation,) in gone:
+    for (generation,) in connection.execute("SELECT id FROM generations WHERE NOT live"):
         store.drop(generation)
     for generation, model in view.generations.items():
         width = view.models[model].info.width
@@ -65,9 +64,8 @@ def follow(
     """Gives a store what changed since a sequence number.
 
     Args:
-      connection: in a transaction.
+      connection, view: a transaction, and the state in it.
       store: in step with the database as of `sequence`.
-      view: the state in this transaction.
       sequence: see `View.sequence`.
 
     Returns:

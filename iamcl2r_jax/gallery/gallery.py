@@ -17,8 +17,6 @@ from iamcl2r_jax.gallery.records import Hit, Item, Model, ModelInfo, NewItem, Ve
 from iamcl2r_jax.gallery.store import EXACT, MEMORY, StoreError, VectorStore, open_store
 from iamcl2r_jax.system.errors import InputError
 
-Names = Mapping[str, np.ndarray]
-
 
 class Gallery:
     """A persistent collection of items, searched by one model and upgraded to the next.
@@ -79,17 +77,16 @@ class Gallery:
         def fill(connection):
             number = contents.register(connection, model, name)
             generation = contents.new_generation(connection, number)
-            settings = {
-                state.SERVING: number,
-                state.BASE: generation,
-                state.ENGINE: engine,
-                state.INDEX: index,
-            }
-            for setting, value in settings.items():
+            for setting, value in (
+                (state.SERVING, number),
+                (state.BASE, generation),
+                (state.ENGINE, engine),
+                (state.INDEX, index),
+            ):
                 state.put_setting(connection, setting, value)
-            record_event(connection, "init", None, json.dumps({"engine": engine, "index": index}))
+            record_event(connection, "init", None, {"engine": engine, "index": index})
 
-        database.create(directory, fill).close()
+        database.create(directory, fill)
         gallery = cls(directory)
         if store.persistent:
             gallery.feed()  # takes possession of the place
@@ -130,7 +127,7 @@ class Gallery:
     def writing_models(self) -> list[Model]:
         """The models by which a new item must be embedded now."""
         view = self.view()
-        return [view.models[model] for model in state.writing_models(view)]
+        return [view.models[model] for model in state.writing_generations(view).values()]
 
     def status(self) -> dict[str, Any]:
         """What an operator wants to know, as JSON values."""
@@ -152,7 +149,7 @@ class Gallery:
 
     # --- Items --------------------------------------------------------------------------------
 
-    def add(self, items: Sequence[NewItem], vectors: Names) -> list[int]:
+    def add(self, items: Sequence[NewItem], vectors: Mapping[str, np.ndarray]) -> list[int]:
         """Adds items, or replaces those of the same keys, in one transaction.
 
         Args:
@@ -187,7 +184,7 @@ class Gallery:
         """
         with self.database.writing() as connection:
             count = contents.remove_items(connection, state.read_view(connection), keys)
-            record_event(connection, "remove", None, json.dumps({"items": count}))
+            record_event(connection, "remove", None, {"items": count})
             return count
 
     def items(self, numbers: Sequence[int]) -> dict[int, Item]:
@@ -225,22 +222,17 @@ class Gallery:
           Refused: the model may not search the vectors that are stored.
           StoreError: the engine does not answer, or has lost its vectors.
         """
-        found, scores, generations = self.search_arrays(vectors, model=model, k=k)
-        items = self.items(np.unique(found).tolist())
+        found = self.search_arrays(vectors, model=model, k=k)
+        items = self.items(np.unique(found[0]).tolist())
         view = self.view()
         names = {generation: view.models[m].name for generation, m in view.generations.items()}
         return [
             [
-                Hit(items[item], float(score), names.get(generation, ""), int(generation))
-                for item, score, generation in zip(
-                    found[query].tolist(),
-                    scores[query].tolist(),
-                    generations[query].tolist(),
-                    strict=True,
-                )
+                Hit(items[item], score, names.get(generation, ""), generation)
+                for item, score, generation in zip(*of_query, strict=True)
                 if item in items
             ]
-            for query in range(len(found))
+            for of_query in zip(*(array.tolist() for array in found), strict=True)
         ]
 
     def search_arrays(
@@ -249,7 +241,7 @@ class Gallery:
         """As `search`: numbers of items (-1: none), scores and generations, each [Q, k]."""
         if k < 1:
             raise InputError(f"k={k}: must be at least 1")
-        for last in (False, False, True):
+        for _ in range(3):
             view = self.feed()
             asking = state.find_model(view.models.values(), model)
             queries = contents.checked_vectors(vectors, len(vectors), asking)
@@ -260,14 +252,12 @@ class Gallery:
                     for generation, keep in parts
                 ]
             except KeyError as error:  # retired between the view and the search
-                if last:
-                    raise StoreError(
-                        f"the engine has lost the vectors of generation {error}; run `gallery.py "
-                        "refill`"
-                    ) from error
+                lost = error
                 continue
             return merged(found, view, k)
-        raise AssertionError("unreachable")
+        raise StoreError(
+            f"the engine has lost the vectors of generation {lost}; run `gallery.py refill`"
+        ) from lost
 
     def feed(self) -> View:
         """Brings the store into step with the last commit, as every search does; returns it."""

@@ -3,12 +3,15 @@
 import time
 from typing import Any
 
-import numpy as np
-
-from iamcl2r_jax.gallery import images, indexing, labelled, simulation, state, upgrades
+from iamcl2r_jax import retrieval
+from iamcl2r_jax.data.sources import Evaluation
+from iamcl2r_jax.evaluation import pairs
+from iamcl2r_jax.evaluation.features import Features
+from iamcl2r_jax.evaluation.gate import Split, load_evaluation, upgrades_of
+from iamcl2r_jax.evaluation.intervals import CONFIDENCE
+from iamcl2r_jax.gallery import images, indexing, simulation, state, upgrades
 from iamcl2r_jax.gallery.embedder import Embedder, Embedders
 from iamcl2r_jax.gallery.gallery import Gallery
-from iamcl2r_jax.gallery.labelled import Split
 from iamcl2r_jax.gallery.records import Model, View
 from iamcl2r_jax.system.errors import InputError
 
@@ -40,8 +43,9 @@ def run(
       model: name of the new model.
       searched: labelled images to search in.
       asked: labelled images to search for.
-      metric: of `labelled.metrics`; decides. The curve is of it, too, but for `identification`,
-        which looks at means of classes instead of images: there it is of `recall_at_1`.
+      metric: a key of `retrieval.METRICS`; decides. The curve is of it, too, but for
+        `identification`, which looks at means of classes instead of images: there it is of
+        `recall_at_1`.
       data_dir: TFDS directory; None for TFDS's default.
       seed: of the intervals, of the order and of the halves of the queries.
       accept: allow the model although it is not compatible; recorded in the event log.
@@ -56,18 +60,19 @@ def run(
       InputError: for bad input.
       Refused: another upgrade is in progress.
     """
-    if metric not in labelled.metrics():
-        raise InputError(f"metric={metric!r}: must be one of {', '.join(labelled.metrics())}")
+    if metric not in retrieval.METRICS:
+        raise InputError(f"metric={metric!r}: must be one of {', '.join(retrieval.METRICS)}")
     view = gallery.view()
     new = gallery.model(model)
     upgrades.require_gate_allowed(view, new.id)
-    old, serving = view.models[view.generations[view.base]], view.models[view.serving]
+    numbers = dict.fromkeys((view.generations[view.base], view.serving, new.id))
+    models = [view.models[number] for number in numbers]
     sets = {
-        size: labelled.load(searched, asked, size, data_dir)
-        for size in {m.info.image["size"] for m in (old, serving, new)}
+        size: load_evaluation(searched, asked, size, data_dir)
+        for size in {model.info.image["size"] for model in models}
     }
     features = {
-        m.id: _features(embedders[m], sets[m.info.image["size"]]) for m in (old, serving, new)
+        model.id: _embedded(embedders[model], sets[model.info.image["size"]]) for model in models
     }
     details = _compared(view, features, sets[new.info.image["size"]], new, metric, seed)
     curve = details.pop("simulated")
@@ -88,41 +93,53 @@ def run(
     return {"accepted": verdict.accepted, **details}
 
 
-def _features(embedder: Embedder, sets: labelled.Images) -> tuple[np.ndarray, np.ndarray]:
-    return embedder(sets.gallery), embedder(sets.query)
+def _embedded(embedder: Embedder, sets: Evaluation) -> Features:
+    return Features(gallery=embedder(sets.gallery.images), query=embedder(sets.query.images))
 
 
 def _compared(
     view: View,
-    features: dict[int, tuple[np.ndarray, np.ndarray]],
-    sets: labelled.Images,
-    new: Model,
+    features: dict[int, Features],
+    sets: Evaluation,
+    model: Model,
     metric: str,
     seed: int,
 ) -> dict[str, Any]:
-    old, serving = view.generations[view.base], view.serving
-    found = labelled.compare(features[old], features[new.id], sets, metric, seed)
-    if serving != old:
-        values = labelled.values(metric)(
-            features[old][0], sets.gallery_labels, features[serving][1], sets.query_labels
+    """The figures of `run` but for the backfill, and as `simulated` the whole curve."""
+    old, serving, new = (
+        features[number] for number in (view.generations[view.base], view.serving, model.id)
+    )
+    labels, query_labels = sets.gallery.labels, sets.query.labels
+    found = pairs.evaluate_pairs([old, new], query_labels, labels, [metric], seed=seed)[metric]
+    (upgrade,) = upgrades_of(found)
+    del upgrade["old"], upgrade["new"]
+    values = {
+        "new/old": float(found.matrix[1, 0]),
+        "old/old": float(found.matrix[0, 0]),
+        "new/new": float(found.matrix[1, 1]),
+    }
+    if serving is not old:
+        of_serving = retrieval.METRICS[metric].values(
+            old.gallery, labels, serving.query, query_labels
         )
-        found["values"]["serving/old"] = float(values.mean())
+        values["serving/old"] = float(of_serving.mean())
     curve_metric = DEFAULT_METRIC if metric == "identification" else metric
     curve = simulation.simulate(
-        labelled.values(curve_metric),
-        features[old][0],
-        features[new.id][0],
-        sets.gallery_labels,
-        features[new.id][1],
-        sets.query_labels,
+        retrieval.METRICS[curve_metric].values,
+        old.gallery,
+        new.gallery,
+        labels,
+        new.query,
+        query_labels,
         seed,
     )
     return {
-        **found,
+        "values": values,
+        **upgrade,
         "metric": metric,
-        "confidence": labelled.CONFIDENCE,
-        "queries": len(sets.query_labels),
-        "images": len(sets.gallery_labels),
+        "confidence": CONFIDENCE,
+        "queries": len(query_labels),
+        "images": len(labels),
         "seed": seed,
         "curve": {"metric": curve_metric, **curve.described()},
         "simulated": curve,

@@ -5,12 +5,11 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from iamcl2r_jax.data.images import formats, suffixes, to_rgb
+from iamcl2r_jax.data.images import formats, to_rgb
 from iamcl2r_jax.system.errors import InputError
 
 MAX_PIXELS = 100_000_000  # of a picture; more is taken for an attack on the memory
@@ -42,23 +41,8 @@ def read(path: str) -> "Picture":
         raise ImageError(f"image {shown} cannot be read ({error.strerror})") from error
 
 
-def decode(
-    content: bytes, size: int, *, name: str = "image", max_pixels: int = MAX_PIXELS
-) -> np.ndarray:
-    """An image as a model takes it, by the same rules as data sets; see `data.sources.load`.
-
-    Args:
-      content: bytes of a file in a format that Pillow reads.
-      size: height and width of the result.
-      name: of the image, for messages.
-      max_pixels: limit on the picture as it is in the file; checked before it is decoded.
-
-    Returns:
-      uint8 [size, size, 3].
-
-    Raises:
-      ImageError: if it is none, is damaged, or too large.
-    """
+def _decode(content: bytes, size: int, name: str, max_pixels: int) -> np.ndarray:
+    """An image as a model takes it, by the same rules as data sets; see `data.sources.load`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of damaged metadata, and of sizes: checked below
@@ -87,7 +71,13 @@ class Picture:
     """
 
     def __init__(self, content: bytes, name: str = "image", *, max_pixels: int = MAX_PIXELS):
-        """Args are those of `decode`; nothing is decoded yet."""
+        """Nothing is decoded yet.
+
+        Args:
+          content: bytes of a file in a format that Pillow reads.
+          name: for messages.
+          max_pixels: limit on the picture as it is in the file; checked before it is decoded.
+        """
         self.name, self.digest = name, hashlib.sha256(content).hexdigest()
         self._content, self._max_pixels = content, max_pixels
         self._decoded: dict[int, np.ndarray] = {}
@@ -96,31 +86,8 @@ class Picture:
         """Its pixels, uint8 [size, size, 3].
 
         Raises:
-          ImageError: see `decode`.
+          ImageError: if it is no image, is damaged, or too large.
         """
         if size not in self._decoded:
-            self._decoded[size] = decode(
-                self._content, size, name=self.name, max_pixels=self._max_pixels
-            )
+            self._decoded[size] = _decode(self._content, size, self.name, self._max_pixels)
         return self._decoded[size]
-
-
-def find(directory: str) -> Iterator[tuple[str, str, str | None]]:
-    """Image files below a directory, sorted: (relative path, absolute path, label).
-
-    The label is the name of the directory that a file lies in; None at the top. Hidden files and
-    directories are passed over.
-
-    Raises:
-      InputError: if there is no such directory.
-    """
-    if not os.path.isdir(directory):
-        raise InputError(f"images={directory}: must be a directory of image files")
-    for folder, folders, names in os.walk(directory):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if not name.startswith(".") and name.lower().endswith(tuple(suffixes())):
-                path = os.path.join(folder, name)
-                relative = os.path.relpath(path, directory)
-                inside = os.path.dirname(relative)
-                yield relative, os.path.abspath(path), os.path.basename(inside) or None

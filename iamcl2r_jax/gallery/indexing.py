@@ -6,14 +6,15 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from iamcl2r_jax.data.images import suffixes
 from iamcl2r_jax.gallery import images
 from iamcl2r_jax.gallery.embedder import Embedder, Embedders
 from iamcl2r_jax.gallery.errors import OutdatedError, Refused
 from iamcl2r_jax.gallery.gallery import Gallery
 from iamcl2r_jax.gallery.images import Picture
 from iamcl2r_jax.gallery.records import NewItem
+from iamcl2r_jax.system.errors import InputError
 
-BATCH = 256
 _ATTEMPTS = 5  # of a batch, while upgrades begin
 
 
@@ -40,8 +41,26 @@ class Added:
 
 
 def sources(directory: str) -> list[Source]:
-    """The images below a directory, with relative paths as keys and directories as labels."""
-    return [Source(relative, path, label) for relative, path, label in images.find(directory)]
+    """The image files below a directory, sorted, with relative paths as keys.
+
+    The label is the name of the directory that a file lies in; None at the top. Hidden files and
+    directories are passed over.
+
+    Raises:
+      InputError: if there is no such directory.
+    """
+    if not os.path.isdir(directory):
+        raise InputError(f"images={directory}: must be a directory of image files")
+    found = []
+    for folder, folders, names in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith(".") and name.lower().endswith(tuple(suffixes())):
+                path = os.path.join(folder, name)
+                key = os.path.relpath(path, directory)
+                label = os.path.basename(os.path.dirname(key)) or None
+                found.append(Source(key, os.path.abspath(path), label))
+    return found
 
 
 def add_files(
@@ -49,14 +68,13 @@ def add_files(
     embedders: Embedders,
     files: Iterable[Source],
     *,
-    batch: int = BATCH,
+    batch: int = 256,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Added:
     """Adds image files, a transaction a batch; what is unreadable is passed over and listed.
 
     Args:
-      gallery: to add to.
-      embedders: of its models.
+      gallery, embedders: to add to, and those of its models.
       files: what to add; a known key is replaced.
       batch: images at a time.
       progress: called with the number of images done, after each batch.
@@ -75,11 +93,8 @@ def add_files(
             except images.ImageError as error:
                 added.unreadable.append((source.key, str(error)))
                 continue
-            items.append(
-                NewItem(
-                    source.key, picture.digest, _stored_path(gallery, source.path), source.label
-                )
-            )
+            path = _stored_path(gallery, source.path)
+            items.append(NewItem(source.key, picture.digest, path, source.label))
             pictures.append(picture)
         if items:
             added.items += add_pictures(gallery, embedders, items, pictures)
@@ -105,12 +120,6 @@ def add_pictures(
     gallery: Gallery, embedders: Embedders, items: Sequence[NewItem], pictures: Sequence[Picture]
 ) -> list[int]:
     """Embeds images by all models that the gallery needs, and adds them in one transaction.
-
-    Args:
-      gallery: to add to.
-      embedders: of its models.
-      items: what is stored of the images.
-      pictures: one for each item.
 
     Returns:
       The numbers of the items.

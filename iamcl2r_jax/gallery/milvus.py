@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from iamcl2r_jax.gallery.store import EXACT, StoreError, best
+from iamcl2r_jax.gallery.store import EXACT, StoreError, VectorStore, best
 from iamcl2r_jax.system.errors import InputError
 
 _TIMEOUT = 60.0  # seconds; loading a collection after a restart takes some
@@ -27,7 +27,7 @@ _EF_CONSTRUCTION, _EF_SEARCH = 200, 96
 _ADDRESS = re.compile(r"(https?://[^/\s]+)/([A-Za-z][A-Za-z0-9_]{0,99})")
 
 
-class MilvusStore:
+class MilvusStore(VectorStore):
     """A `VectorStore` on a Milvus server; see there for its methods.
 
     A first search after a change waits until the server has seen it, later ones do not: waiting
@@ -72,7 +72,6 @@ class MilvusStore:
             self._client = pymilvus.MilvusClient(uri=self._uri, timeout=_TIMEOUT)
 
     def create(self, generation: int, width: int) -> bool:
-        """See `VectorStore`."""
         with self._answering():
             self._changed(generation)
             if self._client.has_collection(self._collection(generation)):
@@ -97,14 +96,12 @@ class MilvusStore:
             return True
 
     def drop(self, generation: int) -> None:
-        """See `VectorStore`."""
         with self._answering():
             if self._client.has_collection(self._collection(generation)):
                 self._client.drop_collection(self._collection(generation))
             self._loaded.discard(generation)
 
     def write(self, generation: int, items: np.ndarray, vectors: np.ndarray) -> None:
-        """See `VectorStore`."""
         for start in range(0, len(items), _ROWS):
             part = slice(start, start + _ROWS)
             rows = [
@@ -116,7 +113,6 @@ class MilvusStore:
         self._changed(generation)
 
     def delete(self, generation: int, items: np.ndarray) -> None:
-        """See `VectorStore`."""
         for start in range(0, len(items), _ROWS):
             some = items[start : start + _ROWS].tolist()
             with self._answering(generation):
@@ -139,7 +135,6 @@ class MilvusStore:
         return found
 
     def read(self, generation: int) -> tuple[np.ndarray, np.ndarray]:
-        """See `VectorStore`."""
         collection, rows, start = self._collection(generation), [], 0
         with self._answering(generation):
             counted = self._client.query(

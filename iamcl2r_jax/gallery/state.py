@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from iamcl2r_jax.gallery import transitions
-from iamcl2r_jax.gallery.database import vectors_table
+from iamcl2r_jax.gallery.database import select_in, vectors_table
 from iamcl2r_jax.gallery.errors import Refused
 from iamcl2r_jax.gallery.records import Item, Model, ModelInfo, Upgrade, Verdict, View
 from iamcl2r_jax.system.errors import InputError
@@ -116,32 +116,19 @@ def last_sequence(connection: sqlite3.Connection) -> int:
 
 def read_items(connection: sqlite3.Connection, items: Sequence[int]) -> dict[int, Item]:
     """Stored items by number; those that are not there are left out."""
-    found = {}
-    for start in range(0, len(items), 500):
-        some = [int(item) for item in items[start : start + 500]]
-        marks = ",".join("?" * len(some))
-        rows = connection.execute(
-            f"SELECT id, key, digest, path, label FROM items WHERE id IN ({marks})", some
-        )
-        found |= {row[0]: Item(*row) for row in rows}
-    return found
+    statement = "SELECT id, key, digest, path, label FROM items WHERE id IN"
+    rows = select_in(connection, statement, list(map(int, items)))
+    return {row[0]: Item(*row) for row in rows}
 
 
 def read_vectors(
     connection: sqlite3.Connection, generation: int, items: Sequence[int], width: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Vectors of those of some items that a generation holds: (items int64 [N], float32 [N, D])."""
-    ids, parts = [], []
-    for start in range(0, len(items), 500):
-        some = [int(item) for item in items[start : start + 500]]
-        marks = ",".join("?" * len(some))
-        rows = connection.execute(
-            f"SELECT item, vector FROM {vectors_table(generation)} WHERE item IN ({marks})", some
-        ).fetchall()
-        ids += [row[0] for row in rows]
-        parts += [row[1] for row in rows]
-    vectors = np.frombuffer(b"".join(parts), np.float32).reshape(-1, width)
-    return np.array(ids, np.int64), vectors
+    statement = f"SELECT item, vector FROM {vectors_table(generation)} WHERE item IN"
+    rows = list(select_in(connection, statement, list(map(int, items))))
+    vectors = np.frombuffer(b"".join([row[1] for row in rows]), np.float32)
+    return np.array([row[0] for row in rows], np.int64), vectors.reshape(-1, width)
 
 
 def with_renewed(
@@ -153,11 +140,9 @@ def with_renewed(
     """The view with `renewed` and `all_renewed`.
 
     Args:
-      connection: in a transaction.
-      view: of this transaction.
+      connection, view: a transaction, and the state in it.
       before: an earlier view, to start from; None to read all ranks.
       changed: {generation id: items whose vectors changed since then}.
-
     """
     upgrade = view.upgrade
     if upgrade is None or upgrade.state not in transitions.MIXED:
@@ -190,26 +175,12 @@ def with_renewed(
     return dataclasses.replace(view, renewed=renewed, all_renewed=all_renewed)
 
 
-def writing_models(view: View) -> list[int]:
-    """Ids of the models by which a new item must be embedded now, the base's first."""
-    models = [view.generations[view.base]]
-    if view.upgrade is not None and view.upgrade.state in transitions.BOTH:
-        models.append(view.upgrade.new_model)
-    return models
-
-
 def writing_generations(view: View) -> dict[int, int]:
-    """{generation id: model id} that a new item gets a vector in."""
-    return {
-        generation: model
-        for generation, model in view.generations.items()
-        if generation == view.base
-        or (
-            view.upgrade is not None
-            and view.upgrade.state in transitions.BOTH
-            and generation == view.upgrade.target
-        )
-    }
+    """{generation id: model id} that a new item gets a vector in, the base first."""
+    generations = [view.base]
+    if view.upgrade is not None and view.upgrade.state in transitions.BOTH:
+        generations.append(view.upgrade.target)
+    return {generation: view.generations[generation] for generation in generations}
 
 
 def route(view: View, request: str) -> int:

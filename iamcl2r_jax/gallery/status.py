@@ -4,9 +4,9 @@ import dataclasses
 import sqlite3
 from typing import Any
 
-from iamcl2r_jax.gallery import state, transitions, upgrades
+from iamcl2r_jax.gallery import state, transitions
 from iamcl2r_jax.gallery.database import vectors_table
-from iamcl2r_jax.gallery.records import Upgrade
+from iamcl2r_jax.gallery.records import Upgrade, View
 
 _LISTED = 100  # unreadable images
 
@@ -19,9 +19,6 @@ def describe(connection: sqlite3.Connection) -> dict[str, Any]:
       share, verdict and backfill), unreadable (the first hundred), engine and index.
     """
     view = state.read_view(connection)
-    upgrade = upgrades.describe(view)
-    if upgrade is not None:
-        upgrade["backfill"] = progress(connection, view.upgrade)
     return {
         "items": _count(connection, "items"),
         "serving": view.models[view.serving].name,
@@ -43,7 +40,7 @@ def describe(connection: sqlite3.Connection) -> dict[str, Any]:
             }
             for generation, model in view.generations.items()
         ],
-        "upgrade": upgrade,
+        "upgrade": None if view.upgrade is None else _upgrade(connection, view, view.upgrade),
         "unreadable": [
             {"key": key, "reason": reason}
             for key, reason in connection.execute(
@@ -54,6 +51,21 @@ def describe(connection: sqlite3.Connection) -> dict[str, Any]:
         ],
         "engine": state.setting(connection, state.ENGINE),
         "index": state.setting(connection, state.INDEX),
+    }
+
+
+def _upgrade(connection: sqlite3.Connection, view: View, upgrade: Upgrade) -> dict[str, Any]:
+    found = dataclasses.asdict(upgrade)
+    del found["scaling"]
+    verdict = view.verdicts.get((upgrade.new_model, upgrade.base))
+    if verdict is not None:
+        names = ("compatible", "accepted", "details", "at")
+        verdict = {name: getattr(verdict, name) for name in names}
+    return found | {
+        "old_model": view.models[upgrade.old_model].name,
+        "new_model": view.models[upgrade.new_model].name,
+        "verdict": verdict,
+        "backfill": progress(connection, upgrade),
     }
 
 

@@ -5,6 +5,7 @@ beside `gated` and `rolled_back` reachable from every state before `retired`.
 """
 
 import dataclasses
+from collections.abc import Set
 
 from iamcl2r_jax.gallery.errors import Refused
 
@@ -24,15 +25,13 @@ REGISTERED, REFUSED, GATED, CANARY, PROMOTED, BACKFILLING, COMPLETE, ROLLED_BACK
 
 # In these new items are embedded by both models, so that neither direction loses one.
 BOTH = frozenset({CANARY, PROMOTED, BACKFILLING, COMPLETE})
-# In these the new model answers every query.
-NEW_SERVES = frozenset({PROMOTED, BACKFILLING, COMPLETE})
 # In these the new model searches its own generation where the backfill has been.
 MIXED = frozenset({BACKFILLING, COMPLETE})
 
 
 @dataclasses.dataclass(frozen=True)
 class Transition:
-    """One action: from which states it is allowed, and into which it leads.
+    """One action.
 
     Attributes:
       sources: states that allow it.
@@ -40,35 +39,30 @@ class Transition:
       otherwise: what to do where it is not allowed, for the message.
     """
 
-    sources: frozenset[str]
+    sources: Set[str]
     target: str | None
     otherwise: str
 
 
-def _from(*states: str) -> frozenset[str]:
-    return frozenset(states)
-
-
+_JUDGED = frozenset({REGISTERED, REFUSED, GATED, ROLLED_BACK})
 _BEFORE_RETIRED = frozenset(STATES) - {RETIRED, ROLLED_BACK}
 
 TRANSITIONS: dict[str, Transition] = {
-    "pass": Transition(_from(REGISTERED, REFUSED, GATED, ROLLED_BACK), GATED, "roll it back first"),
-    "fail": Transition(
-        _from(REGISTERED, REFUSED, GATED, ROLLED_BACK), REFUSED, "roll it back first"
-    ),
+    "pass": Transition(_JUDGED, GATED, "roll it back first"),
+    "fail": Transition(_JUDGED, REFUSED, "roll it back first"),
     "canary": Transition(
-        _from(GATED, CANARY, ROLLED_BACK), CANARY, "a model passes the gate before its canary"
+        {GATED, CANARY, ROLLED_BACK}, CANARY, "a model passes the gate before its canary"
     ),
-    "promote": Transition(_from(CANARY), PROMOTED, "a canary comes before the promotion"),
+    "promote": Transition({CANARY}, PROMOTED, "a canary comes before the promotion"),
     "backfill": Transition(
-        _from(PROMOTED, BACKFILLING, COMPLETE), BACKFILLING, "promote it before the backfill"
+        {PROMOTED, BACKFILLING, COMPLETE}, BACKFILLING, "promote it before the backfill"
     ),
-    "finish": Transition(_from(BACKFILLING), COMPLETE, "only a backfill finishes"),
+    "finish": Transition({BACKFILLING}, COMPLETE, "only a backfill finishes"),
     "pause": Transition(_BEFORE_RETIRED, None, "there is nothing to pause"),
     "resume": Transition(_BEFORE_RETIRED, None, "there is nothing to resume"),
     "rollback": Transition(_BEFORE_RETIRED, ROLLED_BACK, "there is nothing to roll back"),
     "retire": Transition(
-        _from(PROMOTED, COMPLETE, ROLLED_BACK),
+        {PROMOTED, COMPLETE, ROLLED_BACK},
         RETIRED,
         "finish the backfill or roll back before old vectors are removed",
     ),

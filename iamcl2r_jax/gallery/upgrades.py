@@ -14,7 +14,6 @@ from iamcl2r_jax.gallery.records import Upgrade, Verdict, View
 from iamcl2r_jax.system.errors import InputError
 
 MERGES = ("raw", "zscore")
-_GOING_ON = frozenset(transitions.STATES) - {transitions.RETIRED}
 _REPLACEABLE = frozenset({transitions.REGISTERED, transitions.REFUSED, transitions.GATED})
 
 
@@ -65,19 +64,18 @@ def begin(connection: sqlite3.Connection, view: View, new_model: int) -> Upgrade
     """
     require_gate_allowed(view, new_model)
     upgrade = view.upgrade
-    if upgrade is not None and upgrade.new_model == new_model and upgrade.state in _GOING_ON:
-        return upgrade
-    if upgrade is not None and upgrade.state in _REPLACEABLE:
-        _set_state(connection, upgrade, transitions.RETIRED)
+    if upgrade is not None and upgrade.state != transitions.RETIRED:
+        if upgrade.new_model == new_model:
+            return upgrade
         contents.drop_generation(connection, upgrade.target)
-        record_event(connection, "replace", upgrade.id, json.dumps({"by": new_model}))
+        _act(connection, upgrade, "replace", transitions.RETIRED, {"by": new_model})
     target = contents.new_generation(connection, new_model)
     number = connection.execute(
         "INSERT INTO upgrades (state, paused, old_model, new_model, base, target, share, merge, "
         "scaling, watermark, updated) VALUES (?, 0, ?, ?, ?, ?, 0, 'raw', '{}', 0, ?)",
         (transitions.REGISTERED, view.serving, new_model, view.base, target, time.time()),
     ).lastrowid
-    record_event(connection, "begin", number, json.dumps({"model": new_model}))
+    record_event(connection, "begin", number, {"model": new_model})
     _clear_backfill(connection)
     return state.latest_upgrade(connection)
 
@@ -91,7 +89,7 @@ def record_gate(
 ) -> None:
     """Writes what the gate found and moves the upgrade to `gated` or `refused`."""
     after = transitions.after("pass" if verdict.allows else "fail", upgrade.state)
-    _check_scaling(upgrade, merge, scaling)
+    _check_merge(upgrade, merge, scaling)
     connection.execute(
         "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?, ?)",
         (
@@ -105,15 +103,10 @@ def record_gate(
     )
     connection.execute(
         "UPDATE upgrades SET merge = ?, scaling = ? WHERE id = ?",
-        (
-            _checked_merge(merge),
-            json.dumps({str(k): list(v) for k, v in scaling.items()}),
-            upgrade.id,
-        ),
+        (merge, json.dumps(dict(scaling)), upgrade.id),
     )
-    _set_state(connection, upgrade, after)
     found = {"compatible": verdict.compatible, "accepted": verdict.accepted, "merge": merge}
-    record_event(connection, "gate", upgrade.id, json.dumps(found))
+    _act(connection, upgrade, "gate", after, found)
 
 
 def canary(connection: sqlite3.Connection, view: View, share: float) -> None:
@@ -136,16 +129,14 @@ def promote(connection: sqlite3.Connection, view: View, merge: str | None = None
     """The new model answers all queries, on the vectors that are there.
 
     Args:
-      connection: in a writing transaction.
-      view: the state in this transaction.
+      connection, view: a writing transaction, and the state in it.
       merge: how scores are merged during a backfill, of `MERGES`; None for what the gate found.
     """
     upgrade = _unpaused(view, "promote")
     after = transitions.after("promote", upgrade.state)
     state.require_allowed(view, upgrade.new_model, view.base)
     if merge is not None:
-        merge = _checked_merge(merge)
-        _check_scaling(upgrade, merge, upgrade.scaling)
+        _check_merge(upgrade, merge, upgrade.scaling)
         connection.execute("UPDATE upgrades SET merge = ? WHERE id = ?", (merge, upgrade.id))
     state.put_setting(connection, state.SERVING, upgrade.new_model)
     _act(connection, upgrade, "promote", after, {})
@@ -155,8 +146,7 @@ def start_backfill(connection: sqlite3.Connection, view: View, order: Sequence[i
     """Begins a backfill, or continues one that was interrupted.
 
     Args:
-      connection: in a writing transaction.
-      view: the state in this transaction.
+      connection, view: a writing transaction, and the state in it.
       order: items in the order of embedding; ignored if an order is kept from before. Items that
         it lacks follow behind.
     """
@@ -164,26 +154,21 @@ def start_backfill(connection: sqlite3.Connection, view: View, order: Sequence[i
     after = transitions.after("backfill", upgrade.state)
     if connection.execute("SELECT 1 FROM ranks LIMIT 1").fetchone() is None:
         there = [row[0] for row in connection.execute("SELECT id FROM items ORDER BY id")]
-        known, ordered = set(there), list(dict.fromkeys(int(item) for item in order))
-        ordered = [item for item in ordered if item in known]
-        listed = set(ordered)
-        ordered += [item for item in there if item not in listed]
-        first = upgrade.watermark
+        known = set(there)
+        ordered = (item for item in dict.fromkeys([*order, *there]) if item in known)
         connection.executemany(
-            "INSERT INTO ranks VALUES (?, ?)", ((first + n, i) for n, i in enumerate(ordered))
+            "INSERT INTO ranks VALUES (?, ?)", enumerate(ordered, start=upgrade.watermark)
         )
     if after != upgrade.state:
         _act(connection, upgrade, "backfill", after, {})
 
 
-def finish_if_done(connection: sqlite3.Connection) -> bool:
-    """Completes a backfill that has passed every item; returns whether it is complete."""
+def finish_if_done(connection: sqlite3.Connection) -> None:
+    """Completes a backfill that has passed every item."""
     upgrade = state.latest_upgrade(connection)
     (end,) = connection.execute("SELECT coalesce(max(rank) + 1, 0) FROM ranks").fetchone()
     if upgrade.state == transitions.BACKFILLING and upgrade.watermark >= end:
         _act(connection, upgrade, "finish", transitions.after("finish", upgrade.state), {})
-        return True
-    return upgrade.state == transitions.COMPLETE
 
 
 def set_paused(connection: sqlite3.Connection, view: View, paused: bool) -> None:
@@ -191,7 +176,7 @@ def set_paused(connection: sqlite3.Connection, view: View, paused: bool) -> None
     upgrade, action = current(view), "pause" if paused else "resume"
     transitions.after(action, upgrade.state)
     connection.execute("UPDATE upgrades SET paused = ? WHERE id = ?", (paused, upgrade.id))
-    record_event(connection, action, upgrade.id, "{}")
+    record_event(connection, action, upgrade.id, {})
 
 
 def rollback(connection: sqlite3.Connection, view: View) -> None:
@@ -247,35 +232,6 @@ def without_vector(
     return [row[0] for row in rows]
 
 
-def describe(view: View) -> dict[str, Any] | None:
-    """What `status` says of the upgrade, with models by name."""
-    upgrade = view.upgrade
-    if upgrade is None:
-        return None
-    verdict = view.verdicts.get((upgrade.new_model, upgrade.base))
-    return {
-        "id": upgrade.id,
-        "state": upgrade.state,
-        "paused": upgrade.paused,
-        "old_model": view.models[upgrade.old_model].name,
-        "new_model": view.models[upgrade.new_model].name,
-        "base": upgrade.base,
-        "target": upgrade.target,
-        "share": upgrade.share,
-        "merge": upgrade.merge,
-        "watermark": upgrade.watermark,
-        "updated": upgrade.updated,
-        "verdict": None
-        if verdict is None
-        else {
-            "compatible": verdict.compatible,
-            "accepted": verdict.accepted,
-            "details": dict(verdict.details),
-            "at": verdict.at,
-        },
-    }
-
-
 def _unpaused(view: View, action: str) -> Upgrade:
     upgrade = current(view)
     if upgrade.paused:
@@ -283,20 +239,14 @@ def _unpaused(view: View, action: str) -> Upgrade:
     return upgrade
 
 
-def _check_scaling(
-    upgrade: Upgrade, merge: str, scaling: Mapping[int, tuple[float, float]]
-) -> None:
+def _check_merge(upgrade: Upgrade, merge: str, scaling: Mapping[int, tuple[float, float]]) -> None:
+    if merge not in MERGES:
+        raise InputError(f"merge={merge!r}: must be one of {', '.join(MERGES)}")
     missing = {upgrade.base, upgrade.target} - scaling.keys()
     if merge == "zscore" and missing:
         raise InputError("merge=zscore: needs the scaling of both generations")
     if not all(math.isfinite(mean) and 0 < std < math.inf for mean, std in scaling.values()):
         raise InputError(f"scaling={dict(scaling)}: must be finite means and positive stds")
-
-
-def _checked_merge(merge: str) -> str:
-    if merge not in MERGES:
-        raise InputError(f"merge={merge!r}: must be one of {', '.join(MERGES)}")
-    return merge
 
 
 def _clear_backfill(connection: sqlite3.Connection) -> None:
@@ -305,11 +255,7 @@ def _clear_backfill(connection: sqlite3.Connection) -> None:
 
 
 def _act(connection, upgrade: Upgrade, action: str, after: str, details: dict[str, Any]) -> None:
-    _set_state(connection, upgrade, after)
-    record_event(connection, action, upgrade.id, json.dumps(details))
-
-
-def _set_state(connection: sqlite3.Connection, upgrade: Upgrade, after: str) -> None:
     connection.execute(
         "UPDATE upgrades SET state = ?, updated = ? WHERE id = ?", (after, time.time(), upgrade.id)
     )
+    record_event(connection, action, upgrade.id, details)

@@ -1,5 +1,6 @@
 """Checks a gallery for damage, and copies it while it is in use."""
 
+import itertools
 import os
 import shutil
 import sqlite3
@@ -66,11 +67,8 @@ def verify(gallery: Gallery, *, files: bool = False) -> list[str]:
 
 
 def _first(findings: Iterator[str]) -> list[str]:
-    listed = []
-    for number, finding in enumerate(findings):
-        if number < _LISTED:
-            listed.append(finding)
-    more = max(0, number + 1 - _LISTED) if listed else 0
+    listed = list(itertools.islice(findings, _LISTED))
+    more = sum(1 for _ in findings)
     return listed + ([f"... and {more} more of this kind"] if more else [])
 
 

@@ -122,9 +122,9 @@ def _described(upgrade: dict[str, Any]) -> str:
 
 def gate(options: argparse.Namespace) -> int:
     embedders = _embedders()
+    from iamcl2r_jax.evaluation.gate import Split
     from iamcl2r_jax.gallery import gate as gates
     from iamcl2r_jax.gallery.embedder import describe
-    from iamcl2r_jax.gallery.labelled import Split
 
     with Gallery(options.directory) as gallery:
         if os.path.isdir(options.model):

@@ -52,8 +52,8 @@ def do(
 
 
 def _gate(gallery, embedders, options, stop) -> dict[str, Any]:
+    from iamcl2r_jax.evaluation.gate import Split
     from iamcl2r_jax.gallery import gate  # imports all of the evaluation
-    from iamcl2r_jax.gallery.labelled import Split
 
     options = dict(options)
     name, model = options.pop("name", None), options.pop("model")
