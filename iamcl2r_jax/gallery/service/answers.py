@@ -50,7 +50,9 @@ def answer(status: int, message: str, headers: dict[str, str] | None = None) -> 
 
 
 def status_of(error: Exception) -> int:
-    """The status of an error of the library; 500 for one that is not in `STATUS`."""
+    """The status of an error of the library or of work; 500 for one that is not in `STATUS`."""
+    if isinstance(error, WorkError):
+        return error.status
     return next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), 500)
 
 

@@ -24,11 +24,9 @@ class Guard:
     """ASGI middleware; a body that is too large is refused as it arrives, before it is kept."""
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics):
-        """Args: what it guards, limits, and where requests are counted."""
         self._app, self._settings, self._metrics = app, settings, metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

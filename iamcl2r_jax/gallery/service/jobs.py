@@ -1,6 +1,5 @@
 """Work that takes long: one piece at a time, which a request starts and another may look at."""
 
-import asyncio
 import dataclasses
 import threading
 import time
@@ -8,8 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from iamcl2r_jax.gallery.errors import Refused
-from iamcl2r_jax.gallery.service.answers import WorkError
+from iamcl2r_jax.gallery.service.answers import STATUS, WorkError, status_of
+from iamcl2r_jax.system.errors import one_line
 
+# Does a verb with its options until the event is set; `work.do` or `work.in_process`.
 Work = Callable[[str, Mapping[str, Any], threading.Event], dict[str, Any]]
 
 
@@ -20,7 +21,7 @@ class Job:
     Attributes:
       verb: "gate" or "backfill".
       started, ended: in seconds since 1970; `ended` is None while it runs.
-      result: what it gave.
+      result: what a gate gave.
       error, status: one line and the status of the answer, if it failed.
     """
 
@@ -46,9 +47,6 @@ class Jobs:
     """Starts work in a thread, whatever it does there."""
 
     def __init__(self, work: Work):
-        """Args:
-        work: does a verb with its options until its event is set; `work.do` or `work.in_process`.
-        """
         self._work, self._lock = work, threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -73,19 +71,13 @@ class Jobs:
     def _run(self, job: Job, options: dict[str, Any]) -> None:
         try:
             job.result = self._work(job.verb, options, self._stop)
-        except WorkError as error:
-            job.error, job.status = str(error), error.status
+        except (*STATUS, WorkError) as error:
+            job.error, job.status = one_line(error), status_of(error)
         except Exception as error:
             job.error, job.status = f"{job.verb} failed ({type(error).__name__})", 500
             raise  # the traceback goes to the log
         finally:
             job.ended = time.time()
-
-    async def wait(self, job: Job) -> Job:
-        """Waits until a job has ended."""
-        while job.ended is None:
-            await asyncio.sleep(0.05)
-        return job
 
     def close(self) -> None:
         """Stops what runs, and waits for its end."""

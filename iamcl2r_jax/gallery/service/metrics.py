@@ -1,7 +1,6 @@
 """What is seen of a service from outside: how a backfill goes on, and Prometheus's metrics."""
 
 import collections
-import dataclasses
 import threading
 from collections.abc import Iterable
 from typing import Any
@@ -10,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.process_collector import ProcessCollector
 
-from iamcl2r_jax.gallery import Gallery, state, transitions
+from iamcl2r_jax.gallery import Gallery, Upgrade, state, transitions
 
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -18,34 +17,13 @@ _SAMPLES = 256  # kept; then every second one goes
 _RECENT = 30.0  # seconds that the rate is of
 
 
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """What is cheap to read of a gallery.
-
-    Attributes:
-      items: how many it holds.
-      upgrade: number of the latest upgrade; None before the first.
-      state: of that upgrade; "" before the first.
-      position: watermark of its backfill.
-      end: where the watermark will be at the end; 0 before a backfill.
-    """
-
-    items: int
-    upgrade: int | None
-    state: str
-    position: int
-    end: int
-
-
-def snapshot(gallery: Gallery) -> Snapshot:
-    """Reads the gallery as it is now."""
+def snapshot(gallery: Gallery) -> tuple[int, Upgrade | None, int]:
+    """How many items there are, the latest upgrade, and where its watermark will be at the end."""
     with gallery.database.reading() as connection:
         upgrade = state.latest_upgrade(connection)
         (items,) = connection.execute("SELECT count(*) FROM items").fetchone()
         (end,) = connection.execute("SELECT coalesce(max(rank) + 1, 0) FROM ranks").fetchone()
-    if upgrade is None:
-        return Snapshot(items, None, "", 0, 0)
-    return Snapshot(items, upgrade.id, upgrade.state, upgrade.watermark, end)
+    return items, upgrade, end
 
 
 class History:
@@ -58,25 +36,21 @@ class History:
         self._end = 0
         self._lock = threading.Lock()
 
-    def note(self, seen: Snapshot, at: float) -> None:
-        """Takes a sample.
-
-        Args:
-          seen: of the gallery.
-          at: when, in seconds since 1970.
-        """
+    def note(self, upgrade: Upgrade | None, end: int, at: float) -> None:
+        """Takes a sample of what `snapshot` gives, at a time in seconds since 1970."""
         with self._lock:
-            if seen.upgrade != self._upgrade:
-                self._upgrade, self._samples = seen.upgrade, []
+            number = None if upgrade is None else upgrade.id
+            if number != self._upgrade:
+                self._upgrade, self._samples = number, []
                 self._recent.clear()
-            self._end = seen.end
-            if seen.state not in transitions.MIXED:
+            self._end = end
+            if upgrade is None or upgrade.state not in transitions.MIXED:
                 self._recent.clear()
                 return
             last = self._samples[-1][1] if self._samples else None
-            if seen.state == transitions.BACKFILLING or seen.position != last:
-                self._samples.append((at, seen.position))
-                self._recent.append((at, seen.position))
+            if upgrade.state == transitions.BACKFILLING or upgrade.watermark != last:
+                self._samples.append((at, upgrade.watermark))
+                self._recent.append((at, upgrade.watermark))
             while self._recent and self._recent[0][0] < at - _RECENT:
                 self._recent.popleft()
             if len(self._samples) > _SAMPLES:
@@ -104,12 +78,14 @@ class History:
 
 
 class Metrics:
-    """Counters of one service, in a registry of its own."""
+    """Counters of one service, in a registry of its own; the gallery is read once a scrape.
+
+    Attributes:
+      batches: sizes of the batches of queries.
+      queries: answered, by model.
+    """
 
     def __init__(self, gallery: Gallery):
-        """Args:
-        gallery: whose state is read, once a scrape.
-        """
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "iamcl2r_requests", "Requests", ["endpoint", "status"], registry=self._registry
@@ -121,13 +97,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self._registry,
         )
-        self._batches = Histogram(
+        self.batches = Histogram(
             "iamcl2r_batch_queries",
             "Queries embedded at once",
             buckets=_SIZES,
             registry=self._registry,
         )
-        self._queries = Counter(
+        self.queries = Counter(
             "iamcl2r_queries", "Queries answered", ["model"], registry=self._registry
         )
         self._registry.register(_GalleryCollector(gallery))
@@ -137,14 +113,6 @@ class Metrics:
         """Counts a request."""
         self._requests.labels(endpoint, str(status)).inc()
         self._seconds.labels(endpoint).observe(seconds)
-
-    def batch(self, size: int) -> None:
-        """Counts a batch of queries."""
-        self._batches.observe(size)
-
-    def query(self, model: str) -> None:
-        """Counts a query that was answered by a model."""
-        self._queries.labels(model).inc()
 
     def exposition(self) -> bytes:
         """All of it as text."""
@@ -160,17 +128,18 @@ class _GalleryCollector:
         return []
 
     def collect(self) -> Iterable[Metric]:
-        found = snapshot(self._gallery)
-        yield GaugeMetricFamily("iamcl2r_items", "Items of the gallery", value=found.items)
-        upgrade = GaugeMetricFamily(
+        items, upgrade, end = snapshot(self._gallery)
+        yield GaugeMetricFamily("iamcl2r_items", "Items of the gallery", value=items)
+        states = GaugeMetricFamily(
             "iamcl2r_upgrade_state", "1 for the state of the upgrade", labels=["state"]
         )
         for name in transitions.STATES:
-            upgrade.add_metric([name], float(name == found.state))
-        yield upgrade
+            states.add_metric([name], float(upgrade is not None and name == upgrade.state))
+        yield states
+        passed = 0 if upgrade is None else upgrade.watermark
         yield GaugeMetricFamily(
-            "iamcl2r_backfill_position", "Items passed by the backfill", value=found.position
+            "iamcl2r_backfill_position", "Items passed by the backfill", value=passed
         )
         yield GaugeMetricFamily(
-            "iamcl2r_backfill_items", "Items that the backfill has to pass", value=found.end
+            "iamcl2r_backfill_items", "Items that the backfill has to pass", value=end
         )

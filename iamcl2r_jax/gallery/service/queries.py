@@ -41,7 +41,6 @@ class Searcher:
     """Answers batches of queries on one gallery."""
 
     def __init__(self, gallery: Gallery, embedders: Embedders):
-        """Args: the gallery, and the embedders of its models."""
         self._gallery, self._embedders = gallery, embedders
 
     def answer(self, queries: Sequence[Query]) -> list[Found | Exception]:

@@ -48,7 +48,7 @@ async def _searched(request: Request, service: Service) -> Response:
             raise HTTPException(404, f"item={key!a}: there is none of this key")
         query = Query(name, k, item=item)
     found = await service.batcher.ask(query)
-    service.metrics.query(found.model)
+    service.metrics.queries.labels(found.model).inc()
     hits = [_described(request, hit) for hit in found.hits]
     return JSONResponse({"request": name, "model": found.model, "hits": hits})
 
@@ -126,7 +126,7 @@ def _add(
     # Another request may have removed the last item of this image while it was embedded.
     service.images.write(upload.content, picture.digest)
     if before is not None:
-        service.images.discard([before.path])
+        service.images.discard(before.path)
     return number
 
 
@@ -135,7 +135,7 @@ def _remove(service: Service, key: str) -> bool:
     if item is None:
         return False
     service.gallery.remove([key])
-    service.images.discard([item.path])
+    service.images.discard(item.path)
     return True
 
 

@@ -53,7 +53,7 @@ class Service:
             size=settings.batch,
             wait=settings.wait,
             waiting=settings.waiting,
-            observe=self.metrics.batch,
+            observe=self.metrics.batches.observe,
         )
         self._warm: set[str] = set()  # digests
 
@@ -86,7 +86,8 @@ class Service:
     def look(self) -> None:
         """Takes a sample of the backfill, loads the models that serve, and feeds the engine."""
         view = self.gallery.feed()
-        self.history.note(snapshot(self.gallery), time.time())
+        _, upgrade, end = snapshot(self.gallery)
+        self.history.note(upgrade, end, time.time())
         self.prepare(view.models[view.serving])
         if view.upgrade is not None and view.upgrade.state in _WARM:
             self.prepare(view.models[view.upgrade.old_model])

@@ -1,5 +1,6 @@
 """Endpoints of the state and of upgrades."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -49,7 +50,9 @@ async def gate(request: Request) -> Response:
         "seed": body.integer("seed", 0, 0, 2**31 - 1),
     }
     given = {name: value for name, value in options.items() if value is not None}
-    job = await service.jobs.wait(service.jobs.start("gate", given))
+    job = service.jobs.start("gate", given)
+    while job.ended is None:
+        await asyncio.sleep(0.05)
     if job.error is not None:
         return answer(job.status, job.error)
     if job.result["compatible"] or job.result["accepted"]:

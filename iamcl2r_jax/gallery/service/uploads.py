@@ -10,7 +10,9 @@ from PIL import Image, ImageOps
 
 from iamcl2r_jax.data.images import formats
 from iamcl2r_jax.gallery import Gallery, Item
+from iamcl2r_jax.gallery.database import sync_directory
 from iamcl2r_jax.gallery.images import MAX_PIXELS, ImageError
+from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import WriteError
 
 _FOLDER = "images"  # below the gallery
@@ -21,7 +23,6 @@ class Files:
     """The uploaded images of one gallery; threads may share it."""
 
     def __init__(self, gallery: Gallery):
-        """Args: the gallery."""
         self._gallery, self._lock = gallery, threading.Lock()
 
     def write(self, content: bytes, digest: str) -> str:
@@ -37,18 +38,17 @@ class Files:
             _write(os.path.join(self._gallery.directory, path), content)
         return path
 
-    def discard(self, paths: Sequence[str | None]) -> None:
-        """Removes uploaded files that no item has any more."""
-        for path in paths:
-            if path is None or os.path.dirname(path) != _FOLDER:
-                continue
-            with self._lock:
-                with self._gallery.database.reading() as connection:
-                    used = connection.execute(
-                        "SELECT 1 FROM items WHERE path = ? LIMIT 1", (path,)
-                    ).fetchone()
-                if used is None:
-                    _remove(os.path.join(self._gallery.directory, path))
+    def discard(self, path: str | None) -> None:
+        """Removes an uploaded file if no item has it any more."""
+        if path is None or os.path.dirname(path) != _FOLDER:
+            return
+        with self._lock:
+            with self._gallery.database.reading() as connection:
+                used = connection.execute(
+                    "SELECT 1 FROM items WHERE path = ? LIMIT 1", (path,)
+                ).fetchone()
+            if used is None:
+                _remove(os.path.join(self._gallery.directory, path))
 
 
 def _write(path: str, content: bytes) -> None:
@@ -59,14 +59,9 @@ def _write(path: str, content: bytes) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(part, "wb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            files.sync(file)
         os.replace(part, path)
-        folder = os.open(os.path.dirname(path), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_directory(os.path.dirname(path))
     except OSError as error:
         _remove(part)
         raise WriteError(f"the image cannot be stored ({error.strerror})") from error

@@ -10,11 +10,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from iamcl2r_jax.gallery import Gallery, backfill
 from iamcl2r_jax.gallery.embedder import Embedders, describe
 from iamcl2r_jax.gallery.service.answers import STATUS, WorkError, status_of
+from iamcl2r_jax.system.errors import one_line
 
 _POLL = 0.1  # seconds between looks whether the work is to stop
 
@@ -33,25 +35,27 @@ def do(
     """Does a piece of work in this process.
 
     Args:
-      gallery: to work on.
-      embedders: of its models.
+      gallery, embedders: to work on.
       verb: "gate" or "backfill".
       options: of the verb, see `upgrading`.
       stop: ends a backfill after the batch it is at.
 
     Returns:
-      The gate's figures, or how far the backfill is.
-
-    Raises:
-      WorkError: with the status of what went wrong.
+      The gate's figures; nothing of a backfill, whose progress is in the gallery.
     """
-    try:
-        return _VERBS[verb](gallery, embedders, options, stop)
-    except tuple(STATUS) as error:
-        raise WorkError(" ".join(str(error).split()), status_of(error)) from error
+    if verb == "gate":
+        return _gate(gallery, embedders, options)
+
+    def report(_: backfill.Progress) -> None:
+        if stop.is_set():
+            raise _Stopped
+
+    with suppress(_Stopped):
+        backfill.run(gallery, embedders, report=report, **options)
+    return {}
 
 
-def _gate(gallery, embedders, options, stop) -> dict[str, Any]:
+def _gate(gallery, embedders, options) -> dict[str, Any]:
     from iamcl2r_jax.evaluation.gate import Split
     from iamcl2r_jax.gallery import gate  # imports all of the evaluation
 
@@ -73,31 +77,14 @@ def _gate(gallery, embedders, options, stop) -> dict[str, Any]:
     return {"model": model, **found}
 
 
-def _backfill(gallery, embedders, options, stop) -> dict[str, Any]:
-    def report(_: backfill.Progress) -> None:
-        if stop.is_set():
-            raise _Stopped
-
-    try:
-        progress = backfill.run(gallery, embedders, report=report, **options)
-    except _Stopped:
-        return {"stopped": True}
-    return {
-        "total": progress.total,
-        "done": progress.done,
-        "unreadable": progress.unreadable,
-        "state": progress.state,
-        "paused": progress.paused,
-    }
-
-
-_VERBS = {"gate": _gate, "backfill": _backfill}
-
-
 def in_process(
     directory: str, verb: str, options: Mapping[str, Any], stop: threading.Event
 ) -> dict[str, Any]:
-    """Does a piece of work in a process of its own, which ends when `stop` is set; see `do`."""
+    """Does a piece of work in a process of its own, which ends when `stop` is set; see `do`.
+
+    Raises:
+      WorkError: with the status of what went wrong.
+    """
     # On a GPU both processes hold models; neither may take all of the memory.
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}
     child = subprocess.Popen(
@@ -117,7 +104,7 @@ def in_process(
             if stop.is_set():
                 child.terminate()
     if stop.is_set() and child.returncode:
-        return {"stopped": True}
+        return {}
     answer = json.loads(output.strip().rpartition("\n")[2] or "{}") if not child.returncode else {}
     if "result" in answer:
         return answer["result"]
@@ -139,10 +126,8 @@ def main() -> None:
                 gallery, Embedders(), request["verb"], request["options"], threading.Event()
             )
         print(json.dumps({"result": result}))
-    except WorkError as error:
-        print(json.dumps({"error": str(error), "status": error.status}))
-    except tuple(STATUS) as error:  # the gallery cannot be opened
-        print(json.dumps({"error": " ".join(str(error).split()), "status": status_of(error)}))
+    except tuple(STATUS) as error:
+        print(json.dumps({"error": one_line(error), "status": status_of(error)}))
 
 
 if __name__ == "__main__":
