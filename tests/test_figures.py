@@ -318,11 +318,11 @@ def test_shared_direction_tells_caps_from_features_that_share_one():
     assert others.max() < 0 < (vectors @ shared).min()
     labels = np.repeat(np.arange(4), 3)
     caps = updates._state(0, vectors[labels], labels, vectors)
-    assert caps.kappa == pytest.approx(1)
-    assert caps.shared == pytest.approx(caps.caps_shared)
+    assert caps["kappa"] == pytest.approx(1)
+    assert caps["shared"] == pytest.approx(caps["caps_shared"])
     leaning = updates._state(0, vectors[labels] + 2 * shared, labels, vectors)
-    assert leaning.shared > 0.9 > 0.8 > leaning.kappa
-    assert leaning.caps_shared < 0.5
+    assert leaning["shared"] > 0.9 > 0.8 > leaning["kappa"]
+    assert leaning["caps_shared"] < 0.5
 
 
 # --- Configs ----------------------------------------------------------------------------------

@@ -8,10 +8,18 @@ import numpy as np
 
 from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.evaluation.intervals import paired_intervals
-from iamcl2r_jax.evaluation.ways import AS_IS, MAP, Models, Upgrade, Way, described, hash_order
+from iamcl2r_jax.evaluation.ways import (
+    AS_IS,
+    MAP,
+    RE_EMBED,
+    Models,
+    Upgrade,
+    Way,
+    described,
+    hash_order,
+)
 
 DEPLOY, TRAIN = "deploy", "train"
-RE_EMBED = "re-embed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +90,8 @@ def advise(
         verdict = DEPLOY if way.kind == AS_IS else MAP
         text = [f"{_named(way)}: {gain} over the old model on its own gallery."]
         text += _unsettled(gain)
-        text.append(f"Re-embedding the gallery would add {rest}{_worth(rest)}.")
+        doubt = "" if rest.sure else ", which is not above zero for sure"
+        text.append(f"Re-embedding the gallery would add {rest}{doubt}.")
     elif own.gain > 0:
         verdict, found["start"] = RE_EMBED, names[upgrade.new]
         found["settled"] = own.settled
@@ -91,7 +100,10 @@ def advise(
             "its own."
         ]
         text += _unsettled(own)
-        text += [_falls_short(w, gains[id(w)]) for w in (as_is, best) if w is not None]
+        for tried in (as_is, best):
+            if tried is not None:
+                deployed = _named(tried).replace("Deploy", "Deployed", 1)
+                text.append(f"{deployed}, it gains {gains[id(tried)]}.")
         text.append(
             "If re-embedding is out of the question, train a compatible model from "
             f"{found['start']}, the better of the two; nothing here measures what that would reach."
@@ -143,15 +155,7 @@ def _named(way: Way) -> str:
     return f"Deploy with a map on {what}, {way.map} ({title}), fitted on {way.pairs:,} pairs"
 
 
-def _falls_short(way: Way, gain: Difference) -> str:
-    return f"{_named(way).replace('Deploy', 'Deployed', 1)}, it gains {gain}."
-
-
 def _unsettled(gain: Difference) -> list[str]:
     if gain.settled:
         return []
     return ["The interval holds zero: these queries do not settle the sign. Bring more of them."]
-
-
-def _worth(rest: Difference) -> str:
-    return "" if rest.sure else ", which is not above zero for sure"

@@ -169,7 +169,8 @@ def _open_parquet(path):
 
     with pq.ParquetFile(path) as file:
         _require(path, file.schema_arrow.names)
-        starts = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in _groups(file)])
+        groups = range(file.metadata.num_row_groups)
+        starts = np.cumsum([0] + [file.metadata.row_group(g).num_rows for g in groups])
         first = next(file.iter_batches(1, columns=["features"]), None)
         others = file.read(columns=list(COLUMNS[1:]))
         sample = np.zeros((0, 0)) if first is None else _from_lists(first.column(0))
@@ -188,10 +189,6 @@ def _open_parquet(path):
 
     columns = [others.column(name).to_numpy() for name in COLUMNS[1:]]
     return shape, sample.dtype, reader, *columns
-
-
-def _groups(file):
-    return range(file.metadata.num_row_groups)
 
 
 def _from_lists(column, width=None):

@@ -156,10 +156,7 @@ def check(
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
     """The mean over the last axis of what is not NaN; NaN where nothing is known."""
-    known = ~np.isnan(values)
-    count = known.sum(-1)
-    total = np.where(known, values, 0.0).sum(-1)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+    return np.ma.filled(np.ma.masked_invalid(values).mean(axis=-1), np.nan)
 
 
 def concentration(features: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> np.ndarray:

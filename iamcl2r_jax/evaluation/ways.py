@@ -193,26 +193,28 @@ class Models:
                     pairs = (self._pairs(model, count) for model in (source, target))
                     self._fits[key] = maps.fit(name, *pairs, seed=seed)
                 fitted = self._fits[key]
-                common = {
-                    "kind": MAP,
-                    "map": name,
-                    "direction": direction,
-                    "pairs": count,
-                    "fit_seconds": fitted.fit_seconds,
-                    "map_bytes": fitted.nbytes,
-                }
                 query, own = self._queries[new], self._queries[old]
                 gallery, labels = self._galleries[old], self.query_labels
+                query_seconds, gallery_bytes = 0.0, 0
                 if direction == maps.QUERIES:
-                    given = (query, own) if chosen.uses_target else (query,)
-                    values = gallery.values(self.metric, fitted(*given), labels)
-                    common["query_seconds"] = fitted.seconds_per_query(query, own)
+                    values = gallery.values(self.metric, fitted(query, own), labels)
+                    query_seconds = fitted.seconds_per_query(query, own)
                 else:
                     width = self.tables[new].width
                     carried = Gallery(gallery.table, gallery.rows, fitted, width)
                     values = carried.values(self.metric, query, labels)
-                    common["gallery_bytes"] = 4 * self.num_gallery * width
-                yield Way(values=values, **common)
+                    gallery_bytes = 4 * self.num_gallery * width
+                yield Way(
+                    MAP,
+                    values,
+                    map=name,
+                    direction=direction,
+                    pairs=count,
+                    fit_seconds=fitted.fit_seconds,
+                    query_seconds=query_seconds,
+                    map_bytes=fitted.nbytes,
+                    gallery_bytes=gallery_bytes,
+                )
 
     def _pairs(self, model: int, count: int) -> np.ndarray:
         return self._pair_tables[model].read(self._pair_rows[model, :count])

@@ -13,7 +13,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from iamcl2r_jax.evaluation.intervals import mean_and_std
+from iamcl2r_jax.evaluation.intervals import CONFIDENCE, mean_and_std
 from iamcl2r_jax.reports import plots, updates
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
@@ -249,18 +249,26 @@ def theorem_figure(
     """
     stems = []
     for run in runs:
-        checked = updates.check_run(
+        checked, models = updates.check_run(
             run.config, run.workdir, run.records, reporter, resamples=resamples, seed=seed
         )
-        summary = updates.summarize(checked.updates)
-        identity = {"workdir": run.workdir, "method": run.config.method, "seed": run.config.seed}
-        written = identity | checked.as_json() | {"summary": summary}
+        summary = updates.summarize(checked)
+        written = {
+            "workdir": run.workdir,
+            "method": run.config.method,
+            "seed": run.config.seed,
+            "confidence": CONFIDENCE,
+            "resamples": resamples,
+            "models": models,
+            "updates": [update.as_json() for update in checked],
+            "summary": summary,
+        }
         figure = plots.theorem_panels(
-            updates.by_kind(checked.updates), f"{run.name}: Theorem 1 on held-out images"
+            updates.by_kind(checked), f"{run.name}: Theorem 1 on held-out images"
         )
         name = re.sub(r"[^\w.-]+", "-", run.name)
         stems.append(_save(figure, output, f"theorem-{name}", written))
-        tables = updates.tables(checked, summary, run.name)
+        tables = updates.tables(checked, models, summary, run.name)
         files.write_text(f"{stems[-1]}.md", "\n".join(tables))
         reporter.message(tables[0])
     return stems

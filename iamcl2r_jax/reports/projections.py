@@ -4,18 +4,7 @@ import dataclasses
 
 import numpy as np
 
-
-@dataclasses.dataclass(frozen=True)
-class Plane:
-    """A plane in feature space with coordinates.
-
-    Attributes:
-      origin: mean of the three points that span it, [D].
-      axes: orthonormal, [2, D]; the first point lies on the positive second axis.
-    """
-
-    origin: np.ndarray
-    axes: np.ndarray
+Plane = tuple[np.ndarray, np.ndarray]  # origin [D], and orthonormal axes [2, D]
 
 
 def plane_through(points: np.ndarray) -> Plane:
@@ -23,6 +12,9 @@ def plane_through(points: np.ndarray) -> Plane:
 
     For vertices of the d-Simplex it shows an equilateral triangle without distortion; vertices of
     all other classes project onto its centre.
+
+    Returns:
+      The mean of the points, and axes of which the first point lies on the positive second one.
     """
     points = np.asarray(points, np.float64)
     origin = points.mean(axis=0)
@@ -30,12 +22,13 @@ def plane_through(points: np.ndarray) -> Plane:
     orthonormal, triangular = np.linalg.qr(spanning)
     # QR leaves the signs open.
     up, across = (orthonormal * np.where(np.diag(triangular) < 0, -1, 1)).T
-    return Plane(origin, np.stack([across, up]))
+    return origin, np.stack([across, up])
 
 
 def project(plane: Plane, points: np.ndarray) -> np.ndarray:
     """Coordinates [N, 2] of points [N, D] in the plane, by orthogonal projection."""
-    return (np.asarray(points, np.float64) - plane.origin) @ plane.axes.T
+    origin, axes = plane
+    return (np.asarray(points, np.float64) - origin) @ axes.T
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,6 +24,7 @@ _PARTS = {
     "other": "(b) other classes",
     "pairs": "(b) pairs of classes",
 }
+_MEASURED = [f.name for f in dataclasses.fields(theorem.Inequality) if f.name != "sign"]
 _SHARES = ("holds", "holds_beyond", "violated_beyond", "caps_hold")
 
 
@@ -46,64 +47,26 @@ class Update:
     classes: Sequence[str]
     check: theorem.Check
 
-
-@dataclasses.dataclass(frozen=True)
-class ModelState:
-    """How the held-out features of one model lie about its classifier's vectors.
-
-    Attributes:
-      task: 0-based.
-      classes: how many of the stream it knows, all of them looked at.
-      kappa: mean concentration of these.
-      shared: E[cos(z, s)] with s the `theorem.shared_direction` of these.
-      caps_shared: what that would be for symmetric caps.
-    """
-
-    task: int
-    classes: int
-    kappa: float
-    shared: float
-    caps_shared: float
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckedRun:
-    """All updates of a run, and its models."""
-
-    updates: list[Update]
-    models: list[ModelState]
-    resamples: int
-
     def as_json(self) -> dict[str, Any]:
-        """Every number; those of an update per class, in the order of its `classes`."""
+        """Every number; those per class are in the order of `classes`."""
+        check = self.check
+        parts = ("same", "other", "mean_same", "mean_other")
         return {
-            "confidence": CONFIDENCE,
-            "resamples": self.resamples,
-            "models": [dataclasses.asdict(model) for model in self.models],
-            "updates": [_update_json(update) for update in self.updates],
+            "old": self.old,
+            "new": self.new,
+            "kind": self.kind,
+            "classes": list(self.classes),
+            "kappa_old": check.kappa_old.tolist(),
+            "kappa_new": check.kappa_new.tolist(),
+            "pairs_of_classes": theorem.shares(check.pairs),
+        } | {
+            part: {name: array.tolist() for name, array in _arrays(getattr(check, part)).items()}
+            for part in parts
         }
 
 
-def _update_json(update: Update) -> dict[str, Any]:
-    check = update.check
-    parts = ("same", "other", "mean_same", "mean_other")
-    return {
-        "old": update.old,
-        "new": update.new,
-        "kind": update.kind,
-        "classes": list(update.classes),
-        "kappa_old": check.kappa_old.tolist(),
-        "kappa_new": check.kappa_new.tolist(),
-        "pairs_of_classes": theorem.shares(check.pairs),
-    } | {
-        part: {name: array.tolist() for name, array in _arrays(getattr(check, part)).items()}
-        for part in parts
-    }
-
-
 def _arrays(inequality: theorem.Inequality) -> dict[str, np.ndarray]:
-    names = [field.name for field in dataclasses.fields(inequality) if field.name != "sign"]
-    return {name: np.asarray(getattr(inequality, name)) for name in (*names, "margin")}
+    return {name: np.asarray(getattr(inequality, name)) for name in (*_MEASURED, "margin")}
 
 
 def check_run(
@@ -114,20 +77,23 @@ def check_run(
     *,
     resamples: int,
     seed: int,
-) -> CheckedRun:
+) -> tuple[list[Update], list[dict[str, Any]]]:
     """Theorem 1 for each two models of a run and the stream's classes that both were trained on.
 
     Args:
-      config: of the run.
-      workdir: where it is.
-      records: of its finished tasks.
+      config, workdir, records: of the run and its finished tasks.
       reporter: shows the progress.
       resamples, seed: see `theorem.check`.
 
+    Returns:
+      Its updates, and of each model how its held-out features lie about its classifier's vectors:
+      `task` (0-based); `classes`, how many of the stream it knows, all of them looked at; `kappa`,
+      mean concentration of these; `shared`, E[cos(z, s)] with s the `theorem.shared_direction` of
+      these; `caps_shared`, what that would be for symmetric caps.
+
     Raises:
-      InputError: if there are no two models, the older ones know fewer than two classes, or a
-        class has fewer than two held-out images.
-      InputError: if the run's data or models cannot be had.
+      InputError: if there are no two models, the older ones know fewer than two classes, a class
+        has fewer than two held-out images, or the run's data or models cannot be had.
     """
     stream = inputs.load_stream(config)
     known = [tasks.stop for tasks in stream.tasks[: len(records)]]
@@ -171,7 +137,7 @@ def check_run(
             kind = _kind(records[old + 1 : new + 1])
             updates.append(Update(old, new, kind, names[: known[old]], check))
             stage.advance()
-    return CheckedRun(updates, models, resamples)
+    return updates, models
 
 
 def _kind(between: Sequence[Mapping[str, Any]]) -> str:
@@ -188,19 +154,19 @@ def _class_vectors(model: Model, num_stream_classes: int) -> np.ndarray:
     return np.asarray(model.classifier_rows())[slots]
 
 
-def _state(task: int, features: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> ModelState:
+def _state(task: int, features, labels, vectors) -> dict[str, Any]:
     known = labels < len(vectors)
     features, labels = features[known], labels[known]
     kappa = theorem.concentration(features, labels, vectors)
     shared = np.tile(theorem.shared_direction(vectors), (len(vectors), 1))
     each = np.arange(len(vectors))
-    return ModelState(
-        task=task,
-        classes=len(vectors),
-        kappa=float(kappa.mean()),
-        shared=float(theorem.concentration(features, labels, shared).mean()),
-        caps_shared=float(np.mean(kappa * theorem.concentration(vectors, each, shared))),
-    )
+    return {
+        "task": task,
+        "classes": len(vectors),
+        "kappa": float(kappa.mean()),
+        "shared": float(theorem.concentration(features, labels, shared).mean()),
+        "caps_shared": float(np.mean(kappa * theorem.concentration(vectors, each, shared))),
+    }
 
 
 def by_kind(updates: Sequence[Update]) -> dict[str, list[theorem.Check]]:
@@ -239,16 +205,19 @@ def summarize(updates: Sequence[Update]) -> dict[str, Any]:
 
 
 def _pooled(inequalities: Sequence[theorem.Inequality]) -> theorem.Inequality:
-    arrays = [_arrays(inequality) for inequality in inequalities]
     joined = {
-        field.name: np.concatenate([found[field.name] for found in arrays])
-        for field in dataclasses.fields(theorem.Inequality)
-        if field.name != "sign"
+        name: np.concatenate([getattr(inequality, name) for inequality in inequalities])
+        for name in _MEASURED
     }
     return theorem.Inequality(inequalities[0].sign, **joined)
 
 
-def tables(checked: CheckedRun, summary: dict[str, Any], name: str) -> list[str]:
+def tables(
+    updates: Sequence[Update],
+    models: Sequence[dict[str, Any]],
+    summary: dict[str, Any],
+    name: str,
+) -> list[str]:
     """What is to be said of a run, in Markdown: the summary of `summarize`, models and updates."""
     return [
         f"{name}: {title}\n\n{markdown(list(lines))}"
@@ -261,12 +230,12 @@ def tables(checked: CheckedRun, summary: dict[str, Any], name: str) -> list[str]
             ),
             (
                 "each model on the classes it knows; s is the direction that these share",
-                _model_lines(checked.models),
+                _model_lines(models),
             ),
             (
                 "means over the classes of each update, and shares of them; * replaced, + "
                 "retrained between",
-                _update_lines(checked.updates),
+                _update_lines(updates),
             ),
         )
     ]
@@ -290,11 +259,11 @@ def _summary_lines(summary: dict[str, Any]) -> Iterator[Sequence[str]]:
             )
 
 
-def _model_lines(models: Sequence[ModelState]) -> Iterator[Sequence[str]]:
+def _model_lines(models: Sequence[dict[str, Any]]) -> Iterator[Sequence[str]]:
     yield "task", "classes", "κ", "E cos(z, s)", "of caps"
     for model in models:
-        figures = (model.kappa, model.shared, model.caps_shared)
-        yield str(model.task + 1), str(model.classes), *(f"{x:.3f}" for x in figures)
+        figures = (f"{model[name]:.3f}" for name in ("kappa", "shared", "caps_shared"))
+        yield str(model["task"] + 1), str(model["classes"]), *figures
 
 
 def _update_lines(updates: Sequence[Update]) -> Iterator[Sequence[str]]:

@@ -102,12 +102,11 @@ class Fitted:
 
     def seconds_per_query(self, query: np.ndarray, own: np.ndarray, repeats: int = 20) -> float:
         """Median time to map a single feature, of queries [Q, S] and the target model's [Q, D]."""
-        own = own[:1] if MAPS[self.name].uses_target else None
-        self(query[:1], own)
+        self(query[:1], own[:1])
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
-            self(query[:1], own)
+            self(query[:1], own[:1])
             times.append(time.perf_counter() - start)
         return float(np.median(times))
 

@@ -23,9 +23,8 @@ from iamcl2r_jax import losses
 Params = dict[str, Any]
 
 HELD_OUT = 5  # one pair in so many chooses what the others cannot
-_STRENGTHS = np.logspace(
-    -4, 3, 8, dtype=np.float32
-)  # of the ridge, in units of the mean eigenvalue
+# Of the ridge, in units of the mean eigenvalue.
+_STRENGTHS = np.logspace(-4, 3, 8, dtype=np.float32)
 _AMOUNTS = np.linspace(0.0, 1.0, 21, dtype=np.float32)  # of slerp
 
 
@@ -214,7 +213,8 @@ def ridge_fit(source: jax.Array, target: jax.Array, key: jax.Array | None = None
     Golub, Heath & Wahba, Technometrics 21, 1979. E = I is ours: few pairs then change little.
     """
     change, kept, shift, _ = _ridge(source, target)
-    start = jnp.eye(*change.shape, dtype=change.dtype) if _equal(source, target) else 0.0
+    equal = source.shape == target.shape
+    start = jnp.eye(*change.shape, dtype=change.dtype) if equal else 0.0
     return {"matrix": change + kept * start, "shift": shift}
 
 
@@ -321,7 +321,3 @@ def split_pairs(count: int, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     order = jax.random.permutation(key, count)
     held_out = count // HELD_OUT
     return (order[held_out:], order[:held_out]) if held_out else (order, order)
-
-
-def _equal(source, target) -> bool:
-    return source.shape[1] == target.shape[1]
