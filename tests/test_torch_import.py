@@ -72,6 +72,10 @@ def random_variables(backbone, num_features=K - 1, **options):
     return jax.tree.unflatten(tree, [rng.uniform(0.1, 1, x.shape).astype("f4") for x in leaves])
 
 
+def load(path, backbone, **options):
+    return torch_import.read(path, backbone, **options).variables
+
+
 def assert_identical(actual, expected):
     assert jax.tree.structure(actual) == jax.tree.structure(expected)
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
@@ -82,7 +86,7 @@ def assert_identical(actual, expected):
 def refusal(path, backbone="resnet18", **options):
     """The message of the refusal, which must be one line that names the file."""
     with pytest.raises(InputError) as caught:
-        torch_import.load(path, backbone, **options)
+        load(path, backbone, **options)
     message = str(caught.value)
     assert "\n" not in message
     assert path in message
@@ -123,7 +127,7 @@ def test_width_and_stem_are_read_from_the_shapes(networks, save):
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_spellings_of_names(networks, save, backbone, prefix):
     state = networks.build(backbone, simplex.dsimplex(K), WIDTH).state_dict()
-    expected = torch_import.load(save({"net": state}), backbone)
+    expected = load(save({"net": state}), backbone)
     for stage in "1234":
         state = {
             name.replace(f"layer{stage}.", f"layer{stage}.blocks."): value
@@ -131,7 +135,7 @@ def test_spellings_of_names(networks, save, backbone, prefix):
         }
     assert "backbone.layer4.blocks.1.conv1.weight" in state
     state = {prefix + name: value for name, value in state.items()}
-    assert_identical(torch_import.load(save({"net": state}), backbone), expected)
+    assert_identical(load(save({"net": state}), backbone), expected)
 
 
 @pytest.mark.parametrize(
@@ -139,27 +143,27 @@ def test_spellings_of_names(networks, save, backbone, prefix):
     ["_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model.module._orig_mod."],
 )
 def test_what_wrappers_put_before_names(small, save, prefix):
-    expected = torch_import.load(save({"net": small}), "resnet18")
+    expected = load(save({"net": small}), "resnet18")
     state = {prefix + name: value for name, value in small.items()}
     for content in (state, {"state_dict": state}, state | {"n_averaged": np.int64(3)[None]}):
-        assert_identical(torch_import.load(save(content), "resnet18"), expected)
+        assert_identical(load(save(content), "resnet18"), expected)
 
 
 def test_wrappers_of_pytorch_itself(torch, networks, tmp_path):
     network = networks.build("resnet18", simplex.dsimplex(K), WIDTH)
     torch.save(network.state_dict(), tmp_path / "plain.pt")
-    expected = torch_import.load(str(tmp_path / "plain.pt"), "resnet18")
+    expected = load(str(tmp_path / "plain.pt"), "resnet18")
     averaged = torch.optim.swa_utils.AveragedModel(torch.nn.DataParallel(network))
     torch.save({"model_state_dict": averaged.state_dict()}, tmp_path / "wrapped.pt")
-    assert_identical(torch_import.load(str(tmp_path / "wrapped.pt"), "resnet18"), expected)
+    assert_identical(load(str(tmp_path / "wrapped.pt"), "resnet18"), expected)
 
 
 @pytest.mark.parametrize("key", ["model_state_dict", "model", "state_dict_ema"])
 def test_where_the_network_lies_in_a_file(small, save, key):
     optimizer = {"state": {"0": {"momentum": small["fc1.weight"]}}, "lr": 0.1}
-    expected = torch_import.load(save({"net": small}), "resnet18")
+    expected = load(save({"net": small}), "resnet18")
     content = {"epoch": 3, "optimizer": optimizer, key: small}
-    assert_identical(torch_import.load(save(content), "resnet18"), expected)
+    assert_identical(load(save(content), "resnet18"), expected)
     message = refusal(save({"epoch": 3, "weights": small, "optimizer": optimizer}))
     assert "holds tensors under weights; looked for a state dict under net, state_dict, " in message
 
@@ -180,21 +184,21 @@ def test_a_tensor_saved_after_expand(torch, small, tmp_path):
     read = torch_files.read_state_dict(path)
     for name, value in state.items():
         np.testing.assert_array_equal(read[name], value.numpy())
-    torch_import.load(path, "resnet18")
+    load(path, "resnet18")
 
 
 def test_forms_of_files(torch, small, save, tmp_path):
-    expected = torch_import.load(save({"net": small}), "resnet18")
+    expected = load(save({"net": small}), "resnet18")
     parameters = OrderedDict(
         (name, torch.nn.Parameter(torch.from_numpy(value), requires_grad=False))
         for name, value in small.items()
     )
     for content in (small, OrderedDict(small), parameters, {"state_dict": small, "epoch": 3}):
-        assert_identical(torch_import.load(save(content), "resnet18"), expected)
+        assert_identical(load(save(content), "resnet18"), expected)
     for protocol in (2, 3, 4, 5):
         path = str(tmp_path / "protocol.pt")
         torch.save({"net": parameters}, path, pickle_protocol=protocol)
-        assert_identical(torch_import.load(path, "resnet18"), expected)
+        assert_identical(load(path, "resnet18"), expected)
 
 
 def test_official_checkpoint_with_classes_that_are_not_installed(torch, small, tmp_path):
@@ -242,14 +246,14 @@ def test_official_checkpoint_with_classes_that_are_not_installed(torch, small, t
     assert not {"iamcl2r", "torchvision"} & sys.modules.keys()
     state = torch_files.read_state_dict(path)
     assert list(state) == list(small)
-    torch_import.load(path, "resnet18")
+    load(path, "resnet18")
 
 
 def test_neither_torch_nor_its_classes_are_needed(small, save, monkeypatch):
     path = save({"net": small})
     for name in [name for name in sys.modules if name.partition(".")[0] == "torch"]:
         monkeypatch.setitem(sys.modules, name, None)
-    torch_import.load(path, "resnet18")
+    load(path, "resnet18")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -261,7 +265,7 @@ def test_other_precisions(torch, small, save, dtype):
     path = save({"net": converted})
     state = torch_files.read_state_dict(path)
     assert state["fc1.weight"].dtype == dtype
-    back = torch_import.to_torch_state_dict(torch_import.load(path, "resnet18"), "resnet18")
+    back = torch_import.to_torch_state_dict(load(path, "resnet18"), "resnet18")
     for name, value in converted.items():
         if name != "fc2.weight" and "num_batches" not in name:
             assert back[name].dtype == np.float32
@@ -286,7 +290,7 @@ def test_strides_and_shared_storages(torch, small, tmp_path):
     torch.save({"net": strange}, tmp_path / "strange.pt")
     for name, value in torch_files.read_state_dict(str(tmp_path / "strange.pt")).items():
         np.testing.assert_array_equal(value, expected[name])
-    torch_import.load(str(tmp_path / "strange.pt"), "resnet18")
+    load(str(tmp_path / "strange.pt"), "resnet18")
 
 
 # --- Strict both ways ---
@@ -325,7 +329,7 @@ def test_every_difference_is_named(small, save):
 def test_counters_of_batches_may_be_absent(small, save):
     state = {name: value for name, value in small.items() if "num_batches" not in name}
     assert len(state) == len(small) - 20
-    torch_import.load(save(state), "resnet18")
+    load(save(state), "resnet18")
 
 
 def test_both_spellings_at_once(small, save):
@@ -340,7 +344,7 @@ def test_another_backbone(small, save, backbone):
 
 def test_unknown_backbone(small, save):
     with pytest.raises(InputError, match="backbone='vgg' cannot be imported; there are resn"):
-        torch_import.load(save(small), "vgg")
+        load(save(small), "vgg")
 
 
 def test_another_simplex(small, save):
@@ -353,7 +357,7 @@ def test_another_simplex(small, save):
     near = small["fc2.weight"] + np.float32(3e-5)
     assert "largest difference is 3e-05" in refusal(save(small | {"fc2.weight": near}))
     same = small["fc2.weight"] + np.float32(3e-6)
-    torch_import.load(save(small | {"fc2.weight": same}), "resnet18")
+    load(save(small | {"fc2.weight": same}), "resnet18")
 
 
 def test_no_simplex_and_learned_classifier(small, save):
@@ -370,7 +374,7 @@ def test_no_map_where_trunk_and_feature_are_of_one_size(small, save):
     state = small | {"fc2.weight": simplex.dsimplex(65)}
     del state["fc1.weight"]
     path = save(state)
-    variables = torch_import.load(path, "resnet18")
+    variables = load(path, "resnet18")
     np.testing.assert_array_equal(variables["params"]["projection"]["kernel"], np.eye(64))
     exported = torch_import.to_torch_state_dict(variables, "resnet18")
     assert exported.keys() == state.keys()
@@ -384,7 +388,7 @@ def test_no_map_where_trunk_and_feature_are_of_one_size(small, save):
 @pytest.mark.parametrize(("backbone", "head"), [("resnet50", "fc"), ("senet18", "linear")])
 def test_trunk_of_a_classifier(networks, save, backbone, head):
     network = networks.build(backbone, simplex.dsimplex(K), WIDTH)
-    whole = torch_import.load(save(network.state_dict()), backbone)
+    whole = load(save(network.state_dict()), backbone)
     trunk = {f"{head}.weight": np.zeros((1000, 64), np.float32), f"{head}.bias": np.zeros(1000)}
     path = save(trunk | network.backbone.state_dict())
     assert "can only be a starting point: give num_classes" in refusal(path, backbone)
@@ -516,7 +520,7 @@ def test_nothing_beside_the_network_is_run(torch, small, tmp_path, place):
     path = str(tmp_path / "network.pt")
     torch.save(content, path)
     if place == "args":
-        torch_import.load(path, "resnet18")
+        load(path, "resnet18")
     else:
         assert "fc1.weight" in refusal(path)
     assert not canary.exists()
@@ -647,8 +651,8 @@ def test_safetensors(small, save, tmp_path):
     safetensors = pytest.importorskip("safetensors.numpy")
     path = str(tmp_path / "network.safetensors")
     safetensors.save_file(small, path)
-    expected = torch_import.load(save(small), "resnet18")
-    assert_identical(torch_import.load(path, "resnet18"), expected)
+    expected = load(save(small), "resnet18")
+    assert_identical(load(path, "resnet18"), expected)
     data = Path(path).read_bytes()
     Path(path).write_bytes(data[:-3])
     assert "cannot be read" in refusal(path)
@@ -685,7 +689,7 @@ def save_simplex_model(directory, variables, options, head="simplex"):
 def test_export_and_import_are_bit_identical(networks, torch, save, backbone):
     variables = random_variables(backbone, width=WIDTH)
     state = torch_import.to_torch_state_dict(variables, backbone)
-    assert_identical(torch_import.load(save({"net": state}), backbone), variables)
+    assert_identical(load(save({"net": state}), backbone), variables)
     network = networks.build(backbone, simplex.dsimplex(K), WIDTH)
     network.load_state_dict({name: torch.from_numpy(value) for name, value in state.items()})
 
@@ -735,7 +739,7 @@ def test_external_model(small, save, tmp_path):
     assert any("simplex of K=16 is ours" in line for line in lines)
     require = stored.Requirement("external", "simplex", K, CIFAR)
     external = stored.load_model(output, require)
-    assert_identical(external.variables, torch_import.load(path, "resnet18"))
+    assert_identical(external.variables, load(path, "resnet18"))
     assert external.metadata.slots == (0, 5)
     assert external.metadata.about["dataset"] == "imagenet32"
     assert external.metadata.about["source"]["drop_in"] is True

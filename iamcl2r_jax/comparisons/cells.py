@@ -22,17 +22,10 @@ _COMMON = ("seed", "evaluations", "metrics")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One variant with one seed.
-
-    Attributes:
-      variant: its name.
-      seed: of the run, and of its external models too if these vary, see `comparison`.
-      config: of the run.
-      workdir: of the run.
-    """
+    """One variant with one seed."""
 
     variant: str
-    seed: int
+    seed: int  # of the run, and of its external models too if these vary, see `comparison`
     config: ConfigDict
     workdir: str
 
@@ -65,13 +58,7 @@ class Cell:
 def comparison(
     name: str, base: ConfigDict, variants: Mapping[str, Overrides] | None = None
 ) -> ConfigDict:
-    """A comparison's configuration.
-
-    Args:
-      name: of the comparison and its default directory.
-      base: configuration of a run, see `config.default`.
-      variants: by name, the fields that each changes, by dotted name.
-    """
+    """A comparison's configuration."""
     c = ConfigDict()
     c.name = name  # names the comparison and its default directory
     c.base = base  # the run that all are variants of
@@ -93,10 +80,9 @@ def ablate(config: ConfigDict, group: str, field: str, settings: Sequence[Any]) 
     A setting that is the base's own is the variant "base", which all groups share.
 
     Args:
-      config: see `comparison`.
+      config: see `comparison`; it is added to.
       group: names the variants, the table and the curve.
-      field: dotted field of the base.
-      settings: its values, in the order of the table.
+      field, settings: dotted field of the base, and its values in the order of the table.
     """
     config.groups[group] = ConfigDict({"field": field, "settings": tuple(settings)})
 
@@ -142,13 +128,8 @@ def _group_overrides(config: ConfigDict, group: str) -> dict[str, Overrides]:
 def override(base: ConfigDict, overrides: Overrides, what: str) -> ConfigDict:
     """A copy of a configuration with other values; what refers to a changed field follows it.
 
-    Args:
-      base: stays as it is.
-      overrides: values by dotted field.
-      what: what the error is to name.
-
     Raises:
-      InputError: if there is no such field, or it takes no such value.
+      InputError: naming `what`, if there is no such field, or it takes no such value.
     """
     config = copy.deepcopy(base)
     for field, value in overrides.items():

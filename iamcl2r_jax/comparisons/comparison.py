@@ -50,12 +50,10 @@ def main(
     num_jobs: int = 1,
     initialize: Callable[[], None] | None = None,
 ) -> int:
-    """Runs and prints a comparison: what launch/compare.py does.
+    """Runs and prints a comparison, see `run`: what launch/compare.py does.
 
     Args:
-      config: see `cells.comparison`.
       workdir: directory of the comparison; by default named after it.
-      only, command, num_jobs, initialize: see `run`.
       names: maps after the fact to try on the models of every finished run, or of those that `only`
         names, see `map_axis`.
 
@@ -120,11 +118,9 @@ def run(
     done once the external models are there, since one of them makes these for all.
 
     Args:
-      config: see `cells.comparison`.
-      workdir: directory of the comparison.
+      config, workdir: of the comparison, see `cells.comparison`.
       only: variants or cells to run, see `cells.select`; () to run none. The tables are of all.
-      reporter: shows the progress; by default on the terminal.
-      preemption: see `lifelong.run`.
+      reporter, preemption: see `lifelong.run`.
       command: how the program that calls this was started; by default this call.
       num_jobs: cells at a time, each in a process of its own if there are several.
       initialize: called first in each of these, see `jobs.run_cells`.
@@ -143,7 +139,10 @@ def run(
         runs.refuse_other_config(cell.config, cell.workdir)
     unfinished = [cell for cell in cells.select(all_cells, only) if not cell.finished()]
     for cell in unfinished:
-        _check_stream(cell)
+        try:
+            check_stream(cell.config, *inputs.stream_size(cell.config))
+        except InputError as error:
+            raise InputError(f"variant {cell.variant!r}: {error}") from None
     run_cell = partial(_run_cell, command)
     if num_jobs > 1:
         cache = partial(_in_process, jax.config.jax_compilation_cache_dir, initialize)
@@ -159,13 +158,6 @@ def run(
     files.write_json(os.path.join(workdir, "comparison.json"), comparison)
     comparison_report.write(comparison, _first_results(all_cells, results), workdir, reporter)
     return comparison
-
-
-def _check_stream(cell: Cell) -> None:
-    try:
-        check_stream(cell.config, *inputs.stream_size(cell.config))
-    except InputError as error:
-        raise InputError(f"variant {cell.variant!r}: {error}") from None
 
 
 def _in_process(cache: str | None, initialize: Callable[[], None] | None) -> None:
@@ -202,13 +194,7 @@ def summarize(
     results: Results,
     alone: Mapping[str, dict[str, Any]],
 ) -> dict[str, Any]:
-    """The figures of a comparison.
-
-    Args:
-      config: see `cells.comparison`.
-      all_cells: see `cells.expand`.
-      results: what each cell left.
-      alone: by cell, its external models alone, see `external_alone.evaluate_cells`.
+    """The figures of a comparison; `alone` is what `external_alone.evaluate_cells` gives.
 
     Returns:
       `name`, `seeds`, `variants` (what each changes of the base), `groups` (field, and the variant

@@ -23,11 +23,6 @@ def evaluate_cells(
 ) -> dict[str, dict[str, Any]]:
     """The external models of each finished cell, each set of models once.
 
-    Args:
-      cells: of a comparison.
-      results: by cell, results.json of its run; None of an unfinished one.
-      reporter: shows the progress.
-
     Returns:
       By cell, as far as results.json has them, `evaluations` and `replacements`, in which every
       model replaces the one before. Cells with fewer than two external models, or whose models are

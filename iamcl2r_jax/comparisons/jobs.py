@@ -232,12 +232,10 @@ class _Remote(Reporter):
         self._messages.put((self._name, *message))
 
     def message(self, text: str) -> None:
-        """See `Reporter`."""
         self.tell("message", text)
 
     @contextmanager
     def stage(self, title: str, epochs: int, *, done: int = 0) -> Iterator["_RemoteStage"]:
-        """See `Reporter`."""
         self.tell("stage", title, epochs, done)
         stage = _RemoteStage(self)
         yield stage
@@ -253,13 +251,11 @@ class _RemoteStage:
         self._told = time.monotonic()
 
     def advance(self) -> None:
-        """See `Stage`."""
         self._epochs += 1
         if time.monotonic() - self._told > _SECONDS_BETWEEN_LOOKS:
             self.tell()
 
     def epoch(self, metrics: Mapping[str, float]) -> None:
-        """See `Stage`."""
         self._metrics = {name: float(metrics[name]) for name in ("loss", "accuracy")}
         self.advance()
 

@@ -18,7 +18,7 @@ from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import Evaluation, ImageSet
 from iamcl2r_jax.evaluation import gate, maps, ways
 from iamcl2r_jax.evaluation.feature_tables import make_table
-from iamcl2r_jax.evaluation.features import FeatureExtractor, Features
+from iamcl2r_jax.evaluation.features import FeatureExtractor
 from iamcl2r_jax.evaluation.pairs import finite
 from iamcl2r_jax.evaluation.ways import Models
 from iamcl2r_jax.models.stored import load_metadata, load_model
@@ -43,8 +43,7 @@ def evaluate_run(
     """Every way on both chains of a finished run; kept in workdir/maps.json, and read from there.
 
     Args:
-      workdir: of the run.
-      names: keys of `maps.MAPS`.
+      workdir, names: of the run, and keys of `maps.MAPS`.
       reporter: shows the progress.
       external: chains of external models by their paths, which several runs share; added to.
 
@@ -103,16 +102,16 @@ def _chain(paths, evaluations, images, metric, names, train_seconds, reporter):
     """Head and ways of one chain of checkpoints, oldest first."""
     metadata = [load_metadata(path) for path in paths]
     gate.check_comparable(paths, metadata)
-    asked = evaluations | {_PAIRS: Evaluation(query=images, gallery=_first(images))}
+    first = ImageSet(images.images[:1], images.labels[:1], images.class_names)
+    asked = evaluations | {_PAIRS: Evaluation(query=images, gallery=first)}
     by_size = {name: {metadata[0].image.size: of} for name, of in asked.items()}
     embedded = {name: [] for name in asked}
     for name, features in gate.embeddings(paths, metadata, by_size, reporter):
         embedded[name].append(features)
+    ids = [f"{_PAIRS}/{n}" for n in range(len(images))]
     pairs = [
-        make_table(
-            f"pairs of {path}", f.query, _pair_ids(f), _pair_ids(f), ["gallery"] * len(f.query)
-        )
-        for path, f in zip(paths, embedded[_PAIRS], strict=True)
+        make_table(f"pairs of {path}", features.query, ids, ids, ["gallery"] * len(ids))
+        for path, features in zip(paths, embedded[_PAIRS], strict=True)
     ]
     image_seconds = _seconds_per_image(paths[-1], images)
     fits: dict[tuple, maps.Fitted] = {}
@@ -127,14 +126,6 @@ def _chain(paths, evaluations, images, metric, names, train_seconds, reporter):
             found[name] = _ways(models, names, train_seconds, image_seconds)
             stage.advance()
     return {"head": metadata[0].head, "evaluations": found}
-
-
-def _first(images: ImageSet) -> ImageSet:
-    return ImageSet(images.images[:1], images.labels[:1], images.class_names)
-
-
-def _pair_ids(features: Features) -> list[str]:
-    return [f"{_PAIRS}/{n}" for n in range(len(features.query))]
 
 
 def _seconds_per_image(path: str, images: ImageSet) -> float:

@@ -9,8 +9,6 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-
 from iamcl2r_jax.comparisons.map_axis import EXTERNAL, TRAINED
 from iamcl2r_jax.comparisons.tables import Column
 from iamcl2r_jax.evaluation import maps
@@ -46,11 +44,7 @@ def rows_of(by_cell: Mapping[tuple[str, int], dict[str, Any]], evaluation: str) 
     """A row for each chain and way, with figures over the seeds.
 
     Chains of external models are the same for all variants with one kind of head: that of the first
-    is taken.
-
-    Args:
-      by_cell: by variant and seed, see `map_axis.evaluate_run`.
-      evaluation: its name.
+    is taken. `by_cell` is what `map_axis.evaluate_run` gives, by variant and seed.
     """
     seen: dict[tuple, dict[int, dict]] = {}
     for (variant, seed), found in by_cell.items():
@@ -86,16 +80,12 @@ def write(
         files.write_json(f"{stem}.json", {"evaluation": evaluation, "rows": rows})
         files.write_text(f"{stem}.md", f"{text}\n{note}\n")
         files.write_text(f"{stem}.csv", comma_separated(csv_cells(rows)))
-        _show(reporter.console, evaluation, text)
+        print_text(reporter.console, f"\n{evaluation}, maps after the fact\n\n{text}")
         with or_message(reporter, f"{stem}.svg was not drawn", "the tables are complete"):
             from iamcl2r_jax.reports import cost_plot, plots  # matplotlib, only where it is drawn
 
             plots.save(cost_plot.costs(points(rows), title=evaluation), stem)
     print_text(reporter.console, note)
-
-
-def _show(console: Console, evaluation: str, text: str) -> None:
-    print_text(console, f"\n{evaluation}, maps after the fact\n\n{text}")
 
 
 def points(rows: list[Row]) -> dict[str, dict[str, tuple[float, float]]]:

@@ -81,7 +81,7 @@ def make_row(evaluation: str, results: Sequence[dict | None], failed: int = 0) -
 
 def reference_row(per_seed: Sequence[Mapping[str, float | None]]) -> Row:
     """What models reach that no variant trains, from the figures of each seed."""
-    names = dict.fromkeys(name for values in per_seed for name in values)
+    names = per_seed[0]
     return {
         "n": len(per_seed),
         "failed": 0,
@@ -99,21 +99,18 @@ def figures(results: dict, evaluation: str) -> dict[str, float | None]:
     found = results["evaluations"][evaluation]
     matrix = found["matrix"]
     across = compatibility.accuracy_across_replacements(matrix, results["replacements"])
-    return (
-        {name: found[name] for name in ("ac", "aa")}
-        | {
-            "across": finite(across),
-            "old_galleries": finite(compatibility.accuracy_on_old_galleries(matrix)),
-            "own": compatibility.accuracy_on_own_gallery(matrix),
-        }
-        | {name: found[name] for name in ("aca", "bc", "fc")}
-        | {metric: summary["aa"] for metric, summary in found["metrics"].items()}
-        | (
-            {"final_accuracy": accuracies[-1]}
-            if (accuracies := results.get("task_accuracy"))
-            else {}
-        )
-    )
+    figures = {
+        "ac": found["ac"],
+        "aa": found["aa"],
+        "across": finite(across),
+        "old_galleries": finite(compatibility.accuracy_on_old_galleries(matrix)),
+        "own": compatibility.accuracy_on_own_gallery(matrix),
+        **{name: found[name] for name in ("aca", "bc", "fc")},
+        **{metric: summary["aa"] for metric, summary in found["metrics"].items()},
+    }
+    if accuracies := results.get("task_accuracy"):
+        figures["final_accuracy"] = accuracies[-1]
+    return figures
 
 
 def difference_row(row: Row, base: Row) -> Row:
@@ -139,12 +136,9 @@ def difference_row(row: Row, base: Row) -> Row:
 
 
 def text_cells(header: str, rows: Mapping[str, Row], *, signed: bool = False) -> list[list[str]]:
-    """The table as text: the line of titles, then one line for each row by its label.
+    """The table as text: titles, `header` the first of them, then a line for each row by its label.
 
-    Args:
-      header: title of the first column.
-      rows: by label.
-      signed: whether figures are differences, which have a sign.
+    With `signed` figures are differences, which have a sign.
     """
     names = _figure_names(rows)
     lines = [[header, "n", *(_column(name).title for name in names)]]

@@ -25,22 +25,13 @@ Reader = Callable[[int, int], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTable:
-    """Features of some images by one model.
+    """Features of some images by one model."""
 
-    Attributes:
-      name: of the file or the model, for messages.
-      ids: [N], integers or text, each once.
-      labels: [N], integers or text.
-      is_query: bool [N]; the others are of the gallery.
-      width: D.
-      reader: see `Reader`.
-    """
-
-    name: str
-    ids: np.ndarray
-    labels: np.ndarray
-    is_query: np.ndarray
-    width: int
+    name: str  # of the file or the model, for messages
+    ids: np.ndarray  # [N], integers or text, each once
+    labels: np.ndarray  # [N], integers or text
+    is_query: np.ndarray  # bool [N]; the others are of the gallery
+    width: int  # D
     reader: Reader = dataclasses.field(repr=False)
 
     def __len__(self) -> int:

@@ -28,12 +28,10 @@ class FeatureExtractor:
     variables is computed once for all of them, and their arrays are allocated once. The devices of
     the process share each batch. Small images always come in calls of one shape; few large ones
     come in smaller calls, each shape of which is compiled when it is first used.
-
-    Attributes:
-      model: maps images [B, H, W, 3] to features [B, D].
     """
 
     def __init__(self, model: nn.Module, image_options: ImageOptions):
+        """Of a model that maps images [B, H, W, 3] to features [B, D]."""
         self.model = model
 
         def features(variables, images):
@@ -80,17 +78,12 @@ def call_shape(images: np.ndarray) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """An evaluation's features by one model.
+    """An evaluation's features by one model."""
 
-    Attributes:
-      query: float32 [Q, D].
-      gallery: float32 [N, D].
-      forward: the map that brings a gallery of the model before to this one, without its images;
-        None leaves stored galleries as they are.
-    """
-
-    query: np.ndarray
-    gallery: np.ndarray
+    query: np.ndarray  # float32 [Q, D]
+    gallery: np.ndarray  # float32 [N, D]
+    # The map that brings a gallery of the model before to this one, without its images; None leaves
+    # stored galleries as they are.
     forward: Fitted | None = None
 
 

@@ -52,7 +52,8 @@ def compare(
                 f"{table.name}: features of width {table.width}, but {tables[0].width} in "
                 f"{tables[0].name}; widths may differ where maps are asked for, such as all"
             )
-    _check_pairs(tables, pairs)
+    if pairs is not None:
+        _check_pairs(tables, pairs)
     models = Models(tables, metric, pairs, holds_out=bool(names))
     upgrades = advise_all(models, names, seed)
     labels = models.gallery_labels
@@ -92,8 +93,6 @@ def _matrix(models: Models) -> dict[str, Any]:
 
 def _check_pairs(tables, pairs) -> None:
     """Raises `InputError` if pairs are not of as many models, of the same widths."""
-    if pairs is None:
-        return
     if len(pairs) != len(tables):
         raise InputError(f"pairs: {len(pairs)} tables for {len(tables)} models")
     for table, of_pairs in zip(tables, pairs, strict=True):

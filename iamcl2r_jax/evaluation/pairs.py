@@ -15,18 +15,14 @@ from iamcl2r_jax.evaluation.intervals import paired_intervals
 
 @dataclasses.dataclass(frozen=True)
 class PairValues:
-    """One metric for each pair of T models.
+    """One metric for each pair of T models."""
 
-    Attributes:
-      matrix: C[t, k], queries by model t against the gallery of model k <= t, carried on by models
-        k+1 to t where these say how; float64 [T, T], NaN above the diagonal.
-      gain_intervals: of C[t, k] - C[k, k], see `intervals`; [T, T, 2], NaN but for t > k.
-      reindexing_intervals: of C[t, t] - C[t, k], as those.
-    """
-
+    # C[t, k], queries by model t against the gallery of model k <= t, carried on by models k+1 to t
+    # where these say how; float64 [T, T], NaN above the diagonal.
     matrix: np.ndarray
+    # Of C[t, k] - C[k, k], see `intervals`; [T, T, 2], NaN but for t > k.
     gain_intervals: np.ndarray
-    reindexing_intervals: np.ndarray
+    reindexing_intervals: np.ndarray  # of C[t, t] - C[t, k], as those
 
 
 def evaluate_pairs(
@@ -62,7 +58,6 @@ class _Rows:
         self._rows = {name: [] for name in metrics}  # of each model: values of the queries, [k, Q]
 
     def add(self, features: Features) -> None:
-        """The row of the next model."""
         if features.forward is not None:
             self._galleries = [
                 self._stored(features.forward(gallery)) for gallery, _ in self._galleries
@@ -85,7 +80,6 @@ class _Rows:
         return gallery, read
 
     def values(self, seed: int) -> dict[str, PairValues]:
-        """See `evaluate_pairs`."""
         return {name: pair_values(rows, seed) for name, rows in self._rows.items()}
 
 

@@ -16,19 +16,13 @@ _SCORES_AT_ONCE = 2**24  # similarities held in memory, 64 MiB
 
 @dataclasses.dataclass
 class Gallery:
-    """Some rows of a table, as they are or mapped to another model's space.
+    """Some rows of a table, as they are or mapped to another model's space."""
 
-    Attributes:
-      table: holds them.
-      rows: their positions, ascending.
-      carry: maps features [n, S] to [n, D]; None leaves them as they are.
-      width: D.
-    """
-
-    table: FeatureTable
-    rows: np.ndarray
+    table: FeatureTable  # holds them
+    rows: np.ndarray  # their positions, ascending
+    # Maps features [n, S] to [n, D]; None leaves them as they are.
     carry: Callable[[np.ndarray], np.ndarray] | None = None
-    width: int = 0
+    width: int = 0  # D
 
     def __post_init__(self):
         self.width = self.width or self.table.width
@@ -45,17 +39,9 @@ class Gallery:
             yield block if self.carry is None else self.carry(block)
 
     def values(self, metric: str, query: np.ndarray, query_labels: np.ndarray) -> np.ndarray:
-        """A metric of each query, as by `retrieval.METRICS`.
+        """A metric of each query [Q], by features [Q, D] and labels [Q], as by `retrieval.METRICS`.
 
         A metric that is not known here reads the whole gallery at once.
-
-        Args:
-          metric: its key.
-          query: features [Q, D].
-          query_labels: [Q].
-
-        Returns:
-          [Q].
         """
         chosen = retrieval.METRICS[metric]
         large = 4 * len(self.rows) * self.width > WHOLE

@@ -26,23 +26,15 @@ _DRAWN_AT_ONCE = 100  # resamples whose class means are in memory together
 
 @dataclasses.dataclass(frozen=True)
 class Inequality:
-    """One of the two inequalities for each of some classes or pairs of classes.
+    """One of the two inequalities for each of some classes or pairs of classes."""
 
-    Attributes:
-      sign: 1 if distances should not fall, as those of other classes; -1 if they should not grow.
-      before: expected distance of old features to old ones, [...].
-      after: expected distance of new features to old ones, [...].
-      interval: ends of the bootstrap interval of `margin`, [..., 2].
-      caps_before: what `before` would be if the features formed symmetric caps, [...].
-      caps_after: likewise `after`.
-    """
-
+    # 1 if distances should not fall, as those of other classes; -1 if they should not grow.
     sign: int
-    before: np.ndarray
-    after: np.ndarray
-    interval: np.ndarray
-    caps_before: np.ndarray
-    caps_after: np.ndarray
+    before: np.ndarray  # expected distance of old features to old ones, [...]
+    after: np.ndarray  # expected distance of new features to old ones, [...]
+    interval: np.ndarray  # ends of the bootstrap interval of `margin`, [..., 2]
+    caps_before: np.ndarray  # what `before` would be if the features formed symmetric caps, [...]
+    caps_after: np.ndarray  # what `after` would be, [...]
 
     @property
     def margin(self) -> np.ndarray:
@@ -57,26 +49,18 @@ class Inequality:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Theorem 1 for an old and a new model.
+    """Theorem 1 for an old and a new model."""
 
-    Attributes:
-      kappa_old: concentration of each class by the old model, [C].
-      kappa_new: likewise by the new one.
-      same: inequality (a) of each class, [C].
-      other: inequality (b) of each class against all others, [C]: queries of the class, pairs of
-        images weighted equally.
-      pairs: inequality (b) of each query class against each other gallery class, [C (C-1)].
-      mean_same: inequality (a) on average over the classes, [].
-      mean_other: inequality (b) likewise.
-    """
-
-    kappa_old: np.ndarray
-    kappa_new: np.ndarray
-    same: Inequality
+    kappa_old: np.ndarray  # concentration of each class by the old model, [C]
+    kappa_new: np.ndarray  # the same by the new one, [C]
+    same: Inequality  # inequality (a) of each class, [C]
+    # Inequality (b) of each class against all others, [C]: queries of the class, pairs of images
+    # weighted equally.
     other: Inequality
+    # Inequality (b) of each query class against each other gallery class, [C (C-1)].
     pairs: Inequality
-    mean_same: Inequality
-    mean_other: Inequality
+    mean_same: Inequality  # inequality (a) on average over the classes, []
+    mean_other: Inequality  # inequality (b) on average over the classes, []
 
 
 def check(
@@ -97,11 +81,9 @@ def check(
     With 95 %, one in twenty margins that are truly zero is called positive or negative.
 
     Args:
-      new: features of the images by the new model, [N, D].
-      old: features of the same images by the old model, [N, D].
+      new, old: features of the same images by both models, [N, D].
       labels: classes of the images.
-      new_vectors: classifier vector of each class in the new model, [C, D].
-      old_vectors: likewise in the old one; the same for a fixed classifier.
+      new_vectors, old_vectors: classifier vector of each class, [C, D]; the same if it is fixed.
       resamples: how many.
       confidence: share of the resamples within an interval.
       seed: of the draws.
@@ -135,6 +117,11 @@ def check(
         ]
     )
 
+    def mean_of_known(distances):
+        """Over the classes that have a pair."""
+        known = np.ma.masked_invalid(same_class(distances))
+        return np.ma.filled(known.mean(axis=-1), np.nan)
+
     def inequality(sign, select):
         before, after = select(measured)
         drawn_before, drawn_after = select(drawn)
@@ -149,26 +136,17 @@ def check(
         same=inequality(-1, same_class),
         other=inequality(1, lambda d: other_classes(d, sizes)),
         pairs=inequality(1, lambda d: d[..., ~np.eye(len(sizes), dtype=bool)]),
-        mean_same=inequality(-1, lambda d: _mean_of_known(same_class(d))),
+        mean_same=inequality(-1, mean_of_known),
         mean_other=inequality(1, lambda d: other_classes(d, sizes).mean(axis=-1)),
     )
 
 
-def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """The mean over the last axis of what is not NaN; NaN where nothing is known."""
-    return np.ma.filled(np.ma.masked_invalid(values).mean(axis=-1), np.nan)
-
-
 def concentration(features: np.ndarray, labels: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """κ_c = E[cos(z, w_c)] over the images of each class.
+    """κ_c = E[cos(z, w_c)] over the images of each class, float64 [C].
 
     Args:
-      features: [N, D].
-      labels: of the images.
+      features, labels: of the images, [N, D] and [N].
       vectors: classifier vector of each class, [C, D].
-
-    Returns:
-      float64 [C].
     """
     chex.assert_rank([features, labels, vectors], [2, 1, 2])
     cosines = np.sum(_unit(features) * _unit(vectors)[labels], axis=-1)
@@ -181,10 +159,7 @@ def shared_direction(vectors: np.ndarray) -> np.ndarray:
 
     Vertices sum to zero, so that lowering the logits of all unused ones is moving along s. Features
     of symmetric caps have E[cos(z, s)] = κ <w_c, s>, about κ/√C; more than that is shared by the
-    classes, and turns when classes are added.
-
-    Args:
-      vectors: classifier vectors of the classes in use, [C, D].
+    classes, and turns when classes are added. `vectors` are of the classes in use, [C, D].
     """
     return _unit(_unit(vectors).sum(axis=0))
 
@@ -199,8 +174,7 @@ def expected_distances(
     n_j), from which the pairs i = j are taken out where c = e. So no pair is ever formed.
 
     Args:
-      query: features of all images by one model, [N, D].
-      gallery: features of the same images by the same or another model, [N, D].
+      query, gallery: features of all images by one model, and by the same or another, [N, D].
       labels: of the images.
       counts: how often each image counts in each of R resamples, [R, N]; None for once.
 
@@ -241,16 +215,11 @@ def cap_distances(
     query_vectors: np.ndarray,
     gallery_vectors: np.ndarray,
 ) -> np.ndarray:
-    """Expected distances 1 - κ_c κ'_e <w_c, w'_e> if classes were symmetric caps.
+    """Expected distances 1 - κ_c κ'_e <w_c, w'_e>, float64 [C, C], if classes were symmetric caps.
 
     Args:
-      query_kappa: concentration of each class by the model of the queries, [C].
-      gallery_kappa: likewise by that of the gallery.
-      query_vectors: classifier vectors of the model of the queries, [C, D].
-      gallery_vectors: likewise of that of the gallery.
-
-    Returns:
-      float64 [C, C], as `expected_distances`.
+      query_kappa, gallery_kappa: concentration of each class by both models, [C].
+      query_vectors, gallery_vectors: classifier vectors of both, [C, D].
     """
     chex.assert_rank([query_kappa, gallery_kappa, query_vectors, gallery_vectors], [1, 1, 2, 2])
     return 1 - np.outer(query_kappa, gallery_kappa) * (

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 
 from iamcl2r_jax.gallery.exact import ExactStore
-from iamcl2r_jax.gallery.store import VectorStore, best
+from iamcl2r_jax.gallery.store import VectorStore, best, kept
 from iamcl2r_jax.system.errors import InputError
 
 _TRAINED_FROM = 10_000  # vectors; a smaller generation is searched exactly
@@ -115,9 +115,8 @@ class FaissStore(VectorStore):
         elif generation not in self._building:
             items, vectors = self._exact.read(generation)
             build = self._building[generation] = _Build()
-            build.thread = threading.Thread(
-                target=self._built, args=(generation, build, items, vectors), daemon=True
-            )
+            arguments = (generation, build, items, vectors)
+            build.thread = threading.Thread(target=self._built, args=arguments, daemon=True)
             build.thread.start()
 
     def _built(self, generation: int, build: "_Build", items, vectors) -> None:
@@ -178,7 +177,7 @@ class _Index:
             items = np.where(rows < 0, -1, self._items[rows])
             hidden = items < 0
             if keep is not None:
-                hidden |= ~keep[np.where(items < len(keep), items, 0)] | (items >= len(keep))
+                hidden |= ~kept(keep, items)
             if ((~hidden).sum(axis=1) >= wanted).all():
                 scores = np.where(hidden, -np.inf, scores).astype(np.float32)
                 return best(np.where(hidden, -1, items), scores, k)

@@ -8,7 +8,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from iamcl2r_jax.gallery.errors import explained
@@ -78,12 +78,7 @@ def create_vectors(connection: sqlite3.Connection, generation: int) -> None:
 
 
 class Database:
-    """Connections to the file of one gallery; threads may share it.
-
-    Attributes:
-      directory: of the gallery.
-      path: of the file.
-    """
+    """Connections to the file of one gallery; threads may share it."""
 
     def __init__(self, directory: str):
         """Opens a gallery.
@@ -163,17 +158,10 @@ class Database:
 
     def backup(self, target: str) -> None:
         """Copies the live database to a new file, as of one commit."""
-        with explained(target):
-            copy = sqlite3.connect(target, isolation_level=None)
-            try:
-                source = self._connection()
-                try:
-                    source.backup(copy, pages=-1)
-                finally:
-                    source.close()
-                copy.execute("PRAGMA journal_mode = DELETE")  # all of it is in the one file
-            finally:
-                copy.close()
+        with explained(target), closing(sqlite3.connect(target, isolation_level=None)) as copy:
+            with closing(self._connection()) as source:
+                source.backup(copy, pages=-1)
+            copy.execute("PRAGMA journal_mode = DELETE")  # all of it is in the one file
 
 
 def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> None:
@@ -193,22 +181,18 @@ def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> None:
     draft = f"{path}.{os.getpid()}"
     try:
         os.makedirs(directory, exist_ok=True)
-        with explained(directory):
-            connection = sqlite3.connect(draft, isolation_level=None)
-            try:
-                connection.execute(f"PRAGMA page_size = {_PAGE}")
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                connection.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";\n"):
-                    connection.execute(statement)
-                connection.execute(f"PRAGMA application_id = {APPLICATION}")
-                connection.execute(f"PRAGMA user_version = {VERSION}")
-                fill(connection)
-                seal(connection)
-                connection.execute("COMMIT")
-            finally:
-                connection.close()
+        with explained(directory), closing(sqlite3.connect(draft, isolation_level=None)) as made:
+            made.execute(f"PRAGMA page_size = {_PAGE}")
+            made.execute("PRAGMA journal_mode = WAL")
+            made.execute("PRAGMA synchronous = FULL")
+            made.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.split(";\n"):
+                made.execute(statement)
+            made.execute(f"PRAGMA application_id = {APPLICATION}")
+            made.execute(f"PRAGMA user_version = {VERSION}")
+            fill(made)
+            seal(made)
+            made.execute("COMMIT")
         os.link(draft, path)  # unlike a rename it never replaces what another process made
         sync_directory(directory)
     except FileExistsError:
@@ -217,7 +201,7 @@ def create(directory: str, fill: Callable[[sqlite3.Connection], None]) -> None:
         raise WriteError(f"gallery {directory} cannot be made ({error.strerror})") from error
     finally:
         for suffix in ("", "-wal", "-shm"):
-            if os.path.exists(draft + suffix):
+            with suppress(OSError):
                 os.unlink(draft + suffix)
 
 

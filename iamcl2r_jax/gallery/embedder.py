@@ -16,11 +16,7 @@ _BATCHES = (1, 8, 32, 128)  # shapes that are compiled; images are padded to the
 
 
 class Embedder(Protocol):
-    """A model that embeds images.
-
-    Attributes:
-      info: what identifies it.
-    """
+    """A model that embeds images."""
 
     info: ModelInfo
 
@@ -60,11 +56,7 @@ class CheckpointEmbedder(Embedder):
     """The `Embedder` of a checkpoint; threads may share it."""
 
     def __init__(self, path: str):
-        """Loads a checkpoint.
-
-        Raises:
-          InputError: see `describe`.
-        """
+        """Loads a checkpoint; raises as `describe`."""
         import jax
 
         from iamcl2r_jax.data.augment import ImageOptions, normalize_images
@@ -111,12 +103,9 @@ def unit(features: np.ndarray, source: str) -> np.ndarray:
 
 
 class Embedders:
-    """The embedders of a gallery's models, each loaded when first asked for."""
+    """The embedders of a gallery's models, each loaded from its directory when first asked for."""
 
     def __init__(self, load: Callable[[str], Embedder] = CheckpointEmbedder):
-        """Args:
-        load: makes an embedder of a checkpoint's directory.
-        """
         self._load, self._loaded, self._lock = load, {}, threading.Lock()
 
     def __getitem__(self, model: Model) -> Embedder:

@@ -5,7 +5,7 @@ import threading
 
 import numpy as np
 
-from iamcl2r_jax.gallery.store import VectorStore, best
+from iamcl2r_jax.gallery.store import VectorStore, best, kept
 
 _ROWS = 16384  # of a chunk: the scores of one are still in the cache when its best are taken
 _SLACK = 16  # candidates beyond k, since the product's rounding depends on where a row lies
@@ -14,16 +14,12 @@ _QUERIES = 256  # at once, so that scores take 16 MiB
 
 @dataclasses.dataclass(frozen=True)
 class _Snapshot:
-    """Rows that no write changes any more; a search works on one of these.
+    """Rows that no write changes any more; a search works on one of these."""
 
-    Attributes:
-      chunks: of (vectors float32 [_ROWS, D], items int64 [_ROWS]); all but the last are full.
-      count: rows in use.
-      dead: bool [count or more], rows that were removed or replaced; None if none was.
-    """
-
+    # Of (vectors float32 [_ROWS, D], items int64 [_ROWS]); all but the last are full.
     chunks: tuple[tuple[np.ndarray, np.ndarray], ...]
-    count: int
+    count: int  # rows in use
+    # bool [count or more], rows that were removed or replaced; None if none was.
     dead: np.ndarray | None
 
 
@@ -158,7 +154,7 @@ def _search(snapshot, queries, k, keep):
         found = queries @ vectors[:count].T
         hidden = None if snapshot.dead is None else snapshot.dead[start : start + count]
         if keep is not None:
-            others = ~_kept(keep, ids[:count])
+            others = ~kept(keep, ids[:count])
             hidden = others if hidden is None else hidden | others
         if hidden is not None:
             found[:, hidden] = -np.inf
@@ -183,9 +179,3 @@ def _search(snapshot, queries, k, keep):
         products = queries[query].astype(np.float64) * vectors[near]
         exact[query, of] = products.sum(axis=1)
     return best(items, exact, k)
-
-
-def _kept(keep: np.ndarray, ids: np.ndarray) -> np.ndarray:
-    """Whether `keep` has each item; those that it does not reach are newer and not kept."""
-    inside = ids < len(keep)
-    return np.where(inside, keep[np.where(inside, ids, 0)], False)

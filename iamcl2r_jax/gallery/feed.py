@@ -31,11 +31,7 @@ def turn(directory: str, store: VectorStore) -> Iterator[None]:
 
 
 def fill(connection: sqlite3.Connection, store: VectorStore, view: View) -> dict[int, set[int]]:
-    """Gives an empty store, or one of unknown contents, every vector of the gallery.
-
-    Returns:
-      Nothing to be looked at again, as `follow` has it.
-    """
+    """Gives an empty store, or one of unknown contents, every vector; for the rest see `follow`."""
     for (generation,) in connection.execute("SELECT id FROM generations WHERE NOT live"):
         store.drop(generation)
     for generation, model in view.generations.items():

@@ -63,8 +63,7 @@ class Gallery:
 
         Args:
           directory: made if it is missing; must hold no gallery.
-          model: the first one.
-          name: of the model; by default the beginning of its digest.
+          model, name: the first one; by default named by the beginning of its digest.
           engine, index: what searches, see `store.open_store`.
 
         Raises:
@@ -207,15 +206,11 @@ class Gallery:
     # --- Search -------------------------------------------------------------------------------
 
     def search(self, vectors: np.ndarray, *, model: str, k: int = 10) -> list[list[Hit]]:
-        """The nearest items to each query.
+        """The k nearest items to each query, best first.
 
         Args:
           vectors: queries embedded by the model, float32 [Q, D] of unit length.
           model: its name, as of `route`.
-          k: how many hits.
-
-        Returns:
-          Hits of each query, best first.
 
         Raises:
           InputError: the vectors are not as they must be, or there is no such model.

@@ -38,11 +38,9 @@ def run(
     has it. The labelled images are embedded here; the gallery's own vectors are not touched.
 
     Args:
-      gallery: whose base generation would be searched.
-      embedders: of its models.
+      gallery, embedders: whose base generation would be searched, and those of its models.
       model: name of the new model.
-      searched: labelled images to search in.
-      asked: labelled images to search for.
+      searched, asked: labelled images to search in and for.
       metric: a key of `retrieval.METRICS`; decides. The curve is of it, too, but for
         `identification`, which looks at means of classes instead of images: there it is of
         `recall_at_1`.

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from iamcl2r_jax.data.images import formats, to_rgb
-from iamcl2r_jax.system.errors import InputError
+from iamcl2r_jax.system.errors import InputError, one_line
 
 MAX_PIXELS = 100_000_000  # of a picture; more is taken for an attack on the memory
 _MAX_BYTES = 2**28  # of a file
@@ -41,27 +41,6 @@ def read(path: str) -> "Picture":
         raise ImageError(f"image {shown} cannot be read ({error.strerror})") from error
 
 
-def _decode(content: bytes, size: int, name: str, max_pixels: int) -> np.ndarray:
-    """An image as a model takes it, by the same rules as data sets; see `data.sources.load`."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of damaged metadata, and of sizes: checked below
-            with Image.open(io.BytesIO(content), formats=formats()) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise ImageError(
-                        f"{name} has {width} x {height} pixels; must be at most {max_pixels}"
-                    )
-                return to_rgb(ImageOps.exif_transpose(image), size)
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError(f"{name} is not an image of a known format") from error
-    except Exception as error:  # Pillow's decoders raise most kinds on broken files
-        why = " ".join(str(error).split())[:200] or type(error).__name__
-        raise ImageError(f"{name} is not a readable image ({why})") from error
-
-
 class Picture:
     """An image file in memory, decoded once for each size that a model asks for.
 
@@ -89,5 +68,26 @@ class Picture:
           ImageError: if it is no image, is damaged, or too large.
         """
         if size not in self._decoded:
-            self._decoded[size] = _decode(self._content, size, self.name, self._max_pixels)
+            self._decoded[size] = self._decode(size)
         return self._decoded[size]
+
+    def _decode(self, size: int) -> np.ndarray:
+        """The image as a model takes it, by the rules of data sets; see `data.sources.load`."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of damaged metadata, and of sizes: checked below
+                with Image.open(io.BytesIO(self._content), formats=formats()) as image:
+                    width, height = image.size
+                    if width * height > self._max_pixels:
+                        raise ImageError(
+                            f"{self.name} has {width} x {height} pixels; must be at most "
+                            f"{self._max_pixels}"
+                        )
+                    return to_rgb(ImageOps.exif_transpose(image), size)
+        except ImageError:
+            raise
+        except UnidentifiedImageError as error:
+            raise ImageError(f"{self.name} is not an image of a known format") from error
+        except Exception as error:  # Pillow's decoders raise most kinds on broken files
+            why = one_line(error)[:200]
+            raise ImageError(f"{self.name} is not a readable image ({why})") from error

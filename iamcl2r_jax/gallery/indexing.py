@@ -20,15 +20,10 @@ _ATTEMPTS = 5  # of a batch, while upgrades begin
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An image to be added: where it is read from, and what is stored of it.
+    """An image to be added: where it is read from, and what is stored of it."""
 
-    Attributes:
-      key, label: see `NewItem`.
-      path: of the file; kept as it is.
-    """
-
-    key: str
-    path: str
+    key: str  # see `NewItem`
+    path: str  # of the file; kept as it is
     label: str | None = None
 
 

@@ -14,8 +14,7 @@ def held(directory: str, name: str, *, wait: float = 0.0) -> Iterator[None]:
     """Holds a lock of the operating system's, which goes when its process does.
 
     Args:
-      directory: of the gallery.
-      name: of the work that one process does at a time.
+      directory, name: of the gallery, and of the work that one process does at a time.
       wait: seconds to wait for another process.
 
     Raises:

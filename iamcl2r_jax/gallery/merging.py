@@ -11,26 +11,19 @@ from iamcl2r_jax.gallery.store import best_of
 def merged(
     found: Sequence[tuple[int, np.ndarray, np.ndarray]], view: View, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best of what each generation has.
+    """The k best of what each generation has: items, scores and generations [Q, k], best first.
 
     Args:
       found: of each generation its id, and items and scores [Q, k] as of `VectorStore.search`.
       view: says how scores are merged.
-      k: how many.
-
-    Returns:
-      Items, scores and generations [Q, k], best first.
     """
     upgrade = view.upgrade
     if len(found) > 1 and upgrade.merge == "zscore":
-        found = [
-            (
-                generation,
-                items,
-                (scores - upgrade.scaling[generation][0]) / upgrade.scaling[generation][1],
-            )
-            for generation, items, scores in found
-        ]
+        scaled = []
+        for generation, items, scores in found:
+            mean, std = upgrade.scaling[generation]
+            scaled.append((generation, items, (scores - mean) / std))
+        found = scaled
     origins = np.concatenate(
         [np.full(items.shape, generation) for generation, items, _ in found], axis=1
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from iamcl2r_jax.gallery.store import EXACT, StoreError, VectorStore, best
+from iamcl2r_jax.gallery.store import EXACT, StoreError, VectorStore, best, kept
 from iamcl2r_jax.system.errors import InputError
 
 _TIMEOUT = 60.0  # seconds; loading a collection after a restart takes some
@@ -173,23 +173,21 @@ class MilvusStore(VectorStore):
         """Searches, and looks among more hits until enough of them are to be kept."""
         if keep is None:
             return best(*self._found(generation, queries, k, "", level), k)
-        kept = np.flatnonzero(keep)
-        if len(kept) <= _LISTED:
-            listed = f"id in {kept.tolist()}"
+        shown = np.flatnonzero(keep)
+        if len(shown) <= _LISTED:
+            listed = f"id in {shown.tolist()}"
             return best(*self._found(generation, queries, k, listed, level), k)
         more = k
         while True:
             more = min(4 * more, _MOST)
             items, scores = self._found(generation, queries, more, "", level)
-            # There may be items that were added after the mask was made: they are not kept.
-            known = (items >= 0) & (items < len(keep))
-            good = known & keep[np.where(known, items, 0)]
+            good = kept(keep, items)
             ended = (items[:, -1] < 0).all()
             if ended or (good.sum(axis=1) >= k).all():
                 break
             if more == _MOST:
                 dropped = f"id not in {np.flatnonzero(~keep).tolist()}"
-                listed = dropped if 2 * len(kept) > len(keep) else f"id in {kept.tolist()}"
+                listed = dropped if 2 * len(shown) > len(keep) else f"id in {shown.tolist()}"
                 return best(*self._found(generation, queries, k, listed, level), k)
         return best(np.where(good, items, -1), np.where(good, scores, -np.inf), k)
 

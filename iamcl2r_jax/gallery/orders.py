@@ -24,12 +24,7 @@ def round_robin(groups: Sequence[Hashable], seed: int = 0) -> np.ndarray:
 
 
 def cells(vectors: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Cells of k-means, int64 [N], that stand for classes where no labels are known.
-
-    Args:
-      vectors: float32 [N, D].
-      seed: of the sample and of k-means.
-    """
+    """Cells of k-means of vectors [N, D], int64 [N], for classes where no labels are known."""
     from sklearn.cluster import MiniBatchKMeans
 
     count = int(np.clip(np.sqrt(len(vectors)), 1, _MOST_CELLS))

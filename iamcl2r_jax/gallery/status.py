@@ -12,12 +12,7 @@ _LISTED = 100  # unreadable images
 
 
 def describe(connection: sqlite3.Connection) -> dict[str, Any]:
-    """The state at one commit.
-
-    Returns:
-      items, models, generations, serving, upgrade (None before the first; in it state, paused,
-      share, verdict and backfill), unreadable (the first hundred), engine and index.
-    """
+    """The state at one commit; `upgrade` is None before the first."""
     view = state.read_view(connection)
     return {
         "items": _count(connection, "items"),

@@ -101,15 +101,9 @@ def open_store(engine: str, index: str) -> VectorStore:
 
 
 def best(items: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k best of candidates, in the order that `VectorStore.search` promises.
+    """The k best of candidates [Q, N], padded to [Q, k], in the order of `VectorStore.search`.
 
-    Args:
-      items: int64 [Q, N]; -1 where there is none.
-      scores: float32 [Q, N]; -inf where there is none.
-      k: how many; the result is padded to it.
-
-    Returns:
-      (items [Q, k], scores [Q, k]).
+    Where there is none the item is -1 and the score -inf.
     """
     if items.shape[1] < k:
         padding = [(0, 0), (0, k - items.shape[1])]
@@ -117,6 +111,12 @@ def best(items: np.ndarray, scores: np.ndarray, k: int) -> tuple[np.ndarray, np.
         scores = np.pad(scores, padding, constant_values=-np.inf)
     order = best_of(items, scores, k)
     return np.take_along_axis(items, order, 1), np.take_along_axis(scores, order, 1)
+
+
+def kept(keep: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """Whether `keep` has each item; -1 it has not, nor those beyond it, which are newer."""
+    inside = (items >= 0) & (items < len(keep))
+    return inside & keep[np.where(inside, items, 0)]
 
 
 def best_of(items: np.ndarray, scores: np.ndarray, k: int) -> np.ndarray:

@@ -31,17 +31,11 @@ MIXED = frozenset({BACKFILLING, COMPLETE})
 
 @dataclasses.dataclass(frozen=True)
 class Transition:
-    """One action.
+    """One action."""
 
-    Attributes:
-      sources: states that allow it.
-      target: state that it leads to; None leaves the state as it is.
-      otherwise: what to do where it is not allowed, for the message.
-    """
-
-    sources: Set[str]
-    target: str | None
-    otherwise: str
+    sources: Set[str]  # states that allow it
+    target: str | None  # state that it leads to; None leaves the state as it is
+    otherwise: str  # what to do where it is not allowed, for the message
 
 
 _JUDGED = frozenset({REGISTERED, REFUSED, GATED, ROLLED_BACK})

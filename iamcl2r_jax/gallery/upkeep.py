@@ -6,6 +6,7 @@ import shutil
 import sqlite3
 import zlib
 from collections.abc import Iterator
+from contextlib import closing, suppress
 
 import numpy as np
 
@@ -33,12 +34,7 @@ def verify(gallery: Gallery, *, files: bool = False) -> list[str]:
     be finite, of unit length and of its model's width, and every item must be in the base
     generation.
 
-    Args:
-      gallery: to check; queries and writes may go on.
-      files: also compare every image file with its digest.
-
-    Returns:
-      The findings; empty if all is well.
+    Queries and writes may go on. With `files` every image file is compared with its digest, too.
     """
     with gallery.database.reading() as connection:
         try:
@@ -192,10 +188,6 @@ def backup(gallery: Gallery, target: str) -> None:
 
     Image files inside the gallery's directory are copied with it, others stay where they are.
 
-    Args:
-      gallery: to copy.
-      target: directory to make; it must hold no gallery.
-
     Raises:
       InputError: if there is a gallery already.
       WriteError: if the place cannot be written.
@@ -215,18 +207,15 @@ def backup(gallery: Gallery, target: str) -> None:
     except OSError as error:
         raise WriteError(f"backup={target} cannot be written ({error.strerror})") from error
     finally:
-        if os.path.exists(draft):
+        with suppress(OSError):
             os.unlink(draft)
 
 
 def _copy_images(directory: str, database: str, target: str) -> None:
-    connection = sqlite3.connect(database)
-    try:
+    with closing(sqlite3.connect(database)) as connection:
         with connection:  # the copy has fed no server
             feed.forget_position(connection)
         paths = connection.execute("SELECT path FROM items WHERE path IS NOT NULL").fetchall()
-    finally:
-        connection.close()
     for (path,) in paths:
         copy = os.path.join(target, path)
         if not os.path.isabs(path) and not os.path.exists(copy):

@@ -202,12 +202,8 @@ class Traffic:
     def __init__(self, service: Service, paths: Sequence[tuple[str, str]]):
         self._service, self._paths = service, paths
         self._ended, self._lock = threading.Event(), threading.Lock()
-        self.models, self.stored, self.failed, self.right = (
-            collections.Counter(),
-            collections.Counter(),
-            0,
-            0,
-        )
+        self.models, self.stored = collections.Counter(), collections.Counter()
+        self.failed = self.right = 0
 
     def __enter__(self) -> "Traffic":
         self._threads = [threading.Thread(target=self._ask, args=(n,)) for n in range(2)]

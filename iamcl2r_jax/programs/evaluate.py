@@ -54,11 +54,7 @@ def _define() -> None:
 
 
 def _run(values: dict[str, Any]) -> int | None:
-    """Does what the flags ask for, and returns the exit status.
-
-    Raises:
-      InputError: for bad input; the message is one line.
-    """
+    """Does what the flags ask for, and returns the exit status."""
     _check(values)
     from iamcl2r_jax.programs import evaluate_verbs as verbs
 

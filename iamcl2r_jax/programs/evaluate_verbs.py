@@ -26,14 +26,7 @@ def models(
     reporter: Reporter | None = None,
     **options: Any,
 ) -> int:
-    """The gate, --models: compares checkpoints.
-
-    Args:
-      paths, gallery, query, reporter, options: see `gate.compare`.
-      output: file to write; by default evaluation.json here.
-
-    Returns:
-      The exit status: `INCOMPATIBLE` if any upgrade is not compatible.
+    """The gate, --models: compares checkpoints, see `gate.compare`; returns the exit status.
 
     Raises:
       InputError: for bad input; the message is one line.
@@ -58,16 +51,11 @@ def features(
     output: str | None = None,
     **options: Any,
 ) -> int:
-    """The gate, --features: compares models by files of their features.
+    """The gate, --features: compares models by files of their features; returns the exit status.
 
     Args:
-      paths: files of two or more models, oldest first.
-      names, options: see `from_features.compare`.
-      pairs: files of further images by the same models; None to fit maps on half of the gallery.
+      paths, names, pairs, options: see `from_features.compare`, with files in place of tables.
       output: file to write; by default evaluation.json here.
-
-    Returns:
-      The exit status: `INCOMPATIBLE` if any upgrade is not compatible.
 
     Raises:
       InputError: for bad input; the message is one line.
@@ -98,10 +86,6 @@ def run(
     output: str | None = None,
 ) -> None:
     """--workdir: evaluates the models of a run, and writes the report of a finished one again.
-
-    Args:
-      workdir, gallery, query, data_dir: see `reevaluate`.
-      output: file to write; by default evaluation.json in the workdir.
 
     Raises:
       InputError: for bad input; the message is one line.

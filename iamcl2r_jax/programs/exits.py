@@ -8,11 +8,7 @@ DONE, FAILED, BAD_INPUT, REFUSED, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 def status_of(program: Callable[[], int | None]) -> int:
-    """Calls a program and returns its exit status; what the user can mend is one line.
-
-    Args:
-      program: returns a status, None being 0.
-    """
+    """Calls a program and returns its exit status; what the user can mend is one line."""
     from iamcl2r_jax.gallery.errors import Refused
     from iamcl2r_jax.gallery.store import StoreError
     from iamcl2r_jax.system import streams

@@ -9,12 +9,7 @@ from iamcl2r_jax.system.errors import InputError
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The options; bad ones end the program with status 2.
-
-    Args:
-      parser: of the program.
-      arguments: of the program; None for those that it was started with.
-    """
+    """The options; bad ones end the program with status 2. None stands for `sys.argv`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     for argument in arguments:
         # argparse takes the two dashes for the end of the options, and the option for a list.

@@ -24,21 +24,13 @@ from iamcl2r_jax.training.schedule import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run to draw.
-
-    Attributes:
-      workdir: its directory.
-      label: its name in legends; runs of one label are seeds of one system.
-      name: its name where it stands alone; no two have the same.
-      config: as it was run.
-      records: of its finished tasks.
-    """
+    """A run to draw."""
 
     workdir: str
-    label: str
-    name: str
-    config: ConfigDict
-    records: list[dict[str, Any]]
+    label: str  # its name in legends; runs of one label are seeds of one system
+    name: str  # its name where it stands alone; no two have the same
+    config: ConfigDict  # as it was run
+    records: list[dict[str, Any]]  # of its finished tasks
 
     @property
     def schedule(self) -> Schedule:
@@ -67,11 +59,9 @@ def main(
 
     Args:
       figure: a key of `FIGURES`.
-      workdirs: directories of the runs.
-      output: directory to write into.
+      workdirs, output: directories of the runs, and to write into.
       labels: of the runs; by default their methods, and whether they were replaced if that differs.
-      resamples: of the bootstrap intervals of the theorem.
-      seed: of these.
+      resamples, seed: of the bootstrap intervals of the theorem.
       reporter: by default on the terminal.
 
     Raises:

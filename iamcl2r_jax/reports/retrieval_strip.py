@@ -9,21 +9,13 @@ from iamcl2r_jax.reports.words import printable
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """Searches for Q queries, with N nearest gallery images each.
+    """Searches for Q queries, with N nearest gallery images each."""
 
-    Attributes:
-      query_images: uint8 [Q, H, W, 3].
-      query_classes: name of each query's class, [Q].
-      nearest_images: uint8 [Q, N, H, W, 3], nearest first.
-      nearest_classes: names of their classes, [Q, N].
-      right: whether they are of the query's class, bool [Q, N].
-    """
-
-    query_images: np.ndarray
-    query_classes: np.ndarray
-    nearest_images: np.ndarray
-    nearest_classes: np.ndarray
-    right: np.ndarray
+    query_images: np.ndarray  # uint8 [Q, H, W, 3]
+    query_classes: np.ndarray  # name of each query's class, [Q]
+    nearest_images: np.ndarray  # uint8 [Q, N, H, W, 3], nearest first
+    nearest_classes: np.ndarray  # names of their classes, [Q, N]
+    right: np.ndarray  # whether they are of the query's class, bool [Q, N]
 
 
 def draw(seed: int, count: int, total: int) -> np.ndarray:
@@ -32,15 +24,9 @@ def draw(seed: int, count: int, total: int) -> np.ndarray:
 
 
 def nearest(gallery, query, count: int) -> np.ndarray:
-    """Positions of the gallery entries of highest cosine with each query.
+    """Positions of the gallery entries of highest cosine with each query: int [Q, min(count, N)].
 
-    Args:
-      gallery: features [N, D], of any length.
-      query: features [Q, D], of any length.
-      count: how many of them.
-
-    Returns:
-      int [Q, min(count, N)], nearest first; ties by position.
+    Features [N, D] and [Q, D] may be of any length. The nearest come first; ties by position.
     """
     # Shapes differ from set to set: NumPy, as XLA would compile every one of them.
     lengths = np.linalg.norm(gallery, axis=1)
@@ -53,8 +39,7 @@ def build(gallery_set, gallery_features, query_set, query_features, count: int) 
 
     Args:
       gallery_set, query_set: `sources.ImageSet` of [N] and [Q] images with common class names.
-      gallery_features: [N, D], by the older model.
-      query_features: [Q, D], by the newer model.
+      gallery_features, query_features: [N, D] by the older and [Q, D] by the newer model.
       count: nearest images of each query.
     """
     found = nearest(gallery_features, query_features, count)

@@ -7,11 +7,7 @@ from typing import Any
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown, padded so that it can be read as it is.
-
-    Args:
-      lines: the titles, then the rows; columns but the first are aligned right.
-    """
+    """A table, titles first, as Markdown; padded, so that it can be read as it is."""
     lines = [[text.replace("|", "\\|") for text in line] for line in lines]
     widths = [max(3, *map(len, column)) for column in zip(*lines, strict=True)]
     rule = [f":{'-' * (widths[0] - 1)}", *(f"{'-' * (width - 1)}:" for width in widths[1:])]

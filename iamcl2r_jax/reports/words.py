@@ -7,11 +7,7 @@ from iamcl2r_jax import retrieval
 
 
 def of_pairs(figures: Mapping[str, Any]) -> list[str]:
-    """The newest model in the oldest gallery, and how many pairs are compatible.
-
-    Args:
-      figures: an evaluation's main metric, as in results.json.
-    """
+    """The newest model in the oldest gallery, and how many pairs are compatible."""
     matrix, last = figures["matrix"], len(figures["matrix"]) - 1
     if not last:
         return ["One model alone: there is no pair to compare"]

@@ -22,21 +22,16 @@ _SIMPLEX_TOLERANCE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A network taken from a PyTorch checkpoint.
+    """A network taken from a PyTorch checkpoint."""
 
-    Attributes:
-      architecture: of the network.
-      variables: {"params", "batch_stats"} of NumPy float32 arrays.
-      drop_in: whether its features are those of a d-Simplex model; if not, the map to the feature
-        is new and the model is only a starting point for training.
-      simplex_difference: largest difference between the file's simplex and ours, None without one.
-      ignored: names of tensors in the file that were not taken over: a classifier's own head.
-    """
-
-    architecture: Architecture
-    variables: Variables
+    architecture: Architecture  # of the network
+    variables: Variables  # {"params", "batch_stats"} of NumPy float32 arrays
+    # Whether its features are those of a d-Simplex model; if not, the map to the feature is new and
+    # the model is only a starting point for training.
     drop_in: bool
+    # Largest difference between the file's simplex and ours, None without one.
     simplex_difference: float | None
+    # Names of tensors in the file that were not taken over: a classifier's own head.
     ignored: tuple[str, ...]
 
 
@@ -55,9 +50,6 @@ def read(
       num_features: dimension D of the feature. For a checkpoint without simplex it must be given;
         of others it must be what the checkpoint has, if it is given.
       key: draws the map to the feature for a checkpoint without one; not used for others.
-
-    Returns:
-      The network.
 
     Raises:
       InputError: if the file cannot be read, a tensor is missing, left over, of another shape

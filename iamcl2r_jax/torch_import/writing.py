@@ -15,11 +15,7 @@ from iamcl2r_jax.torch_import import names
 
 
 def to_torch_state_dict(variables: Variables, backbone: str) -> dict[str, np.ndarray]:
-    """A model of ours in the layout of the official code, the simplex included.
-
-    Args:
-      variables: {"params", "batch_stats"} of `models.create(backbone, ...)`.
-      backbone: a key of `models.BACKBONES`.
+    """Variables of `models.create(backbone, ...)` in the layout of the official code, with simplex.
 
     Returns:
       NumPy arrays by the official names. Where trunk and feature are of one size and the map

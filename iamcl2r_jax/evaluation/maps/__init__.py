@@ -23,22 +23,16 @@ _ROWS_AT_ONCE = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-    """A family of maps.
+    """A family of maps."""
 
-    Attributes:
-      fit: maps (source [N, S], target [N, D], key) to parameters; further keyword arguments are
-        the map's options. Its docstring has equation and source.
-      apply: maps (parameters, features [N, S]) to [N, D].
-      title: a few words for a table.
-      equal_widths: whether S and D must be the same.
-      uses_target: whether `apply` also takes the target model's own features [N, D] of the same
-        images. Such a map serves queries alone, and both models run for each of them.
-    """
-
+    # Maps (source [N, S], target [N, D], key) to parameters; further keyword arguments are the
+    # map's options. Its docstring has equation and source.
     fit: Callable[..., Params]
-    apply: Callable[..., jax.Array]
-    title: str
-    equal_widths: bool = False
+    apply: Callable[..., jax.Array]  # maps (parameters, features [N, S]) to [N, D]
+    title: str  # a few words for a table
+    equal_widths: bool = False  # whether S and D must be the same
+    # Whether `apply` also takes the target model's own features [N, D] of the same images. Such a
+    # map serves queries alone, and both models run for each of them.
     uses_target: bool = False
 
     def directions(self) -> tuple[str, ...]:
@@ -73,17 +67,11 @@ MAPS: dict[str, Map] = {
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A map with its parameters.
+    """A map with its parameters."""
 
-    Attributes:
-      name: key of `MAPS`.
-      params: arrays.
-      fit_seconds: what the fit took, its compilation aside.
-    """
-
-    name: str
+    name: str  # key of `MAPS`
     params: Params
-    fit_seconds: float = 0.0
+    fit_seconds: float = 0.0  # what the fit took, its compilation aside
 
     def __call__(self, features: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """Features [N, S] as the target model's, float32 [N, D]; `own` as in `Map.uses_target`."""
@@ -166,7 +154,11 @@ def fit(
         )
     if not (np.isfinite(source).all() and np.isfinite(target).all()):
         raise InputError("pairs: features must be finite, got NaN or infinity")
-    check_widths(name, source.shape[1], target.shape[1])
+    if MAPS[name].equal_widths and source.shape[1] != target.shape[1]:
+        raise InputError(
+            f"map {name}: widths {source.shape[1]} and {target.shape[1]} differ; it needs equal "
+            "ones, as procrustes, ridge, low_rank, residual_mlp and others do not"
+        )
     pairs = jnp.asarray(source), jnp.asarray(target), jax.random.key(seed)
     program = MAPS[name].fit.lower(*pairs, **(options or {})).compile()
     start = time.perf_counter()
@@ -175,12 +167,3 @@ def fit(
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params)):
         raise InputError(f"map {name}: its fit on {len(source)} pairs is not finite")
     return fitted
-
-
-def check_widths(name: str, source: int, target: int) -> None:
-    """Raises `InputError` if a map cannot join features of these widths."""
-    if MAPS[name].equal_widths and source != target:
-        raise InputError(
-            f"map {name}: widths {source} and {target} differ; it needs equal ones, as "
-            "procrustes, ridge, low_rank, residual_mlp and others do not"
-        )

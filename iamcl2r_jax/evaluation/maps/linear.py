@@ -94,14 +94,11 @@ def nearest_orthogonal(cross: jax.Array) -> tuple[jax.Array, jax.Array, jax.Arra
 
 @jax.jit
 def affine_apply(params: Params, features: jax.Array) -> jax.Array:
-    """x A + b of unit features x.
+    """x A + b of unit features x [N, S]: [N, D].
 
     Args:
       params: "matrix" A [S, D] and, unless it is zero, "shift" b [D].
-      features: [N, S].
-
-    Returns:
-      [N, D].
+      features: x.
     """
     chex.assert_rank(features, 2)
     mapped = product(losses.normalize(features), params["matrix"])
@@ -295,11 +292,7 @@ def slerp_both_apply(params: Params, features: jax.Array, own: jax.Array) -> jax
 
     Args:
       params: of `procrustes_fit`.
-      features: x, [N, S].
-      own: u, [N, D].
-
-    Returns:
-      [N, D].
+      features, own: x [N, S] and u [N, D].
     """
     return slerp(losses.normalize(own), affine_apply(params, features), 0.5)
 

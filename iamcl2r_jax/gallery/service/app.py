@@ -17,14 +17,7 @@ from iamcl2r_jax.gallery.service.settings import Settings
 
 
 def create(gallery: Gallery, embedders: Embedders, settings: Settings, work: Work) -> Starlette:
-    """The service of a gallery.
-
-    Args:
-      gallery: an open one; the caller closes it.
-      embedders: of its models.
-      settings: limits and the token.
-      work: does the gate and the backfill, see `work.do` and `work.in_process`.
-    """
+    """The service of an open gallery, which the caller closes."""
     service = Service(gallery, embedders, settings, work)
 
     @asynccontextmanager

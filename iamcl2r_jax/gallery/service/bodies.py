@@ -28,17 +28,16 @@ class Upload:
 
 @dataclasses.dataclass(frozen=True)
 class Body:
-    """A request's fields by name; strings if it was a form, JSON values if it was JSON."""
+    """A request's fields by name; strings if it was a form, JSON values if it was JSON.
+
+    Its methods raise `InputError` if a field holds something else.
+    """
 
     fields: Mapping[str, Any]
     upload: Upload | None = None
 
     def text(self, name: str, limit: int = 512) -> str | None:
-        """A string without control characters; None if it is missing.
-
-        Raises:
-          InputError: if it is something else, empty or too long.
-        """
+        """A string of 1 to `limit` characters, none a control character; None if it is missing."""
         value = self.fields.get(name)
         if value is None:
             return None
@@ -51,11 +50,7 @@ class Body:
         return value
 
     def integer(self, name: str, default: int, low: int, high: int) -> int:
-        """A whole number in [low, high].
-
-        Raises:
-          InputError: if it is something else.
-        """
+        """A whole number in [low, high]."""
         value = self.fields.get(name, default)
         if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value, re.ASCII):
             value = int(value)
@@ -64,11 +59,7 @@ class Body:
         return value
 
     def number(self, name: str) -> float | None:
-        """A finite number; None if it is missing.
-
-        Raises:
-          InputError: if it is something else.
-        """
+        """A finite number; None if it is missing."""
         value = self.fields.get(name)
         if value is None:
             return None
@@ -79,11 +70,7 @@ class Body:
         return float(value)
 
     def flag(self, name: str) -> bool:
-        """True or false; false if it is missing.
-
-        Raises:
-          InputError: if it is something else.
-        """
+        """True or false; false if it is missing."""
         value = self.fields.get(name, False)
         if not isinstance(value, bool):
             raise InputError(f"{name}={_shown(value)}: must be true or false")

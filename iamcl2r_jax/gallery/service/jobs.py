@@ -16,19 +16,14 @@ Work = Callable[[str, Mapping[str, Any], threading.Event], dict[str, Any]]
 
 @dataclasses.dataclass
 class Job:
-    """A piece of work.
+    """A piece of work."""
 
-    Attributes:
-      verb: "gate" or "backfill".
-      started, ended: in seconds since 1970; `ended` is None while it runs.
-      result: what a gate gave.
-      error, status: one line and the status of the answer, if it failed.
-    """
-
-    verb: str
+    verb: str  # "gate" or "backfill"
+    # In seconds since 1970; `ended` is None while it runs.
     started: float
     ended: float | None = None
-    result: dict[str, Any] | None = None
+    result: dict[str, Any] | None = None  # what a gate gave
+    # One line and the status of the answer, if it failed.
     error: str | None = None
     status: int | None = None
 
@@ -53,11 +48,7 @@ class Jobs:
         self.latest: Job | None = None
 
     def start(self, verb: str, options: Mapping[str, Any]) -> Job:
-        """Begins a piece of work.
-
-        Raises:
-          Refused: while another one runs.
-        """
+        """Begins a piece of work; `Refused` while another one runs."""
         with self._lock:
             if self.latest is not None and self.latest.ended is None:
                 raise Refused(f"{verb}: a {self.latest.verb} runs already; wait until it ends")

@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from iamcl2r_jax.gallery.service import guard
+from iamcl2r_jax.gallery.service.answers import Unavailable
 from iamcl2r_jax.gallery.service.service import Service
 
 
@@ -55,7 +56,9 @@ async def healthz(_: Request) -> Response:
 
 async def readyz(request: Request) -> Response:
     """GET /readyz: 200 once queries are answered without waiting for a model, else 503."""
-    request.app.state.service.require_ready()
+    service: Service = request.app.state.service
+    if service.trouble is not None:
+        raise Unavailable(f"not ready: {service.trouble}")
     return JSONResponse({"status": "ready"})
 
 

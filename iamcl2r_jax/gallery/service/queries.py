@@ -14,19 +14,12 @@ from iamcl2r_jax.system.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One search.
+    """One search."""
 
-    Attributes:
-      request: id of the request, by which a canary is chosen.
-      k: how many hits.
-      picture: the image to search for; None to search for `item`.
-      item: a stored item to search for; None where `picture` is given.
-    """
-
-    request: str
-    k: int
-    picture: Picture | None = None
-    item: Item | None = None
+    request: str  # id of the request, by which a canary is chosen
+    k: int  # how many hits
+    picture: Picture | None = None  # the image to search for; None to search for `item`
+    item: Item | None = None  # a stored item to search for; None where `picture` is given
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,11 +111,7 @@ class Searcher:
 
 
 def loaded(embedders: Embedders, model: Model) -> Embedder:
-    """The embedder of a model.
-
-    Raises:
-      Unavailable: if its checkpoint cannot be loaded, which no request can help.
-    """
+    """The embedder of a model; `Unavailable` if it cannot be loaded, which no request can help."""
     try:
         return embedders[model]
     except (InputError, Refused) as error:
@@ -130,11 +119,7 @@ def loaded(embedders: Embedders, model: Model) -> Embedder:
 
 
 def warm(embedders: Embedders, model: Model, batch: int) -> None:
-    """Loads a model and compiles it for all batches up to a size, before queries need it.
-
-    Raises:
-      Unavailable: see `loaded`.
-    """
+    """Loads a model and compiles it for all batches up to a size, before queries need it."""
     embedder, size = loaded(embedders, model), model.info.image["size"]
     noise = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), np.uint8)
     count = 1

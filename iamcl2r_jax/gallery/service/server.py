@@ -11,11 +11,7 @@ _GRACE = 30  # seconds for requests that are being answered
 
 
 def run(app: Starlette, listener: socket.socket) -> int:
-    """Serves on a listening socket until SIGINT or SIGTERM.
-
-    Returns:
-      The exit status: 0 if it ended as it was told to, 1 if it could not start.
-    """
+    """Serves on a listening socket until SIGINT or SIGTERM; returns 1 if it could not start."""
     config = uvicorn.Config(
         app,
         access_log=False,

@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from iamcl2r_jax.gallery import Gallery, Model, transitions
 from iamcl2r_jax.gallery.embedder import Embedders
 from iamcl2r_jax.gallery.service import queries, uploads
-from iamcl2r_jax.gallery.service.answers import STATUS, Unavailable
+from iamcl2r_jax.gallery.service.answers import STATUS
 from iamcl2r_jax.gallery.service.batching import Batcher
 from iamcl2r_jax.gallery.service.jobs import Jobs, Work
 from iamcl2r_jax.gallery.service.metrics import History, Metrics, snapshot
@@ -30,18 +30,15 @@ class Service:
     """One gallery, its embedders, and what the endpoints share.
 
     Attributes:
-      gallery, embedders, settings: as given.
       images: the files of uploaded images.
       jobs: the gate and the backfill.
       history: of the backfill.
-      metrics: see `Metrics`.
       batcher: answers queries.
       decoders: threads that decode pictures, while the service is running.
       trouble: why the service is not ready, one line; None once it is.
     """
 
     def __init__(self, gallery: Gallery, embedders: Embedders, settings: Settings, work: Work):
-        """Args: see `app.create`."""
         self.gallery, self.embedders, self.settings = gallery, embedders, settings
         self.images = uploads.Files(gallery)
         self.jobs = Jobs(work)
@@ -74,11 +71,7 @@ class Service:
                 await run_in_threadpool(self.jobs.close)
 
     def prepare(self, model: Model) -> None:
-        """Loads and compiles a model unless that is done.
-
-        Raises:
-          Unavailable: if it cannot be loaded.
-        """
+        """Loads and compiles a model unless that is done; `Unavailable` if it cannot be loaded."""
         if model.info.digest not in self._warm:
             queries.warm(self.embedders, model, self.settings.batch)
             self._warm.add(model.info.digest)
@@ -114,8 +107,3 @@ class Service:
                 self.trouble = " ".join(str(error).split())
             with suppress(TimeoutError):
                 await asyncio.wait_for(stopping.wait(), _LOOK)
-
-    def require_ready(self) -> None:
-        """Raises `Unavailable` with what is the trouble, if there is any."""
-        if self.trouble is not None:
-            raise Unavailable(f"not ready: {self.trouble}")

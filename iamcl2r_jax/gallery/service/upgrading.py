@@ -17,16 +17,7 @@ from iamcl2r_jax.gallery.service.bodies import Body
 from iamcl2r_jax.gallery.service.service import Service
 from iamcl2r_jax.system.errors import InputError
 
-_GATE = (
-    "model",
-    "name",
-    "gallery",
-    "query",
-    "gallery_split",
-    "query_split",
-    "metric",
-    "data_dir",
-)
+_GATE = ("model", "name", "gallery", "query", "gallery_split", "query_split", "metric", "data_dir")
 
 
 async def status(request: Request) -> Response:

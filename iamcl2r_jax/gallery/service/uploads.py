@@ -5,6 +5,7 @@ import os
 import threading
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 
 from PIL import Image, ImageOps
 
@@ -48,7 +49,8 @@ class Files:
                     "SELECT 1 FROM items WHERE path = ? LIMIT 1", (path,)
                 ).fetchone()
             if used is None:
-                _remove(os.path.join(self._gallery.directory, path))
+                with suppress(FileNotFoundError):
+                    os.unlink(os.path.join(self._gallery.directory, path))
 
 
 def _write(path: str, content: bytes) -> None:
@@ -63,22 +65,15 @@ def _write(path: str, content: bytes) -> None:
         os.replace(part, path)
         sync_directory(os.path.dirname(path))
     except OSError as error:
-        _remove(part)
+        with suppress(OSError):
+            os.unlink(part)
         raise WriteError(f"the image cannot be stored ({error.strerror})") from error
-
-
-def _remove(path: str) -> None:
-    if os.path.exists(path):
-        os.unlink(path)
 
 
 def picture(gallery: Gallery, item: Item, roots: Sequence[str]) -> bytes | None:
     """A small PNG of an item's image; None if there is none inside the gallery or the roots.
 
-    Args:
-      gallery: of the item.
-      item: whose image it is.
-      roots: directories besides the gallery that images are shown of; links are followed first.
+    Links are followed first.
 
     Raises:
       ImageError: if it cannot be read.
