@@ -19,7 +19,7 @@ from iamcl2r_jax.data.sources import Evaluation, ImageSet
 from iamcl2r_jax.evaluation import gate, maps, ways
 from iamcl2r_jax.evaluation.feature_tables import make_table
 from iamcl2r_jax.evaluation.features import FeatureExtractor
-from iamcl2r_jax.evaluation.pairs import finite
+from iamcl2r_jax.evaluation.pairs import lower_triangle
 from iamcl2r_jax.evaluation.ways import Models
 from iamcl2r_jax.models.stored import load_metadata, load_model
 from iamcl2r_jax.system import files
@@ -162,7 +162,7 @@ def _ways(models: Models, names, train_seconds, image_seconds) -> list[dict[str,
                 "kind": kind,
                 "map": name,
                 "direction": direction,
-                "matrix": [[finite(float(cell)) for cell in row] for row in matrix],
+                "matrix": lower_triangle(matrix),
                 "figures": _figures(matrix) | costs,
             }
         )

@@ -11,7 +11,7 @@ Features are read a block of rows at a time; the other columns are held in memor
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -38,13 +38,11 @@ def open_table(path: str) -> FeatureTable:
     Raises:
       InputError: if it cannot be read or is not as it must be; the message is one line.
     """
-    suffix = os.path.splitext(path)[1]
-    if suffix not in _OPENERS:
-        raise InputError(f"{path}: must be a file of features, {', '.join(_OPENERS)}")
+    opener, _ = _format(path)
     if not os.path.isfile(path):
         raise InputError(f"{path}: no such file")
     with _readable(path):
-        return feature_tables.checked(path, *_OPENERS[suffix](path))
+        return feature_tables.checked(path, *opener(path))
 
 
 def write_table(path: str, features: Any, ids: Any, labels: Any, split: Any) -> None:
@@ -54,9 +52,7 @@ def write_table(path: str, features: Any, ids: Any, labels: Any, split: Any) -> 
       InputError: for columns or a suffix that cannot be.
       WriteError: if it cannot be written.
     """
-    suffix = os.path.splitext(path)[1]
-    if suffix not in _WRITERS:
-        raise InputError(f"{path}: must be a file of features, {', '.join(_WRITERS)}")
+    _, writer = _format(path)
     table = make_table(path, features, ids, labels, split)
     columns = {
         "features": np.asarray(features),
@@ -66,7 +62,15 @@ def write_table(path: str, features: Any, ids: Any, labels: Any, split: Any) -> 
     }
     with files.writing(path):
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        _WRITERS[suffix](path, columns)
+        writer(path, columns)
+
+
+def _format(path: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """What opens and what writes files of the path's suffix."""
+    suffix = os.path.splitext(path)[1]
+    if suffix not in _FORMATS:
+        raise InputError(f"{path}: must be a file of features, {', '.join(_FORMATS)}")
+    return _FORMATS[suffix]
 
 
 @contextmanager
@@ -249,15 +253,9 @@ def _replaced(path, write):
         raise
 
 
-_OPENERS = {
-    ".npz": _open_npz,
-    ".npy": _open_npy,
-    ".safetensors": _open_safetensors,
-    ".parquet": _open_parquet,
-}
-_WRITERS = {
-    ".npz": _write_npz,
-    ".npy": _write_npy,
-    ".safetensors": _write_safetensors,
-    ".parquet": _write_parquet,
+_FORMATS = {
+    ".npz": (_open_npz, _write_npz),
+    ".npy": (_open_npy, _write_npy),
+    ".safetensors": (_open_safetensors, _write_safetensors),
+    ".parquet": (_open_parquet, _write_parquet),
 }

@@ -10,6 +10,7 @@ from iamcl2r_jax.evaluation import maps
 from iamcl2r_jax.evaluation.advice import advise_all
 from iamcl2r_jax.evaluation.feature_tables import FeatureTable
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
+from iamcl2r_jax.evaluation.pairs import lower_triangle
 from iamcl2r_jax.evaluation.ways import Models
 from iamcl2r_jax.system import runtime
 from iamcl2r_jax.system.errors import InputError
@@ -84,11 +85,13 @@ def _matrix(models: Models) -> dict[str, Any]:
         for old in range(new + 1):
             if widths[new] == widths[old]:
                 matrix[new, old] = models.values(new, old).mean()
-    cells = [[None if np.isnan(c) else float(c) for c in row] for row in matrix]
     if len(set(widths)) > 1:
-        return {"matrix": cells}
-    ac, aa = compatibility.average_compatibility(matrix), compatibility.average_accuracy(matrix)
-    return {"matrix": cells, "ac": ac, "aa": aa}
+        return {"matrix": lower_triangle(matrix)}
+    return {
+        "matrix": lower_triangle(matrix),
+        "ac": compatibility.average_compatibility(matrix),
+        "aa": compatibility.average_accuracy(matrix),
+    }
 
 
 def _check_pairs(tables, pairs) -> None:

@@ -147,8 +147,8 @@ def summarize(values: PairValues) -> dict[str, Any]:
     """
     matrix = values.matrix
     return {
-        "matrix": _lower_triangle(matrix),
-        "gain_intervals": _lower_triangle(values.gain_intervals),
+        "matrix": lower_triangle(matrix),
+        "gain_intervals": lower_triangle(values.gain_intervals),
         "ac": compatibility.average_compatibility(matrix),
         "near_misses": int(compatibility.near_misses(matrix).sum()),
         "aa": compatibility.average_accuracy(matrix),
@@ -160,7 +160,7 @@ def summarize(values: PairValues) -> dict[str, Any]:
     }
 
 
-def _lower_triangle(array: np.ndarray) -> list[list[Any]]:
+def lower_triangle(array: np.ndarray) -> list[list[Any]]:
     """[T, T, ...] as nested lists, null where there is no pair."""
     return [[cell.tolist() if np.isfinite(cell).all() else None for cell in row] for row in array]
 

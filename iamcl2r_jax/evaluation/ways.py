@@ -172,7 +172,10 @@ class Models:
                 source, target = (new, old) if direction == maps.QUERIES else (old, new)
                 key = name, source, target, count
                 if key not in self._fits:
-                    pairs = (self._pairs(model, count) for model in (source, target))
+                    pairs = (
+                        self._pair_tables[model].read(self._pair_rows[model, :count])
+                        for model in (source, target)
+                    )
                     self._fits[key] = maps.fit(name, *pairs, seed=seed)
                 fitted = self._fits[key]
                 query, own = self._queries[new], self._queries[old]
@@ -197,9 +200,6 @@ class Models:
                     map_bytes=fitted.nbytes,
                     gallery_bytes=gallery_bytes,
                 )
-
-    def _pairs(self, model: int, count: int) -> np.ndarray:
-        return self._pair_tables[model].read(self._pair_rows[model, :count])
 
 
 def counts(available: int, wanted: Sequence[int] | None = None) -> list[int]:

@@ -68,7 +68,6 @@ def external_models() -> list[str]:
 
 
 def _demo(options: argparse.Namespace) -> None:
-    from iamcl2r_jax.programs import start
     from iamcl2r_jax.system.errors import InputError
 
     start.prepare_jax()

@@ -44,7 +44,7 @@ def add(options: argparse.Namespace) -> int:
         added = indexing.add_files(
             gallery, _embedders(), files, batch=options.batch, progress=progress
         )
-    _end_line()
+    _line("")
     print(f"added: {len(added.items)}")
     for _, reason in added.unreadable:
         print(f"unreadable: {reason}", file=sys.stderr)
@@ -215,7 +215,7 @@ def backfill(options: argparse.Namespace) -> int:
         progress = backfills.run(
             gallery, _embedders(), batch=options.batch, rate=options.rate, report=report
         )
-        _end_line()
+        _line("")
         found = gallery.status()
     print(_described(found["upgrade"]))
     for image in found["unreadable"]:
@@ -256,13 +256,9 @@ def _embedders():
 
 
 def _line(text: str) -> None:
-    """Shows progress where somebody watches."""
+    """Shows progress where somebody watches; an empty text ends it."""
     if sys.stderr.isatty():
         print(f"\r{text}\x1b[K", end="", file=sys.stderr, flush=True)
-
-
-def _end_line() -> None:
-    _line("")
 
 
 def _duration(seconds: float | None) -> str:
