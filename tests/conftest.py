@@ -14,3 +14,4 @@ from iamcl2r_jax.system import runtime
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # A second `make test` need not compile again.
 runtime.enable_compilation_cache(str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # most are small

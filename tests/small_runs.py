@@ -74,6 +74,7 @@ def small_config(images, method="hoc", backbone="small", **options):
         c.model.options = ConfigDict(options)
         c.evaluations = ConfigDict({"open": config.evaluation(f"folder:{images / 'open'}")})
     c.metrics = ("identification",)
+    c.tracking.report = False
     return c
 
 

@@ -12,7 +12,6 @@ import flax.linen as nn
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import config, models
-from iamcl2r_jax.training import runs
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -56,13 +55,12 @@ def get_config():
         part.train.batch_size = 16
         part.train.learning_rate = 1e-3
         part.saving.every_epochs = 1
+    c.tracking.report = False
     c.replacements.recipe.train_split = "train[:25%]"
     return c
 
 
 if __name__ == "__main__":
-    # The page and its pictures would take longer than the run.
-    runs.write_report = lambda *args, **kwargs: None
     program = str(ROOT / "launch" / "main.py")
     cache = f"--compilation_cache={ROOT}/.cache/jax"
     sys.argv = [program, f"--config={__file__}", cache, *sys.argv[1:]]

@@ -78,5 +78,5 @@ def get_config(root: str):
     del c.evaluations.digits, c.evaluations.handwriting
     c.evaluations.open = config.evaluation(f"folder:{root}/open")
     c.metrics = ("identification",)
-    c.tracking.tensorboard = False
+    c.tracking.tensorboard = c.tracking.report = False
     return c

@@ -197,6 +197,7 @@ def test_a_whole_run_from_archives(place, tmp_path):
         trained.model.options.width = 2
         trained.train.epochs = 1
         trained.train.batch_size = 32
+    c.tracking.report = False
     workdir = tmp_path / "run"
     results = lifelong.run(c, str(workdir))
 

@@ -44,6 +44,7 @@ def arguments(images, directory):
         f"--config.replacements.directory={directory}/models",
         f"--workdir={directory}/run",
         f"--compilation_cache={CACHE}",
+        "--config.tracking.report=True",
     )
 
 

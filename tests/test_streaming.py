@@ -190,7 +190,6 @@ def images(tmp_path_factory):
 @pytest.fixture
 def small(monkeypatch):
     small_runs.register(monkeypatch)
-    monkeypatch.setattr(runs, "write_report", lambda *_, **__: None)
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ RUN = {
     },
     "evaluations": Each(EVALUATION),
     "metrics": several(one_of(retrieval.METRICS)),
-    "tracking": {"tensorboard": BOOL, "wandb": BOOL},
+    "tracking": {"tensorboard": BOOL, "wandb": BOOL, "report": BOOL},
 }
 
 

@@ -108,6 +108,7 @@ def default() -> ConfigDict:
 
     c.tracking = _tracking()
     c.tracking.wandb = False  # Weights & Biases: log in first, or set WANDB_MODE=offline
+    c.tracking.report = True  # report.html and its figures once the run is finished
     return c
 
 

@@ -1,6 +1,6 @@
 """DIR/report.html: what a run was and what came of it, as one page that opens offline.
 
-Its plots also stand in DIR/figures, each as PNG and SVG. The page is made from what the run left
+Its plots also stand in DIR/figures, each as SVG. The page is made from what the run left
 (results.json, the records and models of its tasks) and from a few images, embedded again.
 """
 

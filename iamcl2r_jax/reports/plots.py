@@ -3,6 +3,7 @@
 They are drawn in matplotlib's default style, whatever the user's matplotlibrc says.
 """
 
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -352,21 +353,27 @@ def bars(
 @default_style()
 def save(figure: Figure, stem: str) -> None:
     """Writes STEM.png and STEM.svg; the same figure gives the same SVG."""
-    path = epath.Path(stem)
+    save_svg(figure, stem)
+    with epath.Path(f"{stem}.png").open("wb") as file:
+        figure.savefig(file, format="png", dpi=_DPI, pil_kwargs={"compress_level": _COMPRESSION})
+
+
+@default_style()
+def save_svg(figure: Figure, stem: str) -> bytes:
+    """Writes STEM.svg and returns it."""
+    path = epath.Path(f"{stem}.svg")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.set_dpi(_DPI)
     if (layout := figure.get_layout_engine()) is not None:
-        # Once, for both files: savefig would draw everything to lay it out, and again to write it.
+        # Once for all files: savefig would draw everything to lay it out, and again to write it.
         layout.execute(figure)
         figure.set_layout_engine(None)
-    with path.with_name(f"{path.name}.png").open("wb") as file:
-        figure.savefig(file, format="png", dpi=_DPI, pil_kwargs={"compress_level": _COMPRESSION})
+    svg = io.BytesIO()
     # Without a salt of their own, identifiers in the file would be random.
-    with (
-        matplotlib.rc_context({"svg.hashsalt": path.name}),
-        path.with_name(f"{path.name}.svg").open("wb") as file,
-    ):
-        figure.savefig(file, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    path.write_bytes(svg.getvalue())
+    return svg.getvalue()
 
 
 def _hatched(cells: np.ndarray) -> PolyCollection:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from matplotlib.figure import Figure
 
 from iamcl2r_jax import simplex
@@ -148,7 +147,7 @@ def searches(
     searched = f"all {len(gallery):,} images of the gallery"
     if len(gallery) < len(evaluation.gallery):
         searched = (
-            f"{len(gallery):,} images of the gallery, drawn likewise from "
+            f"{len(gallery):,} images of the gallery, drawn at random from "
             f"{len(evaluation.gallery):,}"
         )
     return _picture(
@@ -240,9 +239,8 @@ def _some(images: ImageSet, positions: np.ndarray) -> ImageSet:
 
 
 def _picture(directory: str, stem: str, figure: Figure, alt: str, caption: str) -> Picture:
-    path = os.path.join(directory, stem)
-    plots.save(figure, path)
-    encoded = base64.b64encode(epath.Path(f"{path}.svg").read_bytes()).decode("ascii")
+    svg = plots.save_svg(figure, os.path.join(directory, stem))
+    encoded = base64.b64encode(svg).decode("ascii")
     return Picture(stem, f"data:image/svg+xml;base64,{encoded}", alt, caption)
 
 

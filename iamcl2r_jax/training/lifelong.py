@@ -104,7 +104,8 @@ def run(
     for place in places:
         if results[place] is not None:
             reporter.message(f"{place} holds this run, finished; nothing is run again")
-            if not os.path.exists(os.path.join(place, runs.REPORT)):
+            written = os.path.exists(os.path.join(place, runs.REPORT))
+            if config.tracking.report and not written:
                 runs.write_report(places[place], place, results[place], reporter)
     unfinished = {place: of_seed for place, of_seed in places.items() if results[place] is None}
     if unfinished:
@@ -151,8 +152,9 @@ def run(
                 files.write_json(os.path.join(context.workdir, "results.json"), found)
                 schedule = Schedule.of_results(found)
                 context.tracker.evaluations(found["evaluations"], schedule, reporter)
-                made = {"programs": programs, "stream": stream, "evaluations": evaluations}
-                runs.write_report(context.config, context.workdir, found, reporter, **made)
+                if config.tracking.report:
+                    made = {"programs": programs, "stream": stream, "evaluations": evaluations}
+                    runs.write_report(context.config, context.workdir, found, reporter, **made)
     if config.num_seeds == 1:
         return results[workdir]
     summary = seeds.summary([results[place] for place in places])
