@@ -18,7 +18,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import py_utils
 
-from iamcl2r_jax.data import catalogue, images
+from iamcl2r_jax.data import catalogue, decoded, images
 from iamcl2r_jax.system import distributed, paths
 from iamcl2r_jax.system.errors import DamagedError, InputError, one_line
 
@@ -44,7 +44,7 @@ def load(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Images, labels and class names of a split; see `sources.load`."""
     builder = _builder(name, data_dir)
-    image_key, label_key = _keys(name, builder)
+    _, label_key = _keys(name, builder)
     with distributed.first_alone_first(f"{name} prepared"):
         if not _is_prepared(builder):
             _prepare(name, data_dir)
@@ -57,7 +57,23 @@ def load(
         raise images.no_such_split(name, split, builder.info.splits) from None
     if count == 0:
         raise InputError(f"data set {name!r}: split {split!r} is empty")
-    features = builder.info.features
+    labels_of = builder.info.features[label_key]
+    class_names = images.first_classes(name, labels_of.names, num_classes)
+    kept = decoded.path(builder.data_dir, split, image_size, len(class_names))
+    arrays = decoded.read(kept)
+    if arrays is None:
+        arrays = _decode(name, builder, split, image_size, len(class_names))
+        if distributed.is_first():
+            decoded.write(kept, *arrays)
+    return *arrays, class_names
+
+
+def _decode(
+    name: str, builder: tfds.core.DatasetBuilder, split: str, image_size: int, num_classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Images and labels of the first classes of a split."""
+    image_key, label_key = _keys(name, builder)
+    features, count = builder.info.features, builder.info.splits[split].num_examples
     has_id = "id" in features and isinstance(features["id"], tfds.features.Text)
     # Images are decoded below, and only those that are kept.
     encoded = [key for key, f in features.items() if isinstance(f, tfds.features.Image)]
@@ -73,7 +89,6 @@ def load(
         ) from None
     except Exception as error:  # of the reader, which tells damage by checksums of its own
         raise _blame(name, builder.data_dir, error) from error
-    class_names = images.first_classes(name, features[label_key].names, num_classes)
 
     # Memory is only taken by the rows that are filled.
     pixels = images.room_for(name, split, count, image_size)
@@ -85,7 +100,7 @@ def load(
             raise InputError(f"split {split!r} of data set {name!r} has images without a label")
         if example[label_key] >= len(features[label_key].names):
             raise _damaged(name, builder.data_dir, f"label {example[label_key]} is out of range")
-        if example[label_key] >= len(class_names):
+        if example[label_key] >= num_classes:
             continue
         try:
             pixels[kept] = images.decode(io.BytesIO(example[image_key]), image_size)
@@ -102,7 +117,7 @@ def load(
     if has_id:
         order = np.argsort(np.array(ids), kind="stable")
         pixels, labels = pixels[order], labels[order]
-    return pixels, labels, class_names
+    return pixels, labels
 
 
 def _examples(name, builder, split, source, count) -> Iterator[dict]:
