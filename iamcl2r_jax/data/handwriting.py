@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from iamcl2r_jax.data import rendering
 
@@ -59,6 +58,8 @@ class Handwriting(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, gallery: bool) -> Iterator[tuple[int, dict]]:
+        from sklearn.datasets import load_digits  # only where the set is prepared
+
         scans = load_digits()
         for label in range(10):
             for place, index in enumerate(np.flatnonzero(scans.target == label)):

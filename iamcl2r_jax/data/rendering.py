@@ -14,7 +14,6 @@ import matplotlib
 import numpy as np
 from matplotlib.ft2font import FT2Font
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont
-from scipy.spatial.distance import cdist
 
 UNICODE_FACES = (
     "DejaVuSans",
@@ -261,6 +260,8 @@ def overlap(face: str, characters: Sequence[str], *, fitted: bool = False) -> np
     Returns:
         [C, C] in [0, 1]; 1 for the same drawing.
     """
+    from scipy.spatial.distance import cdist  # no image needs it
+
     shrink = _fitted if fitted else lambda drawing: drawing.reduce(_OVERSAMPLING)
     ink = np.stack([np.asarray(shrink(draw(face, c)), np.float64).ravel() for c in characters])
     # With a + b = sum and |a - b| = difference: min = (sum - difference) / 2, max likewise.

@@ -11,7 +11,6 @@ from functools import lru_cache
 from typing import Any
 
 import flax.struct
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,6 +183,8 @@ def blocks(
         )
 
     # No threads of Grain's for the reading itself, which is one copy for a whole block.
+    import grain  # only where images are streamed
+
     unthreaded = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     pipeline = grain.experimental.ThreadPrefetchIterDataset(
         grain.MapDataset.source(starts).map(read).to_iter_dataset(unthreaded),

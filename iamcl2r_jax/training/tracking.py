@@ -27,7 +27,6 @@ import jax
 import numpy as np
 from etils import epath
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
@@ -182,9 +181,15 @@ def _tensorboard(workdir: str) -> Iterator[Writer]:
     directory = epath.Path(workdir) / _EVENTS
     for events in _event_files(directory):  # of the start before
         files.discard(events)
-    with SummaryWriter(os.fspath(directory)) as summary:
+    with ExitStack() as stack:
+        summary = None
 
         def write(number, line, pictures):
+            nonlocal summary
+            if summary is None:  # here, since its import takes as long as some steps
+                from tensorboardX import SummaryWriter
+
+                summary = stack.enter_context(SummaryWriter(os.fspath(directory)))
             step = line.get("global_epoch", line["task"])
             for name, value in line.items():
                 if "/" in name:
