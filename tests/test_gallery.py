@@ -126,6 +126,19 @@ def test_every_item_has_a_key_of_its_own(gallery, items):
         gallery.add(items, {"a": units(2, 0)})
 
 
+def test_text_that_is_not_unicode_is_one_line(gallery):
+    """As a file's name may be whose bytes are not UTF-8."""
+    for touch in (
+        lambda: gallery.item("a\udcff"),
+        lambda: gallery.remove(["a\udcff"]),
+        lambda: gallery.add([NewItem("a\udcff")], {"a": units(1, 5)}),
+    ):
+        with pytest.raises(InputError, match=r"^'a\\udcff': must be valid Unicode") as error:
+            touch()
+        assert "\n" not in str(error.value)
+    assert gallery.status()["items"] == 60
+
+
 def test_models_that_cannot_be_compared_are_refused(gallery):
     for changes in ({"width": 16}, {"num_slots": 64}, {"normalisation": "none"}):
         with pytest.raises(Refused, match=next(iter(changes))):

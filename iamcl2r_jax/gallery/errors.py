@@ -24,17 +24,19 @@ def explained(path: str) -> Iterator[None]:
 
     Raises:
       DamagedError: the database is damaged or is not a database.
-      InputError: it cannot be opened.
+      InputError: it cannot be opened, or a text is not Unicode.
       LockedError: another process has held it for longer than we wait.
       WriteError: the disk is full, or the place cannot be written.
     """
     try:
         yield
-    except (sqlite3.Error, UnicodeDecodeError) as error:
+    except (sqlite3.Error, UnicodeError) as error:
         raise _explained(path, error) from error
 
 
 def _explained(path: str, error: Exception) -> Exception:
+    if isinstance(error, UnicodeEncodeError):
+        return InputError(f"{error.object!a}: must be valid Unicode to be kept in gallery {path}")
     code = getattr(error, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     text = " ".join(str(error).split())

@@ -63,12 +63,13 @@ def _gate(gallery, embedders, options) -> dict[str, Any]:
     name, model = options.pop("name", None), options.pop("model")
     if os.path.isdir(model):
         model = gallery.register(describe(model), name).name
+    model = gallery.model(model).name
     searched = options.pop("gallery")
     asked = options.pop("query", None) or searched
     found = gate.run(
         gallery,
         embedders,
-        gallery.model(model).name,
+        model,
         Split(searched, options.pop("gallery_split", "gallery")),
         Split(asked, options.pop("query_split", "query")),
         accept=options.pop("accept_incompatible", False),
