@@ -1,8 +1,9 @@
 """The configuration of a run: its fields, what they may hold, and the files it is read from.
 
 A file in `configs/` starts from `default()` or `default_pretrain()` and changes fields; `validate`
-and `validate_pretrain` then refuse what cannot work, in one line, before any work starts. A new
-field is a line in `fields` and one in `bounds`.
+and `validate_pretrain` then refuse what cannot work, before any work starts: all checks here raise
+`InputError`, one line that names the field, its value and what would be right. A new field is a
+line in `fields`.
 """
 
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from iamcl2r_jax import methods, models, simplex
-from iamcl2r_jax.config import bounds
+from iamcl2r_jax.config import bounds, fields
 from iamcl2r_jax.config.fields import (
     SHIPPED,
     WITHOUT_EFFECT,
@@ -19,6 +20,7 @@ from iamcl2r_jax.config.fields import (
     default_pretrain,
     evaluation,
     makes_external_models,
+    set_recipe,
 )
 from iamcl2r_jax.config.stored import as_config, differences, load, without_unused_options
 from iamcl2r_jax.methods import heads
@@ -37,6 +39,7 @@ __all__ = [
     "load",
     "makes_external_models",
     "recorded",
+    "set_recipe",
     "validate",
     "validate_pretrain",
     "without_unused_options",
@@ -44,12 +47,8 @@ __all__ = [
 
 
 def validate(config: ConfigDict) -> None:
-    """Checks a lifelong run's configuration without touching data or models.
-
-    Raises:
-      InputError: naming the field, its value and what would be right.
-    """
-    bounds.check(config, bounds.RUN)
+    """Checks a lifelong run's configuration without touching data or models."""
+    bounds.check(config, fields.RUN)
     _check_paths(config)
     _check_network(config)
     _check_seeds(config)
@@ -63,12 +62,8 @@ def validate(config: ConfigDict) -> None:
 
 
 def validate_pretrain(config: ConfigDict) -> None:
-    """Checks a pre-training configuration without touching data or models.
-
-    Raises:
-      InputError: naming the field, its value and what would be right.
-    """
-    bounds.check(config, bounds.PRETRAIN)
+    """Checks a pre-training configuration without touching data or models."""
+    bounds.check(config, fields.PRETRAIN)
     _check_paths(config)
     _check_network(config)
     _check_classes(config, config.classes)
@@ -79,9 +74,6 @@ def recorded(written: dict[str, Any]) -> ConfigDict:
 
     Options of methods, optimisers and augmentations that are not in use are those of today: one
     that is added or removed leaves all other runs readable.
-
-    Raises:
-      InputError: naming the field, its value and what would be right.
     """
     config = as_config(written, default())
     validate(config)
@@ -89,11 +81,7 @@ def recorded(written: dict[str, Any]) -> ConfigDict:
 
 
 def check_stream(config: ConfigDict, num_stream_classes: int, num_tasks: int) -> None:
-    """Checks a run's configuration against the stream it names.
-
-    Raises:
-      InputError: naming the field, its value and what would be right.
-    """
+    """Checks a run's configuration against the stream it names."""
     for field in ("tasks", "retrain"):
         if max(tasks := config.replacements[field], default=0) >= num_tasks:
             raise InputError(
@@ -134,10 +122,10 @@ def _check_classes(config: ConfigDict, classes: int, prefix: str = "") -> None:
 
 def _check_seeds(config: ConfigDict) -> None:
     last = config.seed + config.num_seeds - 1
-    if not bounds.SEED.accepts(last):
+    if not fields.SEED.accepts(last):
         raise InputError(
             f"num_seeds={config.num_seeds}: the last seed, seed + num_seeds - 1 = {last}, must be "
-            f"{bounds.SEED.describe()}"
+            f"{fields.SEED.describe()}"
         )
     if config.num_seeds > 1 and config.replacements.watch:
         raise InputError(

@@ -48,9 +48,7 @@ def cifar100r(increment: int, replaced: tuple[int, ...], *, dtype: str = "float3
     c.train.final_learning_rate = 1e-5
     c.stream.dataset = "cifar100"
     c.replacements.checkpoints = ()
-    c.replacements.recipe = pretrain_imagenet32()
-    c.replacements.recipe.num_slots = c.get_ref("num_slots")  # the simplex is the interface
-    c.replacements.recipe.resident_gib = c.get_ref("resident_gib")
+    config.set_recipe(c, pretrain_imagenet32())
     # Queries are the 50,000 training images, the gallery the class means of the 10,000 test images.
     c.evaluations = ConfigDict({"cifar10": config.evaluation("cifar10")})
     if dtype != "float32":

@@ -1,13 +1,10 @@
-"""What a field of a configuration may hold, as data.
-
-A tree is a dictionary of fields; each is a `Value`, a tree, `Each`, `Options` or `ANYTHING`.
-"""
+"""What a field of a configuration may hold, as data: a `Value`, `Each` or `ANYTHING`."""
 
 import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any
 
 LARGEST = 2**53  # a larger number is a typing error, and exact in no float
@@ -94,11 +91,6 @@ def number(interval: str) -> Value:
     return Value(float, interval)
 
 
-def string() -> Value:
-    """Any printable string."""
-    return Value(str)
-
-
 def one_of(choices: Collection[str]) -> Value:
     """One of some strings; a registry may get further entries later."""
     return Value(str, choices=choices)
@@ -109,8 +101,8 @@ def several(value: Value, length: int = -1) -> Value:
     return dataclasses.replace(value, length=length)
 
 
-def options(function: Callable) -> dict[str, Value]:
-    """What each option (keyword-only parameter) of a registered function may hold.
+def options(function: Callable) -> dict[str, tuple[Any, Value]]:
+    """The default of each option (keyword-only parameter) of a function, and what it may hold.
 
     That is the `Value` of its annotation, as in `Annotated[float, number("[0, 1]")]`; without one,
     any value of the kind of its default, or of the kind before None, as in `float | None`.
@@ -123,7 +115,7 @@ def options(function: Callable) -> dict[str, Value]:
         given = [part for part in parts if isinstance(part, Value)]
         kinds = [part for part in parts if part in _KINDS]
         value = given[0] if given else Value(kinds[0] if kinds else object)
-        found[name] = dataclasses.replace(value, optional=default is None)
+        found[name] = default, dataclasses.replace(value, optional=default is None)
     return found
 
 
@@ -138,23 +130,6 @@ class Each:
     """A section whose fields have any names, and values that are all alike."""
 
     value: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """A section for each function of a registry, which holds the function's options.
-
-    Attributes:
-      registry: may get further entries later.
-      function: of an entry.
-    """
-
-    registry: Mapping[str, Any]
-    function: Callable[[Any], Callable] = lambda entry: entry
-
-    def fields(self) -> dict[str, dict[str, Value]]:
-        """What the options may hold, by the name of the entry."""
-        return {name: options(self.function(entry)) for name, entry in self.registry.items()}
 
 
 ANYTHING = None  # checked elsewhere, where its meaning is known
