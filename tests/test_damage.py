@@ -184,7 +184,7 @@ def saves_and_stops_in_the_last_task(group, number, starts, store):
 
 
 def state_of(run, start, variables):
-    epoch = run.context.programs.of(start.origin.architecture).epoch
+    epoch = run.context.programs.epoch(start.origin.architecture)
     return epoch.program.init_state(variables)
 
 

@@ -25,7 +25,7 @@ from iamcl2r_jax.system.preemption import Preemption
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import context, external, lifelong, reevaluation, runs
 from iamcl2r_jax.training import task as task_module
-from iamcl2r_jax.training.step import OldModel, Program, train_step
+from iamcl2r_jax.training.step import OldModel, Program, TaskData, train_step
 
 K, D, BATCH, SIZE = 10, 9, 8, 8
 EARLIER, NEW, UNSEEN = (9, 8, 7), (6, 5), (4, 3, 2, 1, 0)
@@ -310,21 +310,25 @@ def one_step(name):
     classifier = None if heads.is_learnable(method.head) else jnp.asarray(simplex.dsimplex(K))
     old = OldModel(variables(1), jnp.asarray(True), inputs.known)
     batch = images, inputs.labels, inputs.from_memory, jnp.asarray(0.1)
-    return program, program.init_state(variables(0)), (old, classifier), batch, inputs.classes
+    data = TaskData(old, classifier, classes=inputs.classes)
+    return program, program.init_state(variables(0)), data, batch
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_no_gradient_reaches_what_is_old_or_fixed(name):
-    program, state, (old, classifier), batch, classes = one_step(name)
+    program, state, data, batch = one_step(name)
+    old, classes = data.old, data.classes
 
     def loss(variables, classifier, centres, boundaries):
-        given = classes.replace(centres=centres, boundaries=boundaries)
-        _, metrics = train_step(
-            program, state, old.replace(variables=variables), classifier, *batch, given
+        given = data.replace(
+            old=old.replace(variables=variables),
+            classifier=classifier,
+            classes=classes.replace(centres=centres, boundaries=boundaries),
         )
+        _, metrics = train_step(program, state, given, *batch)
         return metrics["loss"]
 
-    frozen = old.variables, classifier, classes.centres, classes.boundaries
+    frozen = old.variables, data.classifier, classes.centres, classes.boundaries
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3)))(*frozen)
     for leaf in jax.tree.leaves(gradients):
         assert np.all(np.asarray(leaf) == 0)
@@ -332,19 +336,19 @@ def test_no_gradient_reaches_what_is_old_or_fixed(name):
 
 @pytest.mark.parametrize("name", LEARNABLE)
 def test_rows_of_unseen_classes_stay_and_take_no_part(name):
-    program, state, old, batch, classes = one_step(name)
+    program, state, data, batch = one_step(name)
     step = jax.jit(partial(train_step, program))
     before = np.asarray(heads.rows_of(state.variables))
-    after, metrics = step(state, *old, *batch, classes)
-    again, _ = step(after, *old, *batch, classes)  # with momentum
+    after, metrics = step(state, data, *batch)
+    again, _ = step(after, data, *batch)  # with momentum
     rows = np.asarray(heads.rows_of(again.variables))
     np.testing.assert_array_equal(rows[list(UNSEEN)], before[list(UNSEEN)])
     assert np.all(np.any(rows[[*EARLIER, *NEW]] != before[[*EARLIER, *NEW]], axis=1))
 
     # Whatever unseen rows hold, the step is the same.
-    other = jnp.where(classes.active[:, None], before, 100.0)
+    other = jnp.where(data.classes.active[:, None], before, 100.0)
     state = program.init_state(heads.attach(state.variables, other))
-    changed, changed_metrics = step(state, *old, *batch, classes)
+    changed, changed_metrics = step(state, data, *batch)
     chex.assert_trees_all_equal(metrics, changed_metrics)
     chex.assert_trees_all_equal({**changed.params, "head": None}, {**after.params, "head": None})
 
@@ -479,7 +483,7 @@ def test_accuracy_is_among_the_classes_seen_so_far(run_of):
     stream = lifelong.inputs.load_stream(c)
     model = runs.load_task(c, str(workdir), 0)
     setting = setting_of(c, stream)
-    extract = setting.programs.of(model.architecture).features
+    extract = setting.programs.features(model.architecture)
     images = stream.test.images[stream.seen_test_indices(0)]
     rows = heads.rows_of(model.variables).copy()
     rows[:10] = 100 * extract(model.variables, images).mean(axis=0)  # wins if it may
@@ -521,7 +525,7 @@ def test_fan_carries_every_gallery_through_all_later_maps(run_of):
     programs = context.ProgramsByArchitecture(c)
     matrix = results["evaluations"]["open"]["matrix"]
     for t, model in enumerate(models):
-        features = programs.of(model.architecture).features
+        features = programs.features(model.architecture)
         query = features(model.variables, evaluation.query.images)
         for k in range(t + 1):
             gallery = features(models[k].variables, evaluation.gallery.images)
@@ -545,7 +549,7 @@ def test_fan_adapts_from_the_model_of_the_task_before(run_of):
     for task in (1, 2):
         images = stream.train.images[stream.train_indices(task)]
         before, after = (
-            programs.of(m.architecture).features(m.variables, images)
+            programs.features(m.architecture)(m.variables, images)
             for m in (runs.load_task(c, str(workdir), t) for t in (task - 1, task))
         )
         carried = forward_map(runs.load_task(c, str(workdir), task))(before)

@@ -26,7 +26,7 @@ from quick import initial_variables, run
 from iamcl2r_jax import methods, models, simplex
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.methods import heads
-from iamcl2r_jax.training.step import OldModel, Program, train_step
+from iamcl2r_jax.training.step import OldModel, Program, TaskData, train_step
 
 K, SIZE, BATCH = 12, 8, 4
 NAMES = list(models.BACKBONES)
@@ -71,13 +71,15 @@ def shapes_of_step(program, student, teacher):
     rows = array(bool, K)
     return (
         jax.eval_shape(program.init_state, variables),
-        OldModel(old if program.old_model else {}, array(bool), rows),
-        None if heads.is_learnable(program.head) else array(np.float32, K, K - 1),
+        TaskData(
+            OldModel(old if program.old_model else {}, array(bool), rows),
+            None if heads.is_learnable(program.head) else array(np.float32, K, K - 1),
+            classes=methods.Classes(rows, rows, array(np.float32, K, K - 1), array(np.float32, K)),
+        ),
         array(np.float32, BATCH, SIZE, SIZE, 3),
         array(np.int32, BATCH),
         array(bool, BATCH),
         array(np.float32),
-        methods.Classes(rows, rows, array(np.float32, K, K - 1), array(np.float32, K)),
     )
 
 
@@ -117,8 +119,7 @@ def test_step(name):
     after, metrics = run(
         partial(train_step, program),
         state,
-        OldModel(variables, jnp.asarray(True)),
-        jnp.asarray(simplex.dsimplex(K)),
+        TaskData(OldModel(variables, jnp.asarray(True)), jnp.asarray(simplex.dsimplex(K))),
         images,
         jnp.asarray([11, 10, 9, 9]),
         jnp.zeros(BATCH, bool),

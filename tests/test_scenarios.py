@@ -90,7 +90,7 @@ def test_architecture_changes_twice(images, tmp_path, monkeypatch):
 
     def features(task, images):
         model = runs.load_task(c, workdir, task)
-        return programs.of(model.architecture).features(model.variables, images)
+        return programs.features(model.architecture)(model.variables, images)
 
     across = retrieval.identification_accuracy(
         features(0, evaluation.gallery.images),
@@ -128,7 +128,7 @@ def test_a_method_without_old_model_needs_no_program_for_each_teacher(images):
 
         def epoch(architecture, origin, c=c, programs=programs):
             old = task_module.teachers(c, models[origin], None)
-            return programs.of(architecture, tuple(model.architecture for model in old)).epoch
+            return programs.epoch(architecture, tuple(model.architecture for model in old))
 
         assert (epoch(small, wide) is epoch(small, small)) == shared
         assert epoch(small, small) is epoch(small, small)

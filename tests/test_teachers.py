@@ -14,7 +14,7 @@ from iamcl2r_jax.methods import heads
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import lifelong
-from iamcl2r_jax.training.step import OldModel, Program, train_step
+from iamcl2r_jax.training.step import OldModel, Program, TaskData, train_step
 from iamcl2r_jax.training.task import teachers
 
 K, SIZE, BATCH = 12, 8, 8
@@ -37,7 +37,7 @@ def program_of(method, weight=None):
 
 
 def world(program):
-    """Variables of the new model and of two teachers, and the arguments of a step after these."""
+    """Variables of the new model and of two teachers, the data without teachers, and a batch."""
     rng = np.random.default_rng(0)
     made = []
     for seed in range(3):
@@ -58,7 +58,7 @@ def world(program):
         jnp.asarray(np.arange(BATCH) < BATCH // 2),
     )
     frozen = None if heads.is_learnable(program.head) else jnp.asarray(simplex.dsimplex(K))
-    return made, (frozen, *batch, jnp.float32(0.1), classes)
+    return made, TaskData(None, frozen, classes=classes), (*batch, jnp.float32(0.1))
 
 
 def teacher(variables, known, exists=True):
@@ -73,13 +73,14 @@ EXTERNAL, DEPLOYED = (0, 4), (8, K)  # the rows that each teacher was trained on
 def test_terms_of_both_teachers_are_averaged(method):
     weight = 0.25
     one, two = program_of(method), program_of(method, weight)
-    (new, external, deployed), rest = world(one)
+    (new, external, deployed), data, batch = world(one)
     external, deployed = teacher(external, EXTERNAL), teacher(deployed, DEPLOYED)
     state = one.init_state(new)
     by_external, by_deployed = (
-        train_step(one, state, old, *rest)[1] for old in (external, deployed)
+        train_step(one, state, data.replace(old=old), *batch)[1] for old in (external, deployed)
     )
-    _, by_both = train_step(two, state, external, *rest, replaced=deployed)
+    both = data.replace(old=external, replaced=deployed)
+    _, by_both = train_step(two, state, both, *batch)
     assert by_external["loss"] != by_deployed["loss"]
     for name in by_both.keys() - {"grad_norm"}:  # the gradient is linear, its norm is not
         expected = (1 - weight) * by_external[name] + weight * by_deployed[name]
@@ -90,23 +91,24 @@ def test_terms_of_both_teachers_are_averaged(method):
 def test_gradient_is_the_average_and_reaches_no_teacher(method):
     weight = 0.25
     one, two = program_of(method), program_of(method, weight)
-    (new, external, deployed), rest = world(one)
+    (new, external, deployed), data, batch = world(one)
     external, deployed = teacher(external, EXTERNAL), teacher(deployed, DEPLOYED)
     state = one.init_state(new)
 
-    def moved(program, *args, **kwargs):  # momentum starts at zero: a step along the gradient
-        after, _ = train_step(program, state, *args, *rest, **kwargs)
+    def moved(program, **teachers):  # momentum starts at zero: a step along the gradient
+        after, _ = train_step(program, state, data.replace(**teachers), *batch)
         return jax.tree.map(jnp.subtract, after.params, state.params)
 
-    steps = moved(one, external), moved(one, deployed)
+    steps = moved(one, old=external), moved(one, old=deployed)
     averaged = jax.tree.map(lambda a, b: (1 - weight) * a + weight * b, *steps)
-    found = moved(two, external, replaced=deployed)
+    found = moved(two, old=external, replaced=deployed)
     for step, expected in zip(jax.tree.leaves(found), jax.tree.leaves(averaged), strict=True):
         np.testing.assert_allclose(step, expected, atol=1e-6)
 
     def loss(first, second):
         old, replaced = external.replace(variables=first), deployed.replace(variables=second)
-        return train_step(two, state, old, *rest, replaced=replaced)[1]["loss"]
+        both = data.replace(old=old, replaced=replaced)
+        return train_step(two, state, both, *batch)[1]["loss"]
 
     for leaf in jax.tree.leaves(jax.grad(loss, (0, 1))(external.variables, deployed.variables)):
         assert np.all(np.asarray(leaf) == 0)
@@ -116,12 +118,13 @@ def test_gradient_is_the_average_and_reaches_no_teacher(method):
 def test_without_a_replaced_model_the_step_is_that_of_one_teacher(method):
     """To rounding, whatever the second teacher's variables hold: they are not read."""
     one, two = program_of(method), program_of(method, 0.5)
-    (new, external, other), rest = world(one)
+    (new, external, other), data, batch = world(one)
     external = teacher(external, EXTERNAL)
     state = one.init_state(new)
     not_there = teacher(jax.tree.map(lambda x: x * np.nan, other), DEPLOYED, exists=False)
-    expected = jax.jit(partial(train_step, one))(state, external, *rest)
-    found = jax.jit(partial(train_step, two))(state, external, *rest, replaced=not_there)
+    data = data.replace(old=external)
+    expected = jax.jit(partial(train_step, one))(state, data, *batch)
+    found = jax.jit(partial(train_step, two))(state, data.replace(replaced=not_there), *batch)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 

@@ -106,7 +106,8 @@ def test_no_gradient_reaches_old_model_or_classifier(setting):
 
     def loss(old_variables, classifier):
         old = OldModel(old_variables, jnp.asarray(True))
-        _, metrics = train_step(program, state, old, classifier, *one_batch(), jnp.asarray(0.1))
+        data = TaskData(old, classifier)
+        _, metrics = train_step(program, state, data, *one_batch(), jnp.asarray(0.1))
         return metrics["loss"]
 
     grads = jax.jit(jax.grad(loss, argnums=(0, 1)))(given["old"].variables, given["classifier"])
@@ -157,7 +158,7 @@ def test_step_is_pytorch_sgd(setting):
             state.params,
         )
         expected = jax.tree.map(lambda p, v: p - rate * v, state.params, velocity)
-        state, _ = step(state, given["old"], given["classifier"], *batch, rate)
+        state, _ = step(state, TaskData(given["old"], given["classifier"]), *batch, rate)
         chex.assert_trees_all_close(state.params, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -167,7 +168,12 @@ def test_without_old_model_hoc_is_cross_entropy(setting):
     absent = OldModel(given["old"].variables, jnp.asarray(False))
     state = program.init_state(given["variables"])
     _, hoc = jax.jit(partial(train_step, program))(
-        state, absent, given["classifier"], images, labels, from_memory, jnp.asarray(0.1)
+        state,
+        TaskData(absent, given["classifier"]),
+        images,
+        labels,
+        from_memory,
+        jnp.asarray(0.1),
     )
     np.testing.assert_allclose(hoc["loss"], hoc["ce"], rtol=1e-6)
 
@@ -178,6 +184,7 @@ def test_metrics_are_means_over_the_steps(setting, epoch):
     state, metrics = run_epoch(epoch, given, steps=3)
     by_hand = program.init_state(given["variables"])
     step = jax.jit(partial(train_step, program))
+    data = TaskData(given["old"], given["classifier"])
     key_shuffle, key_steps = jax.random.split(jax.random.key(2))
     new = shuffled(key_shuffle, given["new"])
     sums = []
@@ -188,9 +195,7 @@ def test_metrics_are_means_over_the_steps(setting, epoch):
             key_augment, given["dataset"].images, indices, program.image_options
         )
         labels = given["dataset"].labels[indices]
-        by_hand, one = step(
-            by_hand, given["old"], given["classifier"], images, labels, from_memory, 0.1
-        )
+        by_hand, one = step(by_hand, data, images, labels, from_memory, 0.1)
         sums.append(one)
     chex.assert_trees_all_close(state.params, by_hand.params, rtol=1e-4, atol=1e-5)
     for name, value in metrics.items():

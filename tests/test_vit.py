@@ -16,7 +16,7 @@ from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.vit import TransformerBlock
 from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training.resume import Position, ProgressStore
-from iamcl2r_jax.training.step import OldModel, Program, train_step
+from iamcl2r_jax.training.step import OldModel, Program, TaskData, train_step
 
 K, SIZE, BATCH = 8, 8, 4
 SMALL = {"width": 8, "depth": 2, "heads": 2}
@@ -168,8 +168,7 @@ def test_trained_saved_and_restored_without_statistics(small, tmp_path):
     state, metrics = run(
         partial(train_step, program),
         program.init_state(variables),
-        OldModel(variables, jnp.asarray(True)),
-        jnp.asarray(simplex.dsimplex(K)),
+        TaskData(OldModel(variables, jnp.asarray(True)), jnp.asarray(simplex.dsimplex(K))),
         images,
         jnp.arange(BATCH),
         jnp.zeros(BATCH, bool),

@@ -61,7 +61,7 @@ def write(
     models = {f"model {n}": runs.load_task(config, workdir, n - 1) for n in sorted({1, num_tasks})}
     newest = models[f"model {num_tasks}"]
     embed = {
-        name: partial(programs.of(model.architecture).features, model.variables)
+        name: partial(programs.features(model.architecture), model.variables)
         for name, model in models.items()
     }
     method = methods.get(config.method)

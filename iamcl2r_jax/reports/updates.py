@@ -108,7 +108,7 @@ def check_run(
     with reporter.stage("features", len(known)) as stage:
         for task in range(len(records)):
             model = runs.load_task(config, workdir, task)
-            features.append(programs.of(model.architecture).features(model.variables, images))
+            features.append(programs.features(model.architecture)(model.variables, images))
             vectors.append(_class_vectors(model, known[-1]))
             models.append(_state(task, features[-1], labels, vectors[-1][: known[task]]))
             stage.advance()

@@ -34,14 +34,6 @@ def optimizer(train: ConfigDict) -> optax.GradientTransformation:
     return OPTIMIZERS[train.optimizer](**train.optimizer_options[train.optimizer])
 
 
-@dataclasses.dataclass(frozen=True)
-class Programs:
-    """The compiled programs of one architecture, and of one teacher's."""
-
-    epoch: CompiledEpoch
-    features: FeatureExtractor
-
-
 class ProgramsByArchitecture:
     """Compiled programs by architecture, made when first asked for.
 
@@ -58,50 +50,42 @@ class ProgramsByArchitecture:
         self._features: dict[Architecture, FeatureExtractor] = {}
         self.batch_sharding = batch_sharding(config.train.batch_size)
 
-    def of(
+    def epoch(
         self,
         architecture: Architecture,
         teachers: tuple[Architecture, ...] = (),
         num_seeds: int = 1,
-    ) -> Programs:
-        """The programs for models of this architecture.
-
-        Args:
-          architecture: of the model.
-          teachers: of the old models that it is trained with, none, one or two.
-          num_seeds: trained at once.
-        """
+    ) -> CompiledEpoch:
+        """The program that trains so many seeds at once, taught by none, one or two old models."""
         key = architecture, teachers, num_seeds
         if key not in self._epochs:
-            self._epochs[key] = CompiledEpoch(self._program(architecture, *teachers), num_seeds)
+            config, method = self._config, methods.get(self._config.method)
+            old, replaced, *_ = *(teacher.module() for teacher in teachers), None, None
+            program = Program(
+                model=architecture.module(),
+                old_model=old,
+                replaced_model=replaced,
+                replaced_weight=config.replacements.replaced_weight,
+                loss=partial(method.loss, **config.method_options[config.method]),
+                head=method.head,
+                image_options=image_options(config.image),
+                batch_size=config.train.batch_size,
+                optimizer=optimizer(config.train),
+                batch_sharding=self.batch_sharding,
+            )
+            self._epochs[key] = CompiledEpoch(program, num_seeds)
+        return self._epochs[key]
+
+    def features(self, architecture: Architecture) -> FeatureExtractor:
+        """The program that embeds images."""
         if architecture not in self._features:
             options = image_options(self._config.image)
             self._features[architecture] = FeatureExtractor(architecture.module(), options)
-        return Programs(self._epochs[key], self._features[architecture])
+        return self._features[architecture]
 
     def traces(self) -> int:
         """How often a train program was traced."""
         return sum(epoch.traces for epoch in self._epochs.values())
-
-    def _program(
-        self,
-        architecture: Architecture,
-        old: Architecture | None = None,
-        replaced: Architecture | None = None,
-    ) -> Program:
-        config, method = self._config, methods.get(self._config.method)
-        return Program(
-            model=architecture.module(),
-            old_model=None if old is None else old.module(),
-            replaced_model=None if replaced is None else replaced.module(),
-            replaced_weight=config.replacements.replaced_weight,
-            loss=partial(method.loss, **config.method_options[config.method]),
-            head=method.head,
-            image_options=image_options(config.image),
-            batch_size=config.train.batch_size,
-            optimizer=optimizer(config.train),
-            batch_sharding=self.batch_sharding,
-        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -304,7 +304,7 @@ def train_task(
 
     variables, history = fit(
         f"{title} of {len(group)} seeds" if several else title,
-        context.programs.of(architecture, old, len(group)).epoch,
+        context.programs.epoch(architecture, old, len(group)),
         seeds.stacked([start.variables for start in starts]),
         seeds.stacked_data(
             [

@@ -64,7 +64,7 @@ def evaluate(context: Context, evaluations: dict[str, Evaluation]) -> tuple[dict
         with context.reporter.stage("evaluation", num_tasks * len(evaluations)) as stage:
             for task in range(num_tasks):
                 model = runs.load_task(config, context.workdir, task)
-                extract = context.programs.of(model.architecture).features
+                extract = context.programs.features(model.architecture)
                 for name, evaluation in evaluations.items():
                     context.preemption.check()
                     yield name, embed(extract, model, evaluation)
@@ -94,7 +94,7 @@ def references(
     for evaluation_name, evaluation in evaluations.items():
         found[evaluation_name] = {}
         for name, model in models.items():
-            extract = context.programs.of(model.architecture).features
+            extract = context.programs.features(model.architecture)
             embedded = embed(extract, model, evaluation)
             labels = evaluation.query.labels, evaluation.gallery.labels
             matrix = evaluate_pairs([embedded], *labels, [metric])[metric].matrix

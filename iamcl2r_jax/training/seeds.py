@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from iamcl2r_jax.evaluation.intervals import mean_and_std
-from iamcl2r_jax.training.step import TaskData
+from iamcl2r_jax.training.step import TaskData, axes_of_seeds
 
 
 def one_seed(config: ConfigDict, seed: int) -> ConfigDict:
@@ -27,20 +27,11 @@ def stacked(trees: Sequence[Any]) -> Any:
 
 def stacked_data(data: Sequence[TaskData]) -> TaskData:
     """What a `CompiledEpoch` of several seeds takes, from the data of each."""
-    first = data[0]
-    if len(data) == 1:
-        return first
-    replaced = first.replaced
-    if replaced is not None:
-        replaced = replaced.replace(variables=stacked([d.replaced.variables for d in data]))
-    return first.replace(
-        old=first.old.replace(variables=stacked([d.old.variables for d in data])),
-        replaced=replaced,
-        memory=first.memory.replace(indices=stacked([d.memory.indices for d in data])),
-        classes=first.classes.replace(
-            centres=stacked([d.classes.centres for d in data]),
-            boundaries=stacked([d.classes.boundaries for d in data]),
-        ),
+    return jax.tree.map(
+        lambda axis, *of_seeds: of_seeds[0] if axis is None else stacked(of_seeds),
+        axes_of_seeds(data[0]),
+        *data,
+        is_leaf=lambda axis: axis is None,
     )
 
 

@@ -75,11 +75,15 @@ class TaskData:
 
     old: OldModel
     classifier: jax.Array | None
-    dataset: Dataset | HostDataset
-    new: Pool
-    memory: Pool
+    dataset: Dataset | HostDataset | None = None
+    new: Pool | None = None
+    memory: Pool | None = None
     classes: Classes | None = None
     replaced: OldModel | None = None
+
+    def without_samples(self) -> "TaskData":
+        """What a step reads of it, beside the batch."""
+        return self.replace(dataset=None, new=None, memory=None)
 
 
 _SGD = optimizers.sgd()
@@ -125,14 +129,11 @@ class Program:
 def train_step(
     program: Program,
     state: TrainState,
-    old: OldModel,
-    classifier: jax.Array | None,
+    data: TaskData,
     images: jax.Array,
     labels: jax.Array,
     from_memory: jax.Array,
     learning_rate: jax.Array,
-    classes: Classes | None = None,
-    replaced: OldModel | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update of the parameters: p <- p - learning_rate * direction.
 
@@ -144,7 +145,7 @@ def train_step(
     Args:
       program: what is fixed at compile time.
       state: what is updated.
-      old, classifier, classes, replaced: see `TaskData`.
+      data: of the task; its samples are not read.
       images: network input, float32 [B, H, W, 3].
       labels: rows of the classifier, int32 [B].
       from_memory: bool [B].
@@ -154,6 +155,7 @@ def train_step(
       The new state, and the batch's "loss", "accuracy", loss terms and "grad_norm", the L2 norm of
       the loss's gradient.
     """
+    old, replaced, classes = data.old, data.replaced, data.classes
     learnable = heads.is_learnable(program.head)
     taught = also_taught = _Taught()
     if program.old_model is not None:
@@ -170,7 +172,7 @@ def train_step(
         features, updates = program.model.apply(
             variables, images, train=True, mutable=["batch_stats"]
         )
-        rows = heads.rows_of(variables) if learnable else jax.lax.stop_gradient(classifier)
+        rows = heads.rows_of(variables) if learnable else jax.lax.stop_gradient(data.classifier)
         logits = heads.scores(program.head, features, rows)
 
         def loss_by(teacher, taught):
@@ -236,10 +238,7 @@ def _teach(module: nn.Module, head: str, old: OldModel, images: jax.Array) -> _T
 def train_steps(
     program: Program,
     state: TrainState,
-    old: OldModel,
-    replaced: OldModel | None,
-    classifier: jax.Array | None,
-    classes: Classes | None,
+    data: TaskData,
     samples: Drawn | Block,
     first: jax.Array,
     stop: jax.Array,
@@ -255,7 +254,7 @@ def train_steps(
     Args:
       program: what is fixed at compile time.
       state: what is updated.
-      old, replaced, classifier, classes: see `TaskData`.
+      data: of the task, without its samples.
       samples: the batches.
       first: int32 scalar.
       stop: int32 scalar, at most `sampling.steps_per_epoch`.
@@ -275,7 +274,7 @@ def train_steps(
         batch = images, labels, from_memory
         if program.batch_sharding is not None:
             batch = jax.lax.with_sharding_constraint(batch, program.batch_sharding)
-        return train_step(program, state, old, classifier, *batch, learning_rate, classes, replaced)
+        return train_step(program, state, data, *batch, learning_rate)
 
     def accumulate(step, carry):
         state, sums, diverged = carry
@@ -294,20 +293,15 @@ def train_steps(
     return state, sums, jnp.where(lost, stop - 1, diverged)
 
 
-def _axes_of_seeds(program: Program) -> tuple[Any, ...]:
-    """Axes of the arguments of `train_steps` for several seeds: what differs has a leading one."""
+def axes_of_seeds(data: TaskData) -> TaskData:
+    """Of several seeds' data: 0 for what differs and has a leading axis, None for the rest."""
     teacher = OldModel(variables=0, exists=None)
-    return (
-        0,
-        teacher,
-        None if program.replaced_model is None else teacher,
-        None,
-        Classes(active=None, new=None, centres=0, boundaries=0),
-        Drawn(dataset=None, indices=0, from_memory=0),
-        None,
-        None,
-        None,
-        0,
+    return TaskData(
+        old=teacher,
+        classifier=None,
+        memory=None if data.memory is None else Pool(indices=0, size=None),
+        classes=None if data.classes is None else Classes(None, None, centres=0, boundaries=0),
+        replaced=None if data.replaced is None else teacher,
     )
 
 
@@ -332,7 +326,7 @@ class CompiledEpoch:
         if program.batch_sharding is not None:
             # Keys and scalars are everywhere too, as the devices may be other processes'.
             everywhere = parallel.replicated(program.batch_sharding)
-            arguments = (everywhere,) * 5 + (None,) + (everywhere,) * 4
+            arguments = (everywhere, everywhere, None, *(everywhere,) * 4)
         self._steps = jax.jit(
             self._traced,
             donate_argnums=0,
@@ -340,12 +334,13 @@ class CompiledEpoch:
             out_shardings=everywhere,
         )
 
-    def _traced(self, *args):
+    def _traced(self, state, data, samples, *others):
         self.traces += 1  # runs when JAX traces, not when the program runs
         steps = partial(train_steps, self.program)
         if self.num_seeds > 1:
-            steps = jax.vmap(steps, in_axes=_axes_of_seeds(self.program))
-        return steps(*args)
+            batches = Drawn(dataset=None, indices=0, from_memory=0)
+            steps = jax.vmap(steps, (0, axes_of_seeds(data), batches, None, None, None, 0))
+        return steps(state, data, samples, *others)
 
     def __call__(
         self,
@@ -371,5 +366,4 @@ class CompiledEpoch:
 def _arguments(state, data, samples, first, stop, learning_rate, key) -> tuple[Any, ...]:
     # Scalars of fixed dtypes, or another kind of number would be traced again.
     scalars = np.int32(first), np.int32(stop), np.float32(learning_rate)
-    of_task = data.old, data.replaced, data.classifier, data.classes
-    return state, *of_task, samples, *scalars, key
+    return state, data.without_samples(), samples, *scalars, key

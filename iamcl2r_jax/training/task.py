@@ -99,7 +99,7 @@ def with_task_centres(
     train = context.stream.train
     indices = context.stream.train_indices(task)
     rows = simplex.downstream_slot(train.labels[indices], context.config.num_slots)
-    extract = context.programs.of(model.architecture).features
+    extract = context.programs.features(model.architecture)
     return centres.with_classes(extract(model.variables, train.images[indices]), rows)
 
 
@@ -123,7 +123,7 @@ def with_adapter(
     indices = stream.train_indices(task)
     images = stream.train.images[indices]
     old, new = (
-        context.programs.of(m.architecture).features(m.variables, images) for m in (previous, model)
+        context.programs.features(m.architecture)(m.variables, images) for m in (previous, model)
     )
     pairs = fan.make_pairs(
         old,
@@ -263,7 +263,7 @@ def task_accuracy(context: Context, task: int, model: Model) -> float:
     config, stream = context.config, context.stream
     seen = stream.seen_test_indices(task)
     slots = simplex.downstream_slot(stream.test.labels[seen], config.num_slots)
-    extract = context.programs.of(model.architecture).features
+    extract = context.programs.features(model.architecture)
     features = extract(model.variables, stream.test.images[seen])
     chosen = model.classify(features, seen_rows(config, stream, task))
     return float(np.mean(chosen == slots))
