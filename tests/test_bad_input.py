@@ -481,7 +481,7 @@ def deep_places(record):
 
 
 def described(record, variables):
-    """Stands in for `checkpoints.load_described`: a checkpoint that holds these."""
+    """Stands in for `checkpoints.load`: a checkpoint that holds these."""
 
     def load(path, expected):
         expected(record)
@@ -499,7 +499,7 @@ def test_a_record_that_is_not_right_is_refused(world, external, data):
     changed = data.draw(changes(record))
     c = smallworld.get_config(str(world))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoints, "load_described", described(changed, variables))
+        patched.setattr(checkpoints, "load", described(changed, variables))
         loaded, message = attempt(InputError, load_external, c, "foreign")
     if message:
         assert "checkpoint foreign" in message
@@ -540,7 +540,7 @@ def test_values_that_are_not_finite_are_refused(world, external):
     c = smallworld.get_config(str(world))
     broken = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), variables)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(checkpoints, "load_described", described(record, broken))
+        patched.setattr(checkpoints, "load", described(record, broken))
         with pytest.raises(InputError, match="holds values that are not finite"):
             load_external(c, "foreign")
 

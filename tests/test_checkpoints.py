@@ -29,7 +29,7 @@ def path(tmp_path):
 
 
 def test_round_trip_is_bit_identical(path):
-    loaded = checkpoints.load(path, VARIABLES)
+    _, loaded = checkpoints.load(path, lambda _: VARIABLES)
     assert jax.tree.structure(loaded) == jax.tree.structure(VARIABLES)
     for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(VARIABLES), strict=True):
         assert a.dtype == b.dtype
@@ -51,7 +51,7 @@ def test_record_and_variables_are_checked_with_one_look_at_each_file(path, monke
         seen.append(record)
         return VARIABLES
 
-    record, variables = checkpoints.load_described(path, expected)
+    record, variables = checkpoints.load(path, expected)
     assert seen == [record] == [{"kind": "test", "numbers": [1, 2.5, None]}]
     np.testing.assert_array_equal(
         variables["params"]["conv"]["kernel"], VARIABLES["params"]["conv"]["kernel"]
@@ -65,14 +65,14 @@ def test_a_record_that_cannot_be_used_ends_the_loading(path):
         raise InputError(f"checkpoint {path}: {record['kind']} is of no use")
 
     with pytest.raises(InputError, match="test is of no use"):
-        checkpoints.load_described(path, expected)
+        checkpoints.load(path, expected)
 
 
 def test_nothing_of_a_damaged_checkpoint_is_looked_at(path):
     (damaged,) = pathlib.Path(path).glob("metadata.json")
     damaged.write_bytes(damaged.read_bytes() + b" ")
     with pytest.raises(InputError, match="is damaged"):
-        checkpoints.load_described(path, lambda record: pytest.fail("it was looked at"))
+        checkpoints.load(path, lambda record: pytest.fail("it was looked at"))
 
 
 def test_every_difference_is_listed(path):
@@ -81,7 +81,7 @@ def test_every_difference_is_listed(path):
         "batch_stats": {"bn": {"mean": jnp.zeros(2, jnp.bfloat16)}},
     }
     with pytest.raises(InputError) as error:
-        checkpoints.load(path, expected)
+        checkpoints.load(path, lambda _: expected)
     message = str(error.value)
     assert "params/conv/kernel is float32[2, 3], needs float32[2, 4]" in message
     assert "params/head/kernel is missing, needs float32[5]" in message
@@ -91,7 +91,7 @@ def test_every_difference_is_listed(path):
 
 def test_leaf_that_the_model_lacks_is_an_error(path):
     with pytest.raises(InputError, match=r"batch_stats/bn/mean .* is not part of the model"):
-        checkpoints.load(path, {"params": VARIABLES["params"]})
+        checkpoints.load(path, lambda _: {"params": VARIABLES["params"]})
 
 
 def test_existing_checkpoint_is_never_overwritten(path):
@@ -107,7 +107,7 @@ def test_a_path_that_glob_takes_for_a_pattern(tmp_path, name):
         checkpoints.save(str(tmp_path / neighbour / "c"), other, {})
     for path in (tmp_path / os.fsdecode(name) / "c", tmp_path / "p" / os.fsdecode(name)):
         checkpoints.save(str(path), VARIABLES, {"kind": "test"})
-        loaded = checkpoints.load(str(path), VARIABLES)
+        _, loaded = checkpoints.load(str(path), lambda _: VARIABLES)
         assert jax.tree.all(jax.tree.map(np.array_equal, loaded, VARIABLES))
         assert checkpoints.load_metadata(str(path)) == {"kind": "test"}
         assert [child.name for child in path.parent.iterdir()] == [path.name]
@@ -138,7 +138,7 @@ def test_files_that_others_leave_in_a_checkpoint_do_not_count(path):
         (folder / "@eaDir").mkdir()
         (folder / "@eaDir" / "metadata@SynoEAStream").write_bytes(b"\0other")
     checkpoints.verify(path)
-    loaded = checkpoints.load(path, VARIABLES)
+    _, loaded = checkpoints.load(path, lambda _: VARIABLES)
     assert jax.tree.all(jax.tree.map(np.array_equal, loaded, VARIABLES))
     assert checkpoints.load_metadata(path)["kind"] == "test"
 
@@ -158,7 +158,7 @@ def test_missing_and_unfinished_are_told_apart_from_finished(path, tmp_path):
     for name in ("other", "nowhere"):
         assert not checkpoints.exists(str(tmp_path / name))
         with pytest.raises(InputError, match="no finished checkpoint"):
-            checkpoints.load(str(tmp_path / name), VARIABLES)
+            checkpoints.load(str(tmp_path / name), lambda _: VARIABLES)
 
 
 def test_a_model_and_its_metadata_come_back(tmp_path):

@@ -15,21 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from iamcl2r_jax import losses
-from iamcl2r_jax.methods.inputs import COSINE, LINEAR, SIMPLEX, is_learnable
-
-__all__ = [
-    "COSINE",
-    "LINEAR",
-    "SIMPLEX",
-    "attach",
-    "attach_expected",
-    "is_learnable",
-    "keep_unseen",
-    "predict",
-    "random_rows",
-    "rows_of",
-    "scores",
-]
+from iamcl2r_jax.methods.inputs import COSINE, LINEAR, SIMPLEX, is_learnable  # noqa: F401
 
 _NAME = "head"  # among the model's parameters; no backbone has a layer of this name
 

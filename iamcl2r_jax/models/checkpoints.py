@@ -7,8 +7,7 @@ by leaf. Other files in it, of file systems and file managers, do not count.
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -156,12 +155,7 @@ def verify(path: str) -> None:
       DamagedError: if a file is missing or changed.
     """
     directory = _existing(path)
-    try:
-        written = (files.read_json(directory / _MANIFEST) or {}).get("files")
-    except DamagedError as error:
-        raise DamagedError(f"checkpoint {path} is damaged: {error}") from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    written = (_read_json(path, _MANIFEST) or {}).get("files")
     if not isinstance(written, dict):
         raise DamagedError(f"checkpoint {path} is damaged: its {_MANIFEST} lists no files")
     for name in sorted(written):
@@ -182,85 +176,59 @@ def load_metadata(path: str) -> dict[str, Any]:
       InputError: if there is no finished checkpoint at `path`, or it is damaged.
     """
     verify(path)
-    try:
-        metadata = files.read_json(_existing(path) / _METADATA)
-    except DamagedError as error:
-        raise DamagedError(f"checkpoint {path} is damaged: {error}") from None
-    except OSError as error:
-        raise _unreadable(path, error) from error
+    metadata = _read_json(path, _METADATA)
     if metadata is None:
         raise DamagedError(f"checkpoint {path} is damaged: it has no {_METADATA}")
     return metadata
 
 
-def load(path: str, expected: Any) -> Variables:
-    """The variables of a checkpoint, strictly as expected.
+def _read_json(path: str, name: str) -> dict[str, Any] | None:
+    directory = _existing(path)
+    try:
+        return files.read_json(directory / name)
+    except DamagedError as error:
+        raise DamagedError(f"checkpoint {path} is damaged: {error}") from None
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def load(path: str, expected: Callable[[dict[str, Any]], Any]) -> tuple[dict[str, Any], Variables]:
+    """The metadata of a checkpoint, and its variables, strictly as expected.
 
     Args:
       path: directory of the checkpoint.
-      expected: tree of arrays or shapes that the variables must match in name, shape and dtype.
+      expected: maps the metadata to a tree of arrays or shapes that the variables must match in
+        name, shape and dtype; it raises where the metadata cannot be used.
 
     Returns:
-      The variables as NumPy arrays, to be placed on any devices.
+      The metadata, and the variables as NumPy arrays, to be placed on any devices.
 
     Raises:
       InputError: if there is no finished checkpoint at `path`, it is damaged, or any leaf
         differs; all that differ are listed.
     """
-    verify(path)
-    with _reading(path) as (checkpointer, place):
-        return _read_variables(path, checkpointer, place, expected)
-
-
-def load_described(
-    path: str, expected: Callable[[dict[str, Any]], Any]
-) -> tuple[dict[str, Any], Variables]:
-    """The metadata of a checkpoint and its variables; checksums are computed once for both.
-
-    Args:
-      path: directory of the checkpoint.
-      expected: maps the metadata to what the variables must be, see `load`; it raises where the
-        metadata cannot be used.
-
-    Returns:
-      The metadata, and the variables as of `load`.
-
-    Raises:
-      InputError: see `load`.
-    """
     metadata = load_metadata(path)
     wanted = expected(metadata)
-    with _reading(path) as (checkpointer, place):
-        return metadata, _read_variables(path, checkpointer, place, wanted)
-
-
-def _read_variables(
-    path: str, checkpointer: ocp.Checkpointer, place: epath.Path, expected: Any
-) -> Variables:
-    differences = _differences(_leaves(_stored(checkpointer, place)), _leaves(expected))
-    if differences:
-        raise InputError(f"checkpoint {path} does not fit the model: {'; '.join(differences)}")
-    # NumPy targets: the devices that wrote the checkpoint need not exist here.
-    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), expected)
-    args = ocp.args.Composite(variables=ocp.args.StandardRestore(target))
-    return checkpointer.restore(place, args)["variables"]
+    try:
+        with files.plain_path(_existing(path)) as place, _checkpointer() as checkpointer:
+            differences = _differences(_leaves(_stored(checkpointer, place)), _leaves(wanted))
+            if differences:
+                raise InputError(
+                    f"checkpoint {path} does not fit the model: {'; '.join(differences)}"
+                )
+            # NumPy targets: the devices that wrote the checkpoint need not exist here.
+            target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), wanted)
+            args = ocp.args.Composite(variables=ocp.args.StandardRestore(target))
+            return metadata, checkpointer.restore(place, args)["variables"]
+    except InputError:
+        raise
+    except Exception as error:  # whatever Orbax says of it
+        raise _unreadable(path, error) from error
 
 
 def _stored(checkpointer: ocp.Checkpointer, place: epath.Path) -> Any:
     """What the variables of a checkpoint are, by their metadata."""
     return checkpointer.metadata(place).item_metadata["variables"]
-
-
-@contextmanager
-def _reading(path: str) -> Iterator[tuple[ocp.Checkpointer, epath.Path]]:
-    """A checkpointer and the place to read; makes one line of whatever Orbax says of it."""
-    try:
-        with files.plain_path(_existing(path)) as place, _checkpointer() as checkpointer:
-            yield checkpointer, place
-    except InputError:
-        raise
-    except Exception as error:
-        raise _unreadable(path, error) from error
 
 
 def _unreadable(path: str, error: Exception) -> InputError:

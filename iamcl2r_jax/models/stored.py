@@ -104,15 +104,8 @@ class Metadata:
 
     def to_json(self) -> dict[str, Any]:
         """The content of metadata.json; `parse` reads it."""
-        return {
-            "kind": self.kind,
-            "architecture": self.architecture.to_json(),
-            "head": self.head,
-            "num_slots": self.num_slots,
-            "slots": list(self.slots),
-            "image": self.image.to_json(),
-            "about": dict(self.about),
-        }
+        parts = {"architecture": self.architecture.to_json(), "image": self.image.to_json()}
+        return dataclasses.asdict(self) | parts | {"slots": list(self.slots)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -305,19 +298,17 @@ def load_model(path: str, require: Requirement = Requirement()) -> Model:
       InputError: if there is no finished checkpoint, it is damaged, not as required, its arrays
         are not those of its architecture, or hold values that are not finite.
     """
-    metadata = None
 
     def expected(written: dict[str, Any]) -> Any:
-        nonlocal metadata
         metadata = parse(path, written)
         require.check(path, metadata)
         return expected_variables(metadata) | _expected_adapter(path, metadata)
 
-    _, variables = checkpoints.load_described(path, expected)
+    written, variables = checkpoints.load(path, expected)
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(variables)):
         raise InputError(f"checkpoint {path}: it holds values that are not finite")
     adapter = variables.pop("adapter", None)
-    return Model(metadata, variables, path, adapter)
+    return Model(parse(path, written), variables, path, adapter)
 
 
 def _expected_adapter(path: str, metadata: Metadata) -> dict[str, Any]:

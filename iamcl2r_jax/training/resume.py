@@ -124,7 +124,7 @@ class ProgressStore:
         for number in sorted(self._numbers(), reverse=True):
             path = str(self._directory / f"{number:06d}")
             try:
-                record, arrays = checkpoints.load_described(path, lambda _: expected)
+                record, arrays = checkpoints.load(path, lambda _: expected)
             except DamagedError as error:
                 self._reporter.message(f"{error}; going back to the one before")
                 damaged.append(path)
