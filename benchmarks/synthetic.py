@@ -162,9 +162,7 @@ def evaluation(num_queries: int, num_gallery: int, *, size: int = 32) -> Evaluat
 
 def external_models(config: ConfigDict) -> dict[int, Model]:
     """Random networks in the place of pre-trained ones, at each replacement of the protocol."""
-    architecture = Architecture.of(
-        config.model.backbone, config.num_slots - 1, config.model.options
-    )
+    architecture = Architecture.of_config(config)
     model = architecture.module()
     metadata = Metadata(
         EXTERNAL,

@@ -606,18 +606,18 @@ def test_earlier_classes_have_centres_and_the_old_head_knows_the_right_rows(run_
     continued = task_module.task_classes(c, stream, 1, centres)
     np.testing.assert_array_equal(continued.earlier, slots >= 10)
     np.testing.assert_array_equal(continued.new, (slots >= 8) & (slots < 10))
-    known = task_module.known_rows(model.metadata)
+    known = model.metadata.known_rows
     np.testing.assert_array_equal(known, slots >= 10)
     assert (continued.num_new, continued.num_earlier) == (2, 2)
 
     external = load_external(c, results)
     replaced = task_module.task_classes(c, stream, 2, centres)
-    known = task_module.known_rows(external.metadata)
+    known = external.metadata.known_rows
     np.testing.assert_array_equal(known, slots < 3)  # its own classes, none of the stream
     np.testing.assert_array_equal(replaced.active, slots >= 6)
 
     scratch = task_module.task_classes(c, stream, 0, none)
-    assert not task_module.known_rows(task_module.first_model(c).metadata).any()
+    assert not task_module.first_model(c).metadata.known_rows.any()
     assert not scratch.earlier.any()
 
 

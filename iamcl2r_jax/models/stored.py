@@ -43,6 +43,11 @@ class Architecture:
         """An architecture from a mapping of options."""
         return cls(backbone, num_features, tuple(sorted(options.items())))
 
+    @classmethod
+    def of_config(cls, config: Any) -> "Architecture":
+        """The one that the configuration of a run or of pre-training asks for."""
+        return cls.of(config.model.backbone, config.num_slots - 1, config.model.options)
+
     def module(self) -> nn.Module:
         """The Flax module.
 
@@ -102,6 +107,12 @@ class Metadata:
     image: ImageInput
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def known_rows(self) -> np.ndarray:
+        """Rows of the classifier that it was trained on, bool [K]."""
+        row, (first, stop) = np.arange(self.num_slots), self.slots
+        return (first <= row) & (row < stop)
+
     def to_json(self) -> dict[str, Any]:
         """The content of metadata.json; `parse` reads it."""
         parts = {"architecture": self.architecture.to_json(), "image": self.image.to_json()}
@@ -141,19 +152,16 @@ class Model:
             return heads.rows_of(self.variables)
         return simplex.dsimplex(self.metadata.num_slots)
 
-    def classify(self, features: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """The row that the classifier chooses for each feature: int [N].
+    def accuracy(self, features: np.ndarray, rows: np.ndarray) -> float:
+        """Share of features [N, D] for which the classifier chooses the right row, int [N].
 
         The simplex chooses among all K slots, unused ones included; a learnable head among the
         classes that it was trained on, as it has no rows for others.
-
-        Args:
-          features: [N, D].
-          seen: bool [K], classes trained on.
         """
         head = self.metadata.head
-        active = seen if heads.is_learnable(head) else None
-        return heads.predict(head, features, self.classifier_rows(), active)
+        active = self.metadata.known_rows if heads.is_learnable(head) else None
+        chosen = heads.predict(head, features, self.classifier_rows(), active)
+        return float(np.mean(chosen == rows))
 
 
 @dataclasses.dataclass(frozen=True)

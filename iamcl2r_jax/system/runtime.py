@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -105,16 +106,10 @@ class Clock:
         self._last = now
 
 
-class CompileClock:
-    """Seconds spent lowering and compiling since `measure_compilation` began."""
-
-    seconds = 0.0
-
-
 @contextmanager
-def measure_compilation() -> Iterator[CompileClock]:
-    """Counts the seconds that JAX spends lowering and compiling inside the block."""
-    clock = CompileClock()
+def measure_compilation() -> Iterator[SimpleNamespace]:
+    """Counts, as `seconds`, the time that JAX spends lowering and compiling inside the block."""
+    clock = SimpleNamespace(seconds=0.0)
 
     def listen(event: str, seconds: float, **_) -> None:
         if event in _COMPILE_EVENTS:

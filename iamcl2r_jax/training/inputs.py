@@ -66,11 +66,6 @@ def load_evaluations(config: ConfigDict) -> dict[str, Evaluation]:
 ImageSets = tuple[Stream, dict[str, Evaluation]]  # all that a run reads
 
 
-def load_all(config: ConfigDict) -> ImageSets:
-    """The stream, and the evaluations by name."""
-    return load_stream(config), load_evaluations(config)
-
-
 def report_passed_over(config: ConfigDict, reporter: Reporter) -> None:
     """Mentions what the folders of a run hold that is not read."""
     sets = {(config.stream.dataset, config.stream[f"{part}_split"]) for part in ("train", "test")}

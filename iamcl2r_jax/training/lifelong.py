@@ -168,7 +168,7 @@ def _load_images(
     """The images of a run, once all is checked that can be without them; `loaded` if given."""
     arrivals.check_watched(config)
     check_stream(config, *inputs.stream_size(config))
-    stream, evaluations = loaded or inputs.load_all(config)
+    stream, evaluations = loaded or (inputs.load_stream(config), inputs.load_evaluations(config))
     if loaded is None:
         inputs.report_passed_over(config, reporter)
     if config.num_seeds > 1 and not streaming.fits(stream.train.images, config.resident_gib):

@@ -42,7 +42,7 @@ from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import tracking
 from iamcl2r_jax.training.context import image_options, optimizer
 from iamcl2r_jax.training.external import external_paths, load_external, recipe_of
-from iamcl2r_jax.training.fit import cosine_schedule, fit, history_of_seed
+from iamcl2r_jax.training.fit import cosine_schedule, fit
 from iamcl2r_jax.training.resume import ProgressStore
 from iamcl2r_jax.training.step import CompiledEpoch, OldModel, Program, TaskData
 
@@ -85,7 +85,7 @@ def pretrain(
     for split in filter(None, (config.train_split, config.test_split)):
         if line := sources.passed_over(config.dataset, split):
             reporter.message(line)
-    trainer = _Trainer(config, train, test)
+    trainer = _Trainer(config, train, test, reporter, preemption)
     made = {}
     for classes, path in sorted(paths.items()):
         place = _progress_place(path)
@@ -96,9 +96,7 @@ def pretrain(
             if there:
                 made[classes] = load_model(path)
             else:
-                made[classes] = trainer.make(
-                    classes, path, place, reporter, preemption, command=command
-                )
+                made[classes] = trainer.make(classes, path, place, command)
         if there:
             reporter.message(f"external model {path}: another process has made it meanwhile")
             tidy(path, reporter)
@@ -203,12 +201,18 @@ def _refuse_other_origin(train: ImageSet, place: str) -> None:
 class _Trainer:
     """One compiled program and one data set for all numbers of classes."""
 
-    def __init__(self, config: ConfigDict, train: ImageSet, test: ImageSet | None):
-        self._config, self._images, self._labels, self._test = config, train, train.labels, test
+    def __init__(
+        self,
+        config: ConfigDict,
+        train: ImageSet,
+        test: ImageSet | None,
+        reporter: Reporter,
+        preemption: Preemption,
+    ):
+        self._config, self._images, self._test = config, train, test
+        self._reporter, self._preemption = reporter, preemption
         self._learnable = heads.is_learnable(config.head)
-        self._architecture = Architecture.of(
-            config.model.backbone, config.num_slots - 1, config.model.options
-        )
+        self._architecture = Architecture.of_config(config)
         model = self._architecture.module()
         options = image_options(config.image)
         self._epoch = CompiledEpoch(
@@ -224,31 +228,19 @@ class _Trainer:
             )
         )
         self._features = FeatureExtractor(model, options)
-        self._simplex = None if self._learnable else simplex.dsimplex(config.num_slots)
         slots = simplex.external_slot(train.labels)
         self._dataset = streaming.place(
             train.images, slots, config.resident_gib, self._epoch.program.batch_sharding
         )
 
-    def make(
-        self,
-        classes: int,
-        path: str,
-        place: str,
-        reporter: Reporter,
-        preemption: Preemption,
-        *,
-        command: str | None,
-    ) -> Model:
+    def make(self, classes: int, path: str, place: str, command: str | None) -> Model:
         """Trains the model of the first `classes` classes and saves it at `path`."""
         config, started = self._config, time.monotonic()
         if distributed.is_first():
             _refuse_other_origin(self._images, place)
-        store = ProgressStore(place, config.saving, reporter)
+        store = ProgressStore(place, config.saving, self._reporter)
         with tracking.open_tracker(config, place) as tracker:
-            model, history = self.train(
-                classes, store, reporter, preemption, on_epoch=partial(tracker.epochs, 0)
-            )
+            model, history = self.train(classes, store, on_epoch=partial(tracker.epochs, 0))
             accuracy = self.held_out_accuracy(model)
             seconds = time.monotonic() - started
             tracker.task(
@@ -269,7 +261,7 @@ class _Trainer:
         if distributed.is_first():
             save_model(path, model, tracking.written(place))
         store.clear()
-        reporter.message(
+        self._reporter.message(
             f"external model on {classes} classes of {config.dataset}"
             f"{'' if accuracy is None else f', held-out accuracy {accuracy:.1%}'}: {path}"
         )
@@ -279,12 +271,18 @@ class _Trainer:
         self,
         classes: int,
         store: ProgressStore,
-        reporter: Reporter,
-        preemption: Preemption,
         on_epoch: Callable[[Sequence[dict[str, float]]], None],
     ) -> tuple[Model, list[dict[str, float]]]:
         """Trains on the first `classes` classes: the model and each epoch's metrics."""
-        config = self._config
+        config, train, labels = self._config, self._config.train, self._images.labels
+        metadata = Metadata(
+            kind=EXTERNAL,
+            architecture=self._architecture,
+            head=config.head,
+            num_slots=config.num_slots,
+            slots=(0, classes),
+            image=ImageInput.of(config.image),
+        )
         key = jax.random.fold_in(jax.random.key(config.seed), classes)
         key_init, key_fit = jax.random.split(key)
         variables = init_variables(self._features.model, key_init, config.image.size)
@@ -296,54 +294,38 @@ class _Trainer:
             key_head = jax.random.fold_in(key_heads, classes)
             rows = heads.random_rows(key_head, config.num_slots, config.num_slots - 1)
             variables = heads.attach(variables, rows)
-        capacity = max(len(self._labels), config.train.batch_size)
-        rates = cosine_schedule(
-            config.train.learning_rate, config.train.final_learning_rate, config.train.epochs
-        )
-        data = TaskData(
-            old=OldModel({}, jnp.asarray(False)),
-            classifier=None if self._learnable else jnp.asarray(self._simplex),
-            dataset=self._dataset,
-            new=make_pool(np.flatnonzero(self._labels < classes), capacity),
-            memory=make_pool(np.zeros(0, np.int32), capacity),
-            classes=self._classes(classes),
-        )
+        fixed = None if self._learnable else jnp.asarray(simplex.dsimplex(config.num_slots))
+        capacity = max(len(labels), train.batch_size)
+        known = jnp.asarray(metadata.known_rows)
         variables, history = fit(
             f"pre-training on {classes} classes",
             self._epoch,
             variables,
-            data,
-            rates,
+            TaskData(
+                old=OldModel({}, jnp.asarray(False)),
+                classifier=fixed,
+                dataset=self._dataset,
+                new=make_pool(np.flatnonzero(labels < classes), capacity),
+                memory=make_pool(np.zeros(0, np.int32), capacity),
+                classes=methods.Classes(active=known, new=known),
+            ),
+            cosine_schedule(train.learning_rate, train.final_learning_rate, train.epochs),
             key_fit,
             store=store,
             steps_per_call=config.saving.steps_per_call,
-            reporter=reporter,
-            preemption=preemption,
+            reporter=self._reporter,
+            preemption=self._preemption,
             on_epoch=on_epoch,
         )
-        metadata = Metadata(
-            kind=EXTERNAL,
-            architecture=self._architecture,
-            head=config.head,
-            num_slots=config.num_slots,
-            slots=(0, classes),
-            image=ImageInput.of(config.image),
-        )
-        return Model(metadata, variables), history_of_seed(history, 0)
-
-    def _classes(self, classes: int) -> methods.Classes:
-        trained = jnp.arange(self._config.num_slots) < classes
-        return methods.Classes(active=trained, new=trained)
+        return Model(metadata, variables), list(history)
 
     def held_out_accuracy(self, model: Model) -> float | None:
-        """Top-1 accuracy of `Model.classify` on held-out images; None without such images."""
+        """Top-1 accuracy on held-out images; None without such images."""
         if self._test is None:
             return None
-        classes = model.metadata.slots[1]
-        held_out = np.flatnonzero(self._test.labels < classes)
+        held_out = np.flatnonzero(self._test.labels < model.metadata.slots[1])
         features = self._features(model.variables, self._test.images[held_out])
-        chosen = model.classify(features, np.asarray(self._classes(classes).active))
-        return float(np.mean(chosen == simplex.external_slot(self._test.labels[held_out])))
+        return model.accuracy(features, simplex.external_slot(self._test.labels[held_out]))
 
 
 def _with_zero_projection(variables: Variables) -> Variables:

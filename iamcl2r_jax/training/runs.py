@@ -81,11 +81,8 @@ def begin(config: ConfigDict, digests: dict[str, str], workdir: str) -> None:
     """
     refuse_other_config(config, workdir)
     refuse_other_data(digests, workdir)
-    for name, value in (
-        (_CONFIG, config.to_dict()),
-        (_DATA, digests),
-        (_NUMERICS, runtime.numerics()),
-    ):
+    written = {_CONFIG: config.to_dict(), _DATA: digests, _NUMERICS: runtime.numerics()}
+    for name, value in written.items():
         files.write_json(os.path.join(workdir, name), value)
 
 
@@ -96,18 +93,14 @@ def refuse_other_config(config: ConfigDict, workdir: str) -> None:
     run saves, who is told of it and where its images are is not part of what it is, nor are the
     options of other methods.
     """
-    there = _written(workdir, _CONFIG)
-    differing = (
-        differences(_identity(there), _identity(files.as_json(config.to_dict()))) if (there) else []
-    )
-    if differing:
+    there, here = _written(workdir, _CONFIG), files.as_json(config.to_dict())
+    if there and (differing := differences(_identity(there), _identity(here))):
         raise InputError(
             f"workdir={workdir} holds a run with another configuration ({'; '.join(differing)}); "
             "choose another workdir, or remove this one"
         )
-    numerics = _written(workdir, _NUMERICS)
-    differing = differences(numerics, runtime.numerics()) if numerics else []
-    if differing:
+    there = _written(workdir, _NUMERICS)
+    if there and (differing := differences(there, runtime.numerics())):
         raise InputError(
             f"workdir={workdir} holds a run that began with JAX set up otherwise "
             f"({'; '.join(differing)}); set it as it was, or choose another workdir"

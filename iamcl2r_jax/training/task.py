@@ -32,8 +32,8 @@ from iamcl2r_jax.training.step import OldModel, TaskData
 def first_model(config: ConfigDict) -> Model:
     """Random variables of the configured architecture, and a random head if it is learnable."""
     head = methods.get(config.method).head
-    architecture = _configured_architecture(config)
-    variables = _random_variables(config, architecture, _key(config, _FIRST))
+    architecture = Architecture.of_config(config)
+    variables = init_variables(architecture.module(), _key(config, _FIRST), config.image.size)
     if heads.is_learnable(head):
         variables = _with_random_head(config, architecture, variables, 0)
     metadata = Metadata(
@@ -42,17 +42,13 @@ def first_model(config: ConfigDict) -> Model:
     return Model(metadata, variables)
 
 
-def _configured_architecture(config: ConfigDict) -> Architecture:
-    return Architecture.of(config.model.backbone, config.num_slots - 1, config.model.options)
-
-
 def new_architecture(config: ConfigDict, task: int, start: Model) -> Architecture:
     """Architecture of the model that a task trains: that of the old model `start`.
 
     Where the protocol retrains, it is the configured one: replacements may have brought others.
     """
     retrains = task in config.replacements.retrain
-    return _configured_architecture(config) if retrains else start.architecture
+    return Architecture.of_config(config) if retrains else start.architecture
 
 
 # Task t trains with fold_in(key, t); of the same run's key these make others.
@@ -61,10 +57,6 @@ _FIRST, _HEADS, _FRESH, _ADAPTERS = (np.uint32(2**32 - n) for n in (1, 2, 3, 4))
 
 def _key(config: ConfigDict, purpose: np.uint32) -> jax.Array:
     return jax.random.fold_in(jax.random.key(config.seed), purpose)
-
-
-def _random_variables(config: ConfigDict, architecture: Architecture, key: jax.Array):
-    return init_variables(architecture.module(), key, config.image.size)
 
 
 def _with_random_head(config: ConfigDict, architecture: Architecture, variables: Any, task: int):
@@ -86,7 +78,7 @@ def start_variables(config: ConfigDict, task: int, start: Model, *, replaced: bo
     fresh = fresh or task in config.replacements.retrain
     if fresh:
         key = jax.random.fold_in(_key(config, _FRESH), task)
-        variables = _random_variables(config, architecture, key)
+        variables = init_variables(architecture.module(), key, config.image.size)
     if (fresh or replaced) and heads.is_learnable(method.head):
         variables = _with_random_head(config, architecture, variables, task)
     return variables
@@ -136,7 +128,7 @@ def with_adapter(
         head,
         pairs,
         jnp.asarray(model.classifier_rows()),
-        jnp.asarray(seen_rows(config, stream, task)) if learnable else None,
+        jnp.asarray(model.metadata.known_rows) if learnable else None,
         jax.random.fold_in(_key(config, _ADAPTERS), task),
     )
     if diverged >= 0:
@@ -151,9 +143,8 @@ def task_classes(
     config: ConfigDict, stream: Stream, task: int, centres: ClassCentres
 ) -> methods.Classes:
     """What the method knows of the classes while it trains a task."""
-    row = np.arange(config.num_slots)
-    active = seen_rows(config, stream, task)
-    earlier = row > simplex.downstream_slot(stream.tasks[task].start, config.num_slots)
+    label = simplex.downstream_slot(np.arange(config.num_slots), config.num_slots)
+    active, earlier = label < stream.tasks[task].stop, label < stream.tasks[task].start
     uses_centres = methods.get(config.method).uses_centres
     return methods.Classes(
         active=jnp.asarray(active),
@@ -161,17 +152,6 @@ def task_classes(
         centres=jnp.asarray(centres.centres) if uses_centres else None,
         boundaries=jnp.asarray(centres.boundaries) if uses_centres else None,
     )
-
-
-def known_rows(metadata: Metadata) -> np.ndarray:
-    """Rows of the classifier that a model was trained on, bool [K]."""
-    row, (first, stop) = np.arange(metadata.num_slots), metadata.slots
-    return (first <= row) & (row < stop)
-
-
-def seen_rows(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
-    """Rows of the classifier whose stream classes are seen by the end of a task, bool [K]."""
-    return np.arange(config.num_slots) >= config.num_slots - stream.tasks[task].stop
 
 
 def task_indices(config: ConfigDict, stream: Stream, task: int) -> np.ndarray:
@@ -225,7 +205,7 @@ def task_data(
         OldModel(
             jax.device_put(model.variables),
             jnp.asarray(model.trained),
-            jnp.asarray(known_rows(model.metadata)),
+            jnp.asarray(model.metadata.known_rows),
         )
         for model in old
     ]
@@ -259,11 +239,8 @@ def trained_model(context: Context, task: int, start: Model, variables: Variable
 
 
 def task_accuracy(context: Context, task: int, model: Model) -> float:
-    """Top-1 accuracy of `Model.classify` on held-out images of all stream classes seen so far."""
-    config, stream = context.config, context.stream
-    seen = stream.seen_test_indices(task)
-    slots = simplex.downstream_slot(stream.test.labels[seen], config.num_slots)
+    """Top-1 accuracy on held-out images of all stream classes seen so far."""
+    test, seen = context.stream.test, context.stream.seen_test_indices(task)
+    slots = simplex.downstream_slot(test.labels[seen], context.config.num_slots)
     extract = context.programs.features(model.architecture)
-    features = extract(model.variables, stream.test.images[seen])
-    chosen = model.classify(features, seen_rows(config, stream, task))
-    return float(np.mean(chosen == slots))
+    return model.accuracy(extract(model.variables, test.images[seen]), slots)
