@@ -1,5 +1,6 @@
 """What the backbones have in common: normalisation, channel attention, the map to the feature."""
 
+from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
@@ -45,6 +46,22 @@ class SqueezeExcite(nn.Module):
         return x * nn.sigmoid(linear(x.shape[-1], name="excite")(nn.relu(gates)))
 
 
+class ResidualBlock(nn.Module):
+    """What the blocks of residual networks are made of.
+
+    Attributes:
+      features: channels of the block's output.
+      stride: stride of its first 3x3 convolution and of its shortcut.
+      conv: convolution layer to use.
+      norm: normalisation layer to use.
+    """
+
+    features: int
+    stride: int
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+
 def project(x: jax.Array, num_features: int, dtype: jnp.dtype) -> jax.Array:
     """Global mean and bias-free linear map, as layer `projection` of the calling module.
 
@@ -72,18 +89,14 @@ def project(x: jax.Array, num_features: int, dtype: jnp.dtype) -> jax.Array:
 DTYPES = ("float32", "bfloat16", "float64")
 
 
-def check_dtype(module: nn.Module) -> None:
-    """Raises `InputError` if a module's `dtype`, or what it names, is none of `DTYPES`."""
+def check_fields(module: nn.Module, *at_least_one: str) -> None:
+    """Raises `InputError` if one of these fields is below 1, or `dtype` is none of `DTYPES`."""
+    for field in at_least_one:
+        if getattr(module, field) < 1:
+            raise InputError(f"{field}={getattr(module, field)}: must be at least 1")
     try:
         known = jnp.dtype(module.dtype).name in DTYPES
     except TypeError:
         known = False
     if not known:
         raise InputError(f"dtype={module.dtype!r}: must be one of {', '.join(DTYPES)}")
-
-
-def check_at_least_one(module: nn.Module, *fields: str) -> None:
-    """Raises `InputError` naming the first of a module's fields that is below 1."""
-    for field in fields:
-        if getattr(module, field) < 1:
-            raise InputError(f"{field}={getattr(module, field)}: must be at least 1")

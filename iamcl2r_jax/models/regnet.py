@@ -14,10 +14,10 @@ import jax.numpy as jnp
 
 from iamcl2r_jax.models.conv import conv_layer
 from iamcl2r_jax.models.layers import (
+    ResidualBlock,
     SqueezeExcite,
     batch_norm,
-    check_at_least_one,
-    check_dtype,
+    check_fields,
     project,
 )
 from iamcl2r_jax.system.errors import InputError
@@ -26,23 +26,17 @@ _STRIDES = (1, 1, 2, 2)  # of the four stages
 _STEM_PER_GROUP = 4  # the stem's channels over those of one group
 
 
-class GroupedBlock(nn.Module):
+class GroupedBlock(ResidualBlock):
     """1x1, grouped 3x3 and 1x1 convolution with attention before the last, around a shortcut.
 
+    All have `features` channels, and the stride is that of the 3x3 one.
+
     Attributes:
-      features: channels of the block's output, and between its convolutions.
-      stride: stride of its 3x3 convolution and of its shortcut.
       group_width: channels of one group.
-      conv: convolution layer to use.
-      norm: normalisation layer to use.
       attention: channel attention to use.
     """
 
-    features: int
-    stride: int
     group_width: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
     attention: Callable[..., nn.Module]
 
     @nn.compact
@@ -82,8 +76,7 @@ class RegNet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(self, "num_features", "width")
-        check_dtype(self)
+        check_fields(self, "num_features", "width")
         if self.width % _STEM_PER_GROUP:
             raise InputError(f"width={self.width}: must be a multiple of {_STEM_PER_GROUP}")
 

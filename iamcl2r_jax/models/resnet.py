@@ -8,27 +8,15 @@ import jax
 import jax.numpy as jnp
 
 from iamcl2r_jax.models.conv import conv_layer
-from iamcl2r_jax.models.layers import batch_norm, check_at_least_one, check_dtype, project
+from iamcl2r_jax.models.layers import ResidualBlock, batch_norm, check_fields, project
 from iamcl2r_jax.models.pooling import max_pool
 from iamcl2r_jax.system.errors import InputError
 
 STEMS = ("imagenet", "small")
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions around a shortcut.
-
-    Attributes:
-      features: channels of the block's output.
-      stride: stride of its first convolution and of its shortcut.
-      conv: convolution layer to use.
-      norm: normalisation layer to use.
-    """
-
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions around a shortcut."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,23 +34,12 @@ class BasicBlock(nn.Module):
         return self.norm(name="shortcut_bn")(x)
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(ResidualBlock):
     """1x1, 3x3 and 1x1 convolution around a shortcut; the output has four times the channels.
 
-    The stride is that of the 3x3 convolution ("ResNet v1.5", torchvision's), not of the first one
-    as in the paper.
-
-    Attributes:
-      features: channels between the convolutions, a quarter of the block's output.
-      stride: stride of its 3x3 convolution and of its shortcut.
-      conv: convolution layer to use.
-      norm: normalisation layer to use.
+    So `features` are those between the convolutions. The stride is that of the 3x3 convolution
+    ("ResNet v1.5", torchvision's), not of the first one as in the paper.
     """
-
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -103,8 +80,7 @@ class ResNet(nn.Module):
         super().__post_init__()
         if self.stem not in STEMS:
             raise InputError(f"stem={self.stem!r}: must be one of {', '.join(STEMS)}")
-        check_at_least_one(self, "num_features", "width")
-        check_dtype(self)
+        check_fields(self, "num_features", "width")
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

@@ -14,31 +14,23 @@ import jax.numpy as jnp
 
 from iamcl2r_jax.models.conv import conv_layer
 from iamcl2r_jax.models.layers import (
+    ResidualBlock,
     SqueezeExcite,
     batch_norm,
-    check_at_least_one,
-    check_dtype,
+    check_fields,
     project,
 )
 
 _REDUCTION = 16  # channels for each one of the attention's bottleneck
 
 
-class PreActivationBlock(nn.Module):
+class PreActivationBlock(ResidualBlock):
     """Two 3x3 convolutions, each after normalisation and ReLU, attention, and a shortcut.
 
     Attributes:
-      features: channels of the block's output.
-      stride: stride of its first convolution and of its shortcut.
-      conv: convolution layer to use.
-      norm: normalisation layer to use.
       attention: channel attention to use.
     """
 
-    features: int
-    stride: int
-    conv: Callable[..., nn.Module]
-    norm: Callable[..., nn.Module]
     attention: Callable[..., nn.Module]
 
     @nn.compact
@@ -73,8 +65,7 @@ class SENet(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(self, "num_features", "width")
-        check_dtype(self)
+        check_fields(self, "num_features", "width")
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool = False) -> jax.Array:

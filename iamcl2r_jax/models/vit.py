@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from iamcl2r_jax.models.layers import check_at_least_one, check_dtype, project
+from iamcl2r_jax.models.layers import check_fields, project
 from iamcl2r_jax.system.errors import InputError
 
 _PER_HEAD = 64  # channels of one attention head, in DeiT of every size
@@ -71,8 +71,7 @@ class ViT(nn.Module):
 
     def __post_init__(self):
         super().__post_init__()
-        check_at_least_one(self, "num_features", "width", "depth", "patch_size")
-        check_dtype(self)
+        check_fields(self, "num_features", "width", "depth", "patch_size")
         if self.heads < 0 or self.width % self.num_heads:
             raise InputError(
                 f"heads={self.heads}: must divide width={self.width}, or be 0 for one per "
