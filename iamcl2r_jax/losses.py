@@ -79,9 +79,6 @@ def cross_entropy(logits, labels, *, mask=None, weight=None):
         grow inside a fixed shape. A sample whose label is not in use has probability zero and
         infinite loss: deselect it by `weight`.
       weight: [B], see the module.
-
-    Returns:
-      Scalar.
     """
     chex.assert_rank([logits, labels], [2, 1])
     chex.assert_equal_shape_prefix([logits, labels], 1)
@@ -126,9 +123,6 @@ def hoc_loss(new, old, labels, *, mu=10.0, exclude_same_class=False):
       mu: inverse temperature.
       exclude_same_class: leave same-class candidates out. A batch of one class then has nothing to
         contrast with: its loss and gradient are zero, where the formula gives -∞.
-
-    Returns:
-      Scalar.
     """
     chex.assert_rank([new, old, labels], [2, 2, 1])
     chex.assert_equal_shape([new, old])
@@ -155,9 +149,6 @@ def feature_distillation(new, old, *, weight=None):
       new: [B, D], features of the model in training.
       old: [B, D], features of the frozen model for the same images.
       weight: [B], see the module; 1 for memory samples and 0 for others in the first reference.
-
-    Returns:
-      Scalar.
     """
     chex.assert_rank([new, old], 2)
     chex.assert_equal_shape([new, old])
@@ -178,9 +169,6 @@ def distillation(new_logits, old_logits, *, temperature=2.0, mask=None, weight=N
       mask: bool [K], the rows in use by the old head; the others are left out of both softmaxes.
         With no row in use (there is no old head yet) the loss is 0.
       weight: [B], see the module.
-
-    Returns:
-      Scalar.
     """
     chex.assert_rank([new_logits, old_logits], 2)
     chex.assert_equal_shape([new_logits, old_logits])
@@ -209,9 +197,6 @@ def normalized_softmax(
       labels, mask, weight: as for `cross_entropy`.
       temperature: T; 1/T is ArcFace's scale s.
       angular_margin: m, in radians. θ_y + m is not cut off at π, where the cosine rises again.
-
-    Returns:
-      Scalar.
     """
     cosines = cosine_similarities(new, prototypes)
     if angular_margin:
@@ -246,9 +231,6 @@ def triplet_loss(new, old, labels, *, margin=0.1):
       old: [B, D], features of the frozen model for the same images.
       labels: integer [B].
       margin: in units of distance between unit vectors.
-
-    Returns:
-      Scalar.
     """
     chex.assert_rank([new, old, labels], [2, 2, 1])
     chex.assert_equal_shape([new, old])
@@ -274,9 +256,6 @@ def centre_loss(new, labels, centres, *, weight=None):
       labels: integer [B], rows of `centres`.
       centres: [C, D], used as they are, never differentiated.
       weight: [B], see the module; 0 for samples whose class has no centre yet.
-
-    Returns:
-      Scalar.
     """
     chex.assert_rank([new, labels, centres], [2, 1, 2])
     chex.assert_equal_shape_prefix([new, labels], 1)
@@ -296,9 +275,6 @@ def boundary_loss(new, labels, centres, boundaries, *, weight=None):
       centres: [C, D], old class centres, normalised inside, never differentiated.
       boundaries: [C], cosines, never differentiated.
       weight: [B], see the module; 0 for samples whose class has no centre yet.
-
-    Returns:
-      Scalar.
     """
     chex.assert_rank([new, labels, centres, boundaries], [2, 1, 2, 1])
     chex.assert_equal_shape_prefix([new, labels], 1)
@@ -324,9 +300,6 @@ def margin_ranking_loss(cosines, labels, candidates, *, margin=0.5, num_negative
       margin: in units of cosine.
       num_negatives: K of the reference.
       weight: [B], see the module; 1 for memory samples and 0 for others in the reference.
-
-    Returns:
-      Scalar.
     """
     chex.assert_rank([cosines, labels, candidates], [2, 1, 1])
     chex.assert_equal_shape_prefix([cosines, labels], 1)

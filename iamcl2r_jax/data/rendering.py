@@ -243,39 +243,3 @@ def _transformed(
         (side, side), Image.Transform.AFFINE, coefficients.tolist(), Image.Resampling.BILINEAR
     )
     return image if oversampling == 1 else image.reduce(oversampling)
-
-
-def overlap(face: str, characters: Sequence[str], *, fitted: bool = False) -> np.ndarray:
-    """How alike drawings of one face are: intersection over union of their ink.
-
-    All share one em size and one baseline and are centred as in the images, at the resolution of
-    the images, so that a letter and its larger capital differ.
-
-    Args:
-        face: one of FACES.
-        characters: C characters that the face has.
-        fitted: enlarge each drawing until its ink fills the frame, so that size and place do not
-            count.
-
-    Returns:
-        [C, C] in [0, 1]; 1 for the same drawing.
-    """
-    from scipy.spatial.distance import cdist  # no image needs it
-
-    shrink = _fitted if fitted else lambda drawing: drawing.reduce(_OVERSAMPLING)
-    ink = np.stack([np.asarray(shrink(draw(face, c)), np.float64).ravel() for c in characters])
-    # With a + b = sum and |a - b| = difference: min = (sum - difference) / 2, max likewise.
-    difference = cdist(ink, ink, "cityblock")
-    total = ink.sum(axis=1)
-    both = np.add.outer(total, total)
-    return (both - difference) / (both + difference)
-
-
-def _fitted(drawing: Image.Image) -> Image.Image:
-    """The ink of a drawing in the middle of a 32x32 frame, its longer side that of the frame."""
-    ink = drawing.crop(drawing.getbbox())
-    size = [max(1, round(side * IMAGE_SIZE / max(ink.size))) for side in ink.size]
-    frame = Image.new("L", (IMAGE_SIZE, IMAGE_SIZE))
-    corner = [(IMAGE_SIZE - side) // 2 for side in size]
-    frame.paste(ink.resize(size, Image.Resampling.BILINEAR), tuple(corner))
-    return frame

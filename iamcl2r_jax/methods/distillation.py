@@ -21,7 +21,6 @@ def lwf(inputs: LossInputs, *, temperature: Positive = 2.0, distillation_weight:
     source trains the network with these two terms and, as far as we recall, one on the features.
 
     Args:
-      inputs: see `LossInputs`.
       temperature: T, of both softmaxes.
       distillation_weight: λ.
     """
@@ -73,7 +72,6 @@ def lucir(
     schedule (160 epochs, learning rate 0.1 ÷10 at 80 and 120).
 
     Args:
-      inputs: see `LossInputs`.
       temperature: of L_ce; not of the source, but that of CVS.
       base_weight: base of λ.
       ranking_weight: w.

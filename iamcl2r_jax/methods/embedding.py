@@ -24,7 +24,6 @@ def cvs(
     model's features at a replacement, while the centres stay those of the stored galleries.
 
     Args:
-      inputs: see `LossInputs`.
       temperature: of L_c.
       triplet_weight: α.
       margin: of L_m.
@@ -71,7 +70,6 @@ def lce_er(
     first learned it (there all by one old model): that is where galleries lie.
 
     Args:
-      inputs: see `LossInputs`.
       scale: of the cosines in L_ce.
       angular_margin: of L_ce, in radians.
       alignment_weight: a.

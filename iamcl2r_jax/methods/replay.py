@@ -32,7 +32,6 @@ def bct_er(inputs: LossInputs, *, influence_weight: Weight = 1.0):
     there the new model's training set contains the old one's.
 
     Args:
-      inputs: see `LossInputs`.
       influence_weight: α.
     """
     classes = inputs.classes

@@ -23,7 +23,6 @@ def hoc(
     Without an old model (a first task from scratch) it is CE alone.
 
     Args:
-      inputs: see `LossInputs`.
       ce_weight: λ in [0, 1].
       mu: inverse temperature μ of `losses.hoc_loss`.
       exclude_same_class: see `losses.hoc_loss`.
@@ -73,7 +72,6 @@ def simplex_fd(inputs: LossInputs, *, base_weight: Weight = 5.0):
     (there ResNet-32, 70 epochs at learning rate 0.1 ÷10 at 49 and 64, 50 classes).
 
     Args:
-      inputs: see `LossInputs`.
       base_weight: base; 5 in the configuration of the source.
     """
     ce = losses.cross_entropy(inputs.logits, inputs.labels)
