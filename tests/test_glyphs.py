@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
+from scipy.spatial.distance import cdist
 
 from iamcl2r_jax.data import alphabets, catalogue, drawing, rendering
 from iamcl2r_jax.data.glyphs import Glyphs, GlyphsConfig
