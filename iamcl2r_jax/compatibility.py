@@ -31,10 +31,9 @@ def _per_task(figure, matrix) -> np.ndarray:
 
 
 def is_compatible(matrix) -> np.ndarray:
-    """Whether replacing model k by model t kept the gallery of model k useful.
+    """Whether C[t, k] > C[k, k], bool [T, T]; False on and above the diagonal.
 
-    Returns:
-      bool [T, T]: C[t, k] > C[k, k] where t > k; False on and above the diagonal.
+    That is, whether replacing model k by model t kept the gallery of model k useful.
     """
     matrix = _validated(matrix)
     below = np.tri(len(matrix), k=-1, dtype=bool)
@@ -42,10 +41,9 @@ def is_compatible(matrix) -> np.ndarray:
 
 
 def near_misses(matrix, within: float = 0.01) -> np.ndarray:
-    """Which pairs are incompatible by less than `within`, a point by default.
+    """Which pairs t > k are incompatible by less than a point: bool [T, T].
 
-    Returns:
-      bool [T, T]: C[k, k] - within < C[t, k] <= C[k, k] where t > k; False elsewhere.
+    C[k, k] - within < C[t, k] <= C[k, k]; False on and above the diagonal.
     """
     matrix = _validated(matrix)
     below = np.tri(len(matrix), k=-1, dtype=bool)

@@ -44,13 +44,7 @@ def normalize(x):
     """Scales the last axis to unit length; vectors shorter than 1e-12 become zero.
 
     Differs from the usual x / ‖x‖, which makes a zero vector and its gradient NaN: here both are
-    zero.
-
-    Args:
-      x: [..., D].
-
-    Returns:
-      [..., D], float32 or wider.
+    zero. [..., D] to [..., D], float32 or wider.
     """
     x = _wide(x)
     squared = jnp.sum(jnp.square(x), axis=-1, keepdims=True)

@@ -46,11 +46,7 @@ def _checked_pair(gallery, gallery_labels, query, query_labels):
 
 
 def class_means(gallery, gallery_labels) -> tuple[np.ndarray, np.ndarray]:
-    """One template per class: the normalised mean of its normalised features.
-
-    Args:
-      gallery: features [N, D].
-      gallery_labels: [N].
+    """One template per class: the normalised mean of its normalised features [N, D].
 
     Returns:
       (means float32 [C, D] of unit length, or zero where the features cancel; classes [C], sorted).
@@ -114,31 +110,15 @@ def _ranks(gallery, gallery_labels, query, query_labels) -> np.ndarray:
     return np.concatenate(ranks)
 
 
-def identification_hits(gallery, gallery_labels, query, query_labels) -> np.ndarray:
-    """Whether each query is nearest to its own among the class means of the gallery.
-
-    Args:
-      gallery: [N, D], reduced to `class_means`.
-      gallery_labels: [N].
-      query: [Q, D].
-      query_labels: [Q].
-
-    Returns:
-      bool [Q].
-
-    Raises:
-      ValueError: empty or non-finite features, shapes or widths that do not fit.
-    """
-    return METRICS["identification"].values(gallery, gallery_labels, query, query_labels)
-
-
 def identification_accuracy(gallery, gallery_labels, query, query_labels) -> float:
-    """1:N identification, the mean of `identification_hits`: the share of queries identified.
+    """1:N identification: the share of queries nearest to their own among the class means.
 
     The official code compares the retrieved row number with the label, which is right only if the
     gallery holds exactly the labels 0 … C-1; here the label of the retrieved class is compared.
+    Arguments and errors are those of `Metric.values`.
     """
-    return float(identification_hits(gallery, gallery_labels, query, query_labels).mean())
+    metric = METRICS["identification"]
+    return float(metric.values(gallery, gallery_labels, query, query_labels).mean())
 
 
 def recall_hits(
@@ -146,11 +126,7 @@ def recall_hits(
 ) -> np.ndarray:
     """Whether each query's k nearest gallery entries hold one of its class.
 
-    Arguments and errors are those of `identification_hits`, but every gallery entry stands for
-    itself.
-
-    Returns:
-      bool [Q, len(ks)].
+    Arguments and errors are those of `Metric.values`. bool [Q, len(ks)].
     """
     if min(ks) < 1:
         raise ValueError(f"ks: expected positive integers, got {tuple(ks)}")
@@ -168,11 +144,8 @@ def average_precisions(gallery, gallery_labels, query, query_labels) -> np.ndarr
 
     AP = mean over the entries i of the query's class of
          #{entries of its class at least as similar as i} / #{entries at least as similar as i};
-    0 if the gallery lacks the class. Arguments and errors are those of `identification_hits`, but
-    every gallery entry stands for itself.
-
-    Returns:
-      float64 [Q].
+    0 if the gallery lacks the class. Arguments and errors are those of `Metric.values`.
+    float64 [Q].
     """
     gallery, gallery_labels, query, query_labels = _checked_pair(
         gallery, gallery_labels, query, query_labels
@@ -217,7 +190,15 @@ class Metric:
     verbs: tuple[str, str] = ("find", "found")
 
     def values(self, gallery, gallery_labels, query, query_labels) -> np.ndarray:
-        """The value of each query, [Q], with the whole gallery."""
+        """The value of each query, [Q].
+
+        Args:
+          gallery, gallery_labels: [N, D] and [N], the whole gallery.
+          query, query_labels: [Q, D] and [Q].
+
+        Raises:
+          ValueError: empty or non-finite features, shapes or widths that do not fit.
+        """
         return self.per_query(*self.reduce(gallery, gallery_labels), query, query_labels)
 
 

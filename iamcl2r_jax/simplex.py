@@ -15,14 +15,11 @@ def dsimplex(num_classes: int) -> np.ndarray:
     Reference: Pernici et al., "Regular Polytope Networks", 2021, https://arxiv.org/abs/2103.15632
 
     Args:
-      num_classes: K, the number of pre-allocated classes, at least 2.
+      num_classes: K, the number of pre-allocated classes; `ValueError` if below 2.
 
     Returns:
       float32 [K, K-1]; row i is the vector of slot i. Computed in float64, so that the only error
       is the rounding of the result.
-
-    Raises:
-      ValueError: num_classes is below 2.
     """
     if num_classes < 2:
         raise ValueError(f"num_classes: a simplex needs at least 2 classes, got {num_classes}")
@@ -36,12 +33,7 @@ def dsimplex(num_classes: int) -> np.ndarray:
 def downstream_slot(labels, num_slots: int):
     """Slot K-1-y of stream class y: the stream fills the simplex from its far end.
 
-    Args:
-      labels: integers of any shape, traced or not, in [0, K).
-      num_slots: K.
-
-    Returns:
-      Slots, shaped and typed as `labels`.
+    Labels are integers in [0, K) of any shape, traced or not; slots are shaped and typed alike.
     """
     return num_slots - 1 - labels
 
@@ -56,11 +48,7 @@ def external_slot(labels):
 
 
 def check_slots(num_stream_classes: int, num_external_classes: int, num_slots: int) -> None:
-    """Raises unless stream and external classes fit into the simplex without sharing a slot.
-
-    Raises:
-      InputError: more than `num_slots` slots are asked for.
-    """
+    """Raises `InputError` unless both kinds of classes fit into the simplex, each with its slot."""
     needed = num_stream_classes + num_external_classes
     if needed > num_slots:
         raise InputError(

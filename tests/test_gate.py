@@ -118,7 +118,7 @@ def identification_hits(evaluation, query_path, gallery_path):
         pixels = (images / 255 - mean) / std
         return np.asarray(jax.jit(module.apply)(variables, pixels.astype(np.float32)))
 
-    return retrieval.identification_hits(
+    return retrieval.METRICS["identification"].values(
         features(gallery_path, evaluation.gallery.images),
         evaluation.gallery.labels,
         features(query_path, evaluation.query.images),

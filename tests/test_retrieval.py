@@ -7,6 +7,8 @@ from sklearn.metrics import average_precision_score
 
 from iamcl2r_jax import retrieval
 
+identification_hits = retrieval.METRICS["identification"].values
+
 GALLERY_LABELS = np.array([7, -3, 7, 1000, 1000, -3, 7, 12, 12, 1000])
 
 
@@ -45,7 +47,7 @@ def naive_list(gallery, feature):
 
 
 def test_identification_against_a_loop(features):
-    hits = retrieval.identification_hits(*features)
+    hits = identification_hits(*features)
     assert hits.dtype == bool
     np.testing.assert_array_equal(hits, naive_identification(*features))
     assert 0 < hits.mean() < 1
@@ -97,13 +99,13 @@ def test_average_precision_with_ties_equals_scikit_learn():
 def test_chunks_do_not_matter(features, scores_at_once, monkeypatch):
     recall = retrieval.recall_hits(*features)
     precisions = retrieval.average_precisions(*features)
-    identified = retrieval.identification_hits(*features)
+    identified = identification_hits(*features)
     monkeypatch.setattr(retrieval, "_SCORES_AT_ONCE", scores_at_once)
     # One shape, hence one trace.
     chunks = list(retrieval._chunks(jnp.asarray(features[2]), 10))
     assert len({chunk.shape for *_, chunk in chunks}) == 1
     np.testing.assert_array_equal(retrieval.recall_hits(*features), recall)
-    np.testing.assert_array_equal(retrieval.identification_hits(*features), identified)
+    np.testing.assert_array_equal(identification_hits(*features), identified)
     np.testing.assert_allclose(retrieval.average_precisions(*features), precisions, rtol=1e-12)
 
 
@@ -114,7 +116,7 @@ def test_names_and_order_of_classes_do_not_matter(features):
     order = np.random.default_rng(1).permutation(len(gallery))
     other = (gallery[order], rename(gallery_labels)[order], query, rename(query_labels))
     np.testing.assert_array_equal(
-        retrieval.identification_hits(*other), retrieval.identification_hits(*features)
+        identification_hits(*other), retrieval.identification_hits(*features)
     )
     np.testing.assert_array_equal(retrieval.recall_hits(*other), retrieval.recall_hits(*features))
     np.testing.assert_allclose(
@@ -126,8 +128,8 @@ def test_lengths_of_features_do_not_matter(features):
     gallery, gallery_labels, query, query_labels = features
     scales = np.geomspace(1e-3, 1e3, len(gallery))[:, np.newaxis]
     np.testing.assert_array_equal(
-        retrieval.identification_hits(scales * gallery, gallery_labels, 9 * query, query_labels),
-        retrieval.identification_hits(*features),
+        identification_hits(scales * gallery, gallery_labels, 9 * query, query_labels),
+        identification_hits(*features),
     )
 
 
@@ -160,7 +162,7 @@ def test_zero_features_are_wrong_not_nan():
     np.testing.assert_array_equal(means, 0)
     query = np.array([[1.0, 0.0], [0.0, 0.0]])
     arguments = (gallery, labels, query, np.array([0, 1]))
-    np.testing.assert_array_equal(retrieval.identification_hits(*arguments), False)
+    np.testing.assert_array_equal(identification_hits(*arguments), False)
     np.testing.assert_array_equal(retrieval.recall_hits(*arguments, ks=(1,))[:, 0], [True, False])
     assert np.isfinite(retrieval.average_precisions(*arguments)).all()
 
@@ -210,7 +212,7 @@ def test_refuses_k_below_one(features):
 def test_registered_metrics_are_those_defined_here(features):
     """The value of each query, over the whole gallery or what is left of it."""
     expected = {
-        "identification": retrieval.identification_hits(*features),
+        "identification": identification_hits(*features),
         "recall_at_1": retrieval.recall_hits(*features)[:, 0],
         "mean_average_precision": retrieval.average_precisions(*features),
     }

@@ -238,10 +238,7 @@ def choose_backbone(model: ConfigDict, name: str) -> None:
     """Makes `model` of a configuration that backbone, with all its options at their defaults.
 
     Options that the one before has too keep their values; all can then be given as
-    --config.model.options.NAME=VALUE.
-
-    Raises:
-      InputError: if there is no backbone of that name.
+    --config.model.options.NAME=VALUE. Raises `InputError` if there is no backbone of that name.
     """
     options = models.default_options(name)
     del options["dtype"]  # not JSON; a run computes in the default

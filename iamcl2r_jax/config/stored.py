@@ -11,11 +11,8 @@ from iamcl2r_jax.system.errors import InputError
 def load(file: str) -> ConfigDict:
     """The configuration in a file, as the flag --config gives it to a program; for notebooks.
 
-    Args:
-      file: "configs/NAME.py", or "configs/NAME.py:option=value,...".
-
-    Returns:
-      The configuration, locked: a field that it has not got cannot be set.
+    The file is "configs/NAME.py", or "configs/NAME.py:option=value,...". The configuration is
+    locked: a field that it has not got cannot be set.
     """
     path, _, options = file.partition(":")
     get_config = runpy.run_path(path)["get_config"]
@@ -25,8 +22,7 @@ def load(file: str) -> ConfigDict:
 def as_config(written: dict[str, Any], today: ConfigDict) -> ConfigDict:
     """A configuration from what a run has written as JSON; unused options are those of `today`.
 
-    Raises:
-      InputError: for names that no field can have.
+    Raises `InputError` for names that no field can have.
     """
     try:
         config = ConfigDict(_with_tuples(written))

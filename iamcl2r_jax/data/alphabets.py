@@ -90,14 +90,7 @@ _CURSIVE = frozenset(
 def faces(character: str) -> tuple[str, ...]:
     """The typefaces in which a class is drawn: those that hold it as a drawing of its own.
 
-    Args:
-        character: a class of LATIN, DIGITS or POOL.
-
-    Returns:
-        Names of typefaces, in the order of `rendering.FACES`.
-
-    Raises:
-        ValueError: the character is not a class.
+    Raises `ValueError` for a character that is no class of LATIN, DIGITS or POOL.
     """
     if character not in _ALL:
         raise ValueError(f"character: {character!r} is not a class of LATIN, DIGITS or POOL")

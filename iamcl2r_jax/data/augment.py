@@ -21,9 +21,6 @@ def gathered(images: jax.Array, indices: jax.Array, rows: jax.Array, cols: jax.A
       indices: samples to take, int [B], in [0, N).
       rows: of each output row, int [B, H].
       cols: of each output column, int [B, W].
-
-    Returns:
-      uint8 [B, H, W, C].
     """
     _, height, width, _ = images.shape
     # Batch, crop, padding and flip are one gather; negative positions would count from the end.
@@ -119,15 +116,5 @@ def normalize_images(images: jax.Array, options: ImageOptions) -> jax.Array:
 def augmented_batch(
     key: jax.Array, images: jax.Array, indices: jax.Array, options: ImageOptions
 ) -> jax.Array:
-    """Samples of a data set, augmented and normalised.
-
-    Args:
-      key: random key.
-      images: the data set, uint8 [N, H, W, 3].
-      indices: samples to take, int [B].
-      options: see `ImageOptions`.
-
-    Returns:
-      float32 [B, H, W, 3].
-    """
+    """Samples of a data set, augmented and normalised, float32 [B, H, W, 3]; see `crop_flip`."""
     return normalize_images(options.augment(key, images, indices), options)

@@ -23,14 +23,11 @@ from tensorflow_datasets.core.utils import py_utils
 def without_tensorflow(
     builder: tfds.core.DatasetBuilder, data_dir: str | None
 ) -> tfds.core.DatasetBuilder:
-    """A builder that prepares the same data set without TensorFlow, if we have one.
+    """A builder that prepares the same data set without TensorFlow; `builder` if there is none.
 
     Args:
         builder: the catalogue's builder.
         data_dir: the TFDS directory that it was made with.
-
-    Returns:
-        The builder to prepare with; `builder` itself for data sets not listed here.
     """
     if builder.name not in _BY_NAME:
         return builder

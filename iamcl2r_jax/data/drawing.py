@@ -22,7 +22,7 @@ def draw_classes(
     *identity: object,
     processes: int | None = None,
 ) -> Iterator[list[bytes]]:
-    """The images of each character, in the order of `characters`.
+    """The images of each character in turn, as PNG files, RGB, 32x32.
 
     Args:
         characters: classes of `alphabets`.
@@ -31,9 +31,6 @@ def draw_classes(
         *identity: an image is a pure function of these, its character and its index in the class.
         processes: how many draw at the same time; by default one for each available processor, and
             one for few images. No image depends on it.
-
-    Yields:
-        The images of one character as PNG files, RGB, 32x32.
     """
     if processes is None:
         few = len(characters) * per_class <= _FEW

@@ -30,13 +30,8 @@ def suffixes() -> frozenset[str]:
 def decode(file: pathlib.Path | BinaryIO, image_size: int, *, turn: bool = False) -> np.ndarray:
     """An image file as uint8 [image_size, image_size, 3]; see `sources.load` for the rules.
 
-    Args:
-        file: its path or its bytes.
-        image_size: height and width.
-        turn: cameras store the turn of the picture beside its pixels; whether to obey.
-
-    Raises:
-        Exception: of many kinds, if it is broken.
+    Cameras store the turn of the picture beside its pixels; `turn` says whether to obey. A broken
+    file raises exceptions of many kinds.
     """
     with Image.open(file, formats=formats()) as image:
         return to_rgb(ImageOps.exif_transpose(image) if turn else image, image_size)
@@ -65,8 +60,7 @@ def _three_channels(image: Image.Image) -> Image.Image:
 def room_for(name: str, split: str, count: int, image_size: int) -> np.ndarray:
     """An empty uint8 [count, image_size, image_size, 3]; only rows that are filled take memory.
 
-    Raises:
-        InputError: there is not so much memory.
+    Raises `InputError` if there is not so much.
     """
     try:
         return np.empty((count, image_size, image_size, 3), np.uint8)
@@ -79,11 +73,7 @@ def room_for(name: str, split: str, count: int, image_size: int) -> np.ndarray:
 
 
 def first_classes(name: str, names: tuple[str, ...], num_classes: int | None) -> tuple[str, ...]:
-    """The first `num_classes` names of a data set's classes; None keeps all.
-
-    Raises:
-        InputError: it has not so many.
-    """
+    """The first `num_classes` names of a data set's classes, or all; `InputError` if too many."""
     if num_classes is not None and not 1 <= num_classes <= len(names):
         raise InputError(f"num_classes={num_classes}: data set {name!r} has 1 to {len(names)}")
     return tuple(names[:num_classes])

@@ -135,15 +135,8 @@ def has_character(face: str, character: str) -> bool:
 def draw(face: str, character: str) -> Image.Image:
     """The undistorted drawing: on the baseline, its ink centred between left and right.
 
-    Args:
-        face: one of FACES.
-        character: a character that the face has.
-
-    Returns:
-        A grey image, ink 255 on 0, twice the final resolution and with a margin around the frame.
-
-    Raises:
-        ValueError: the face lacks the character.
+    A grey image, ink 255 on 0, twice the final resolution and with a margin around the frame.
+    Raises `ValueError` if the face lacks the character.
     """
     if not has_character(face, character):
         raise ValueError(f"character: {character!r} is not in typeface {face}; choose one that is")
@@ -163,7 +156,7 @@ def random_image(
     variation: Variation,
     clutter: Sequence[str] = (),
 ) -> Image.Image:
-    """A random image of `character` in one of `faces`.
+    """A random image of `character`, RGB, 32x32.
 
     Args:
         faces: names of typefaces that have the character.
@@ -171,9 +164,6 @@ def random_image(
         rng: the only source of randomness.
         variation: how much images differ.
         clutter: characters of CLUTTER_FACE to draw behind it.
-
-    Returns:
-        An RGB image, 32x32.
     """
     dark = rng.uniform(0, variation.colour_range, 3)
     light = rng.uniform(1 - variation.colour_range, 1, 3)

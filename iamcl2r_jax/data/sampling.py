@@ -26,11 +26,7 @@ class Pool:
 
 
 def make_pool(indices: np.ndarray, capacity: int) -> Pool:
-    """Pads `indices` [n] to `capacity`.
-
-    Raises:
-      ValueError: if they are more than `capacity`.
-    """
+    """Pads `indices` [n] to `capacity`; `ValueError` if they are more."""
     if len(indices) > capacity:
         raise ValueError(f"a pool of capacity {capacity} cannot hold {len(indices)} samples")
     padded = np.zeros(capacity, np.int32)
@@ -146,7 +142,7 @@ def sample_batch(
       batch_size: B.
 
     Returns:
-      Positions in the data set, int32 [B], and whether each came from memory, bool [B].
+      Of each of the B, its position in the data set, int32, and whether it came from memory.
     """
     num_memory = batch_size // 2
 

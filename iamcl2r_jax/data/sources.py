@@ -112,9 +112,6 @@ def describe(name: str, split: str | None = None, *, data_dir: str | None = None
         split: folder sets only: name only the classes that this split has, not those of all splits.
         data_dir: TFDS directory; None for TFDS's default.
 
-    Returns:
-        The description.
-
     Raises:
         InputError: there is no such data set, or it has no classes.
     """
@@ -153,9 +150,6 @@ def load(
         num_classes: keep only the first so many classes (the others are not even decoded).
         min_per_class: folder sets only: the least number of images that a class directory of this
             split may hold.
-
-    Returns:
-        The image set.
 
     Raises:
         InputError: see the message.

@@ -38,10 +38,8 @@ class Stream:
 def split_tasks(num_classes: int, initial_classes: int, increment: int) -> tuple[range, ...]:
     """Stream labels of each task: the first has `initial_classes`, later ones `increment`.
 
-    The last task takes what is left, if that is fewer. `initial_classes` may be all.
-
-    Raises:
-      InputError: if a size is not positive or exceeds what there is.
+    The last task takes what is left, if that is fewer. `initial_classes` may be all. Raises
+    `InputError` if a size is not positive or exceeds what there is.
     """
     if not 1 <= initial_classes <= num_classes:
         raise InputError(
@@ -108,12 +106,9 @@ def remember(
     Args:
       stream: the stream.
       task: the task just finished.
-      memory: positions in `stream.train` of what is remembered so far.
+      memory: positions in `stream.train` of what is remembered so far; so is what is returned.
       per_class: images to keep of each class; all of a class that has fewer.
       seed: of the run.
-
-    Returns:
-      The new memory, positions in `stream.train`.
     """
     rng = np.random.default_rng([seed, task])
     chosen = [memory]

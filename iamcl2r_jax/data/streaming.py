@@ -52,12 +52,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class HostDataset:
-    """A data set on the host.
-
-    Attributes:
-      images: uint8 [N, H, W, 3]; may be mapped from a file (np.memmap).
-      labels: row of the classifier that belongs to each image's class, int32 [N].
-    """
+    """A data set on the host: images uint8 [N, H, W, 3], or an np.memmap of such, and int32 [N]."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -199,13 +194,7 @@ def _put(
     shape: tuple[int, ...],
     batch_sharding: NamedSharding | None,
 ) -> jax.Array:
-    """An array [S, B, ...] on the devices; of each the part of its samples alone is read.
-
-    Args:
-      of_part: maps an index of [S, B] to the values there.
-      shape: of the whole.
-      batch_sharding: see `parallel.batch_sharding`.
-    """
+    """An array [S, B, ...] on the devices; `of_part` reads of each the part of its samples."""
     if batch_sharding is None:
         return jax.device_put(of_part(...))
     split = parallel.split_blocks(batch_sharding)

@@ -33,11 +33,7 @@ METHODS: dict[str, Method] = {
 
 
 def get(name: str) -> Method:
-    """The method called `name`.
-
-    Raises:
-      InputError: if there is none of that name.
-    """
+    """The method called `name`; `InputError` if there is none."""
     if name not in METHODS:
         raise InputError(f"method={name!r} is unknown; there are {', '.join(METHODS)}")
     return METHODS[name]

@@ -29,7 +29,7 @@ class ClassCentres:
         """Adds the classes of some images.
 
         Args:
-          features: of the images, by the model that has just learned their classes, [N, D].
+          features: by the model that has just learned these classes, [N, D].
           rows: row of the classifier of each image's class, integer [N].
         """
         chex.assert_rank([features, rows], [2, 1])

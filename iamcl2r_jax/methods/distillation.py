@@ -81,7 +81,7 @@ def lucir(
     classes = inputs.classes
     softmax = inputs.normalized_softmax(temperature)
     fd = losses.feature_distillation(inputs.features, inputs.old_features)
-    weight = base_weight * jnp.sqrt(classes.num_earlier / classes.num_new)
+    weight = base_weight * jnp.sqrt(jnp.sum(classes.earlier) / jnp.sum(classes.new))
     ranking = losses.margin_ranking_loss(
         inputs.logits,
         inputs.labels,

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import flax.struct
 import jax
-import jax.numpy as jnp
 
 from iamcl2r_jax import losses
 from iamcl2r_jax.system.values import number
@@ -45,16 +44,6 @@ class Classes:
     def earlier(self) -> jax.Array:
         """Classes of earlier tasks, bool [K]."""
         return self.active & ~self.new
-
-    @property
-    def num_new(self) -> jax.Array:
-        """Number of classes of the current task."""
-        return jnp.sum(self.new)
-
-    @property
-    def num_earlier(self) -> jax.Array:
-        """Number of classes of earlier tasks."""
-        return jnp.sum(self.earlier)
 
 
 @flax.struct.dataclass

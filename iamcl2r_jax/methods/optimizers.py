@@ -23,9 +23,7 @@ _matrices = partial(jax.tree.map, lambda p: p.ndim > 1)  # biases and scales do 
 def sgd(*, momentum: Decay = 0.9, weight_decay: Weight = 5e-4) -> optax.GradientTransformation:
     """PyTorch's SGD: v <- momentum v + (g + weight_decay p), and v is the direction.
 
-    Args:
-      momentum: share of v that each step keeps.
-      weight_decay: of parameters of two or more dimensions.
+    Parameters of fewer than two dimensions do not decay.
     """
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=_matrices), optax.trace(decay=momentum)
@@ -41,13 +39,10 @@ def adamw(
 ) -> optax.GradientTransformation:
     """AdamW: m / (sqrt(v) + eps) + weight_decay p, of the bias-corrected moments m and v.
 
-    Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019, arXiv:1711.05101.
+    Each step keeps the shares b1 of m and b2 of v; parameters of fewer than two dimensions do not
+    decay.
 
-    Args:
-      b1: share of m that each step keeps.
-      b2: share of v that each step keeps.
-      eps: added to the square root of v.
-      weight_decay: of parameters of two or more dimensions.
+    Loshchilov and Hutter, Decoupled Weight Decay Regularization, ICLR 2019, arXiv:1711.05101.
     """
     return optax.chain(
         optax.scale_by_adam(b1, b2, eps), optax.add_decayed_weights(weight_decay, mask=_matrices)

@@ -79,7 +79,8 @@ def simplex_fd(inputs: LossInputs, *, base_weight: Weight = 5.0):
         inputs.features, inputs.old_features, weight=inputs.from_memory & inputs.has_old
     )
     classes = inputs.classes
-    weight = base_weight * jnp.sqrt(classes.num_new / jnp.maximum(classes.num_earlier, 1))
+    num_new, num_earlier = jnp.sum(classes.new), jnp.sum(classes.earlier)
+    weight = base_weight * jnp.sqrt(num_new / jnp.maximum(num_earlier, 1))
     return ce + weight * fd, {"ce": ce, "fd": fd}
 
 

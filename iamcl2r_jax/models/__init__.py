@@ -41,9 +41,6 @@ def create(name: str, num_features: int = 1023, **options) -> nn.Module:
       num_features: dimension D of the feature; K - 1 for a d-Simplex of K classes.
       **options: fields of the backbone's module, such as `width` and `stem`.
 
-    Returns:
-      A module whose `.apply(variables, images [B, H, W, 3], train=False)` is [B, num_features].
-
     Raises:
       InputError: if there is no backbone of that name, it has no such option, or the option has
         another value than it may have.
@@ -64,11 +61,7 @@ def create(name: str, num_features: int = 1023, **options) -> nn.Module:
 
 
 def default_options(name: str) -> dict[str, Any]:
-    """The options of the backbone called `name`, with their defaults.
-
-    Raises:
-      InputError: if there is no backbone of that name.
-    """
+    """The options of the backbone called `name`, with their defaults; `InputError` if unknown."""
     if not isinstance(name, str) or name not in BACKBONES:
         raise InputError(f"backbone={name!r} is unknown; there are {', '.join(BACKBONES)}")
     backbone = BACKBONES[name]

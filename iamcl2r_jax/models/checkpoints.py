@@ -124,8 +124,7 @@ def _digests(directory: epath.Path) -> dict[str, str]:
 def exists(path: str) -> bool:
     """Whether a finished checkpoint lies at `path` (one being written has another name).
 
-    Raises:
-      InputError: if that cannot be found out, for want of permission, say.
+    Raises `InputError` if that cannot be found out, for want of permission, say.
     """
     try:
         (epath.Path(path) / _MANIFEST).stat()
@@ -170,11 +169,7 @@ def verify(path: str) -> None:
 
 
 def load_metadata(path: str) -> dict[str, Any]:
-    """The metadata of a checkpoint.
-
-    Raises:
-      InputError: if there is no finished checkpoint at `path`, or it is damaged.
-    """
+    """The metadata of a checkpoint; `InputError` if there is no finished and intact one."""
     verify(path)
     metadata = _read_json(path, _METADATA)
     if metadata is None:

@@ -169,10 +169,7 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -
 def grouped_matmul_conv(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int
 ) -> jax.Array:
-    """The grouped convolution as one matrix product for each group. Shapes as in `conv2d`.
-
-    XLA's native one is fast forwards, but its gradient is ten to fifty times slower than this.
-    """
+    """`conv2d` as one matrix product for each group; XLA's gradient is 10 to 50 times slower."""
     batch, height, width, channels = x.shape
     k_h, k_w, _, features = kernel.shape
     rows, cols = _taps(height, k_h, stride, padding), _taps(width, k_w, stride, padding)
@@ -251,9 +248,8 @@ def conv_layer(
     Args:
       features: output channels C'.
       kernel_size: height and width of the kernel.
-      stride: step in both directions.
+      stride, groups: see `conv2d`.
       padding: zeros on every side; by default (kernel_size - 1) // 2, which keeps the map's size.
-      groups: parts into which the channels are cut, see `conv2d`.
       dtype: dtype of the computation; parameters stay float32.
       name: of the layer.
     """

@@ -65,13 +65,7 @@ class ResidualBlock(nn.Module):
 def project(x: jax.Array, num_features: int, dtype: jnp.dtype) -> jax.Array:
     """Global mean and bias-free linear map, as layer `projection` of the calling module.
 
-    Args:
-      x: the trunk's last map, [B, H, W, C].
-      num_features: dimension D of the feature.
-      dtype: dtype of the computation.
-
-    Returns:
-      Unnormalised features [B, D], float32 or wider.
+    The trunk's last map, [B, H, W, C], to unnormalised features [B, D], float32 or wider.
     """
     wide = jnp.promote_types(dtype, jnp.float32)
     projection = nn.Dense(

@@ -14,14 +14,7 @@ def max_pool(x: jax.Array, *, window: int, stride: int, padding: int) -> jax.Arr
     windowed reduction is a scatter, several times slower on CPU. Where values tie, the gradient is
     shared among them instead of going to the first.
 
-    Args:
-      x: [B, H, W, C].
-      window: height and width of the windows.
-      stride: step in both directions.
-      padding: cells of minus infinity added on every side.
-
-    Returns:
-      [B, H', W', C], with H' = (H + 2 padding - window) // stride + 1.
+    [B, H, W, C] to [B, H', W', C], with H' = (H + 2 padding - window) // stride + 1.
     """
     chex.assert_rank(x, 4)
     pads = ((0, 0), (padding, padding), (padding, padding), (0, 0))

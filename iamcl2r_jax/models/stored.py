@@ -49,11 +49,7 @@ class Architecture:
         return cls.of(config.model.backbone, config.num_slots - 1, config.model.options)
 
     def module(self) -> nn.Module:
-        """The Flax module.
-
-        Raises:
-          ValueError: if there is no such backbone or option.
-        """
+        """The Flax module; `ValueError` if there is no such backbone or option."""
         return models.create(self.backbone, self.num_features, **dict(self.options))
 
     def to_json(self) -> dict[str, Any]:
@@ -214,8 +210,7 @@ class Requirement:
 def parse(path: str, written: Any) -> Metadata:
     """The metadata of the checkpoint at `path`, from what its metadata.json holds.
 
-    Raises:
-      InputError: naming the field, its value and what would be right.
+    Raises `InputError`, naming the field, its value and what would be right.
     """
     fields = {field.name for field in dataclasses.fields(Metadata)}
     missing = fields - written.keys()
@@ -274,26 +269,13 @@ def expected_variables(metadata: Metadata) -> Any:
 
 
 def save_model(path: str, model: Model, beside: Sequence[epath.Path] = ()) -> None:
-    """Writes a model as a checkpoint directory, atomically.
-
-    Args:
-      path: directory to make; it must not exist.
-      model: to write; its own path is not read.
-      beside: files to copy into the directory.
-
-    Raises:
-      InputError, WriteError: see `checkpoints.save`.
-    """
+    """Writes a model as a checkpoint directory, see `checkpoints.save`; its path is not read."""
     arrays = model.variables | ({} if model.adapter is None else {"adapter": model.adapter})
     checkpoints.save(path, arrays, model.metadata.to_json(), beside)
 
 
 def load_metadata(path: str, require: Requirement = Requirement()) -> Metadata:
-    """What the model at `path` is.
-
-    Raises:
-      InputError: if there is no finished checkpoint, it is damaged, or not as required.
-    """
+    """What the model at `path` is; errors as of `load_model`, without those of its arrays."""
     metadata = parse(path, checkpoints.load_metadata(path))
     require.check(path, metadata)
     return metadata

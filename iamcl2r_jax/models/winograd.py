@@ -126,14 +126,9 @@ def _kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def conv3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Convolution of stride 1 that keeps the size of the map, with zeros around it.
+    """Convolution of stride 1 with zeros around the maps: [B, H, W, C] to [B, H, W, C'].
 
-    Args:
-      x: maps, [B, H, W, C], of a size and dtype that `suits`.
-      kernel: [3, 3, C, C'].
-
-    Returns:
-      [B, H, W, C'].
+    The maps are of a size and dtype that `suits`, the kernel is [3, 3, C, C'].
     """
     return _forward(x, kernel)
 

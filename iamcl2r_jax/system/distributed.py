@@ -137,11 +137,7 @@ def _slurm_tasks() -> int:
     """Tasks of the SLURM step that this process is one of; 1 outside of a step.
 
     A batch script or a shell of `salloc` is in no step: it is one process whatever the job asked
-    for.
-
-    Raises:
-      InputError: if it is in a step of several, and a variable that JAX needs is not as srun sets
-        it.
+    for. In a step of several, every variable that JAX needs must be as srun sets it.
     """
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks == "1":
@@ -210,12 +206,7 @@ def any_process(value: bool) -> bool:
 
 
 def check_same(what: str, value: Any) -> None:
-    """Waits for all processes of the job and raises `InputError` in all if they differ.
-
-    Args:
-      what: is compared.
-      value: JSON.
-    """
+    """Waits for all processes of the job; `InputError` in all if the JSON `value` differs."""
     if jax.process_count() == 1:
         return
     wait_for_all(f"{what} compared")

@@ -108,10 +108,9 @@ def require_space(path: str, size: int) -> None:
 
 
 def discard(path: str) -> str | None:
-    """Removes a file or directory that nothing needs any more.
+    """Removes a file or directory that nothing needs any more; says why if some of it stays.
 
-    Returns:
-      None, or why some of it is still there: housekeeping is no reason to end any work.
+    It does not raise: housekeeping is no reason to end any work.
     """
     path = epath.Path(path)
     try:
@@ -140,10 +139,8 @@ def plain_path(directory: str) -> Iterator[epath.Path]:
     """A directory under a path, itself where it is plain, which no library takes for a pattern.
 
     Orbax globs in the directory of a checkpoint without escaping it. Inside the block a symbolic
-    link in the temporary directory stands for a directory with such a path.
-
-    Raises:
-      InputError: if no such link can be made.
+    link in the temporary directory stands for a directory with such a path. Raises `InputError` if
+    no such link can be made.
     """
     path = os.fspath(directory)
     if "://" in path or not _SPECIAL.search(path):
@@ -165,11 +162,7 @@ def plain_path(directory: str) -> Iterator[epath.Path]:
 
 
 def read_json(path: str) -> dict[str, Any] | None:
-    """What `write_json` wrote, or None if there is no such file.
-
-    Raises:
-      DamagedError: if it is not as it was written.
-    """
+    """What `write_json` wrote, or None if there is no such file; `DamagedError` if changed."""
     path = epath.Path(path)
     if not path.exists():
         return None
@@ -230,10 +223,7 @@ def one_writer(directory: str) -> Iterator[None]:
 
     The lock is the operating system's: it goes when its process does, however that ends.
     Directories in cloud storage are not locked. Of a job of several processes the first holds the
-    lock.
-
-    Raises:
-      LockedError: naming the process that writes there.
+    lock. Raises `LockedError`, naming the process that writes there.
     """
     if "://" in directory or not distributed.is_first():
         yield

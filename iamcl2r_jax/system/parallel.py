@@ -14,13 +14,8 @@ def batch_sharding(batch_size: int) -> NamedSharding | None:
     """How a batch lies on the devices of the job; None with a single device.
 
     The program computes what one device would, batch statistics and HOC candidates over the whole
-    batch included; XLA inserts the communication.
-
-    Args:
-      batch_size: B, over all devices.
-
-    Raises:
-      InputError: if the devices cannot share the batch evenly.
+    batch included; XLA inserts the communication. Raises `InputError` if the devices cannot share
+    the batch evenly.
     """
     count = jax.device_count()
     if batch_size % count:
@@ -59,12 +54,7 @@ def split_blocks(batch: NamedSharding) -> NamedSharding:
 
 
 def replicate(tree: Any, batch: NamedSharding | None) -> Any:
-    """Arrays that every process holds, put whole on each of the devices that share a batch.
-
-    Args:
-      tree: arrays, equal in all processes of the job.
-      batch: see `batch_sharding`; None for the one device.
-    """
+    """Arrays that every process holds, put whole on each of the devices that share a batch."""
     if batch is None:
         return jax.device_put(tree)
     # Not `device_put`: it takes no random keys to the devices of other processes.

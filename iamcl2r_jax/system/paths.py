@@ -12,11 +12,8 @@ CACHE = "~/.cache/iamcl2r_jax"  # of compiled programs, unless another is named
 def expand(path: str) -> str:
     """The path with a leading ~ or ~user replaced by the home directory.
 
-    A shell leaves the ~ of --workdir=~/run alone.
-
-    Raises:
-      InputError: if there is no such home directory, as in containers without HOME, or no such
-        storage.
+    A shell leaves the ~ of --workdir=~/run alone. Raises `InputError` if there is no such home
+    directory, as in containers without HOME, or no such storage.
     """
     check_storage(path)
     expanded = os.path.expanduser(path)

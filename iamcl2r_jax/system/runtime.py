@@ -70,11 +70,8 @@ def environment() -> dict:
 def enable_compilation_cache(directory: str | None = None) -> None:
     """Keeps compiled programs in `directory`, so that the next start need not compile them.
 
-    Args:
-      directory: "" for no cache; None for `paths.CACHE`, or none if there is no home directory.
-
-    Raises:
-      InputError: if JAX cannot be given its name.
+    With "" there is no cache; None is `paths.CACHE`, or no cache if there is no home directory.
+    Raises `InputError` if JAX cannot be given the name.
     """
     if directory is None:
         directory = paths.expand(paths.CACHE) if paths.has_home() else ""
@@ -89,11 +86,7 @@ def enable_compilation_cache(directory: str | None = None) -> None:
 
 
 class Clock:
-    """Wall-clock seconds of consecutive stages.
-
-    Attributes:
-      seconds: of each stage, by name.
-    """
+    """Wall-clock `seconds` of consecutive stages, by name."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}

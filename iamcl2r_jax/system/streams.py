@@ -17,9 +17,8 @@ def tolerate_any_text() -> None:
 def flush() -> None:
     """Brings out what was printed.
 
-    Raises:
-      OSError: if standard output takes nothing more; what is left is dropped, so that Python does
-        not fail a second time when it ends.
+    If standard output takes nothing more, what is left is dropped with the `OSError`, so that
+    Python does not fail a second time when it ends.
     """
     if sys.stdout is None:
         return

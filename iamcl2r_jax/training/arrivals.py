@@ -33,7 +33,8 @@ def take(context: Context, task: int, records: Sequence[dict[str, Any]]) -> Mode
     """What a task that begins takes up from the watched directory.
 
     The best model there that is better than the one in use, which is the last external one. A
-    decision that an earlier start made while it trained this task is kept to.
+    decision that an earlier start made while it trained this task is kept to; `DamagedError` if it
+    or the copy is damaged.
 
     Args:
       context: of the run.
@@ -42,9 +43,6 @@ def take(context: Context, task: int, records: Sequence[dict[str, Any]]) -> Mode
 
     Returns:
       The model, loaded from its copy; None if there is none, or nothing is watched for.
-
-    Raises:
-      DamagedError: if an earlier start's decision or copy is damaged.
     """
     replacements = context.config.replacements
     if not replacements.watch or task in (*replacements.tasks, *replacements.retrain):

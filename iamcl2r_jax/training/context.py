@@ -37,11 +37,10 @@ def optimizer(train: ConfigDict) -> optax.GradientTransformation:
 class ProgramsByArchitecture:
     """Compiled programs by architecture, made when first asked for.
 
+    Raises `InputError` if the devices cannot share a batch.
+
     Attributes:
       batch_sharding: of all of them, see `parallel.batch_sharding`.
-
-    Raises:
-      InputError: if the devices cannot share a batch.
     """
 
     def __init__(self, config: ConfigDict):

@@ -30,12 +30,7 @@ def recipe_of(config: ConfigDict) -> ConfigDict:
 
 
 def external_paths(config: ConfigDict) -> tuple[tuple[str, ...], dict[int, str]]:
-    """Where the external models are, or will be made.
-
-    Returns:
-      The path of the model of each replacement, and by number of classes the path of each that is
-      to be made.
-    """
+    """The path of the model of each replacement, and by number of classes of those to be made."""
     replacements, recipe = config.replacements, recipe_of(config)
     paths = tuple(replacements.checkpoints)
     if not makes_external_models(config):
@@ -74,10 +69,7 @@ def _identity(recipe: ConfigDict, classes: int) -> dict[str, Any]:
 
 
 def shipped_path(recipe: ConfigDict, classes: int) -> str | None:
-    """The model that comes with this package and that `recipe` makes of `classes` classes, if any.
-
-    They were made by `config.default_pretrain`.
-    """
+    """The model that comes with this package and that `recipe` makes of so many classes."""
     if _identity(recipe, classes) != _identity(default_pretrain(), classes):
         return None
     path = os.path.join(os.path.dirname(sources.__file__), "external", f"glyphs-{classes}")
@@ -85,12 +77,7 @@ def shipped_path(recipe: ConfigDict, classes: int) -> str | None:
 
 
 def load_external(config: ConfigDict, path: str) -> Model:
-    """An external model that this run can take up.
-
-    Raises:
-      InputError: see `stored.load_model`; or if the stream's classes need slots that it was
-        trained on.
-    """
+    """An external model that this run can take up; `InputError` if it cannot."""
     require = Requirement(
         kind=EXTERNAL,
         head=methods.get(config.method).external_head,

@@ -46,8 +46,7 @@ def load_stream(config: ConfigDict) -> Stream:
 def load_evaluations(config: ConfigDict) -> dict[str, Evaluation]:
     """The open-set evaluations by name, in memory.
 
-    Raises:
-      DataError: if a set cannot be had, or every query of an evaluation is in its gallery.
+    Raises `InputError` if a set cannot be had, or every query of an evaluation is in its gallery.
     """
     options = {"image_size": config.image.size, "data_dir": config.data_dir or None}
     evaluations = {

@@ -286,10 +286,9 @@ def prepare(run: Progress, task: int) -> Start:
 def train_task(
     group: Sequence[Progress], task: int, starts: Sequence[Start], store: ProgressStore
 ) -> list[tuple[Variables, list[dict[str, float]]]]:
-    """Trains a task of several runs at once, or of one, or what an earlier start left of it.
+    """Variables and each epoch's metrics of a task of some runs, trained at once.
 
-    Returns:
-      Of each run the variables of the new model and the metrics of each epoch.
+    Or of what an earlier start left of it.
     """
     context, start = group[0].context, starts[0]  # the architectures are those of all
     config, train = context.config, context.config.train

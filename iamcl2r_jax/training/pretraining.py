@@ -329,11 +329,7 @@ class _Trainer:
 
 
 def _with_zero_projection(variables: Variables) -> Variables:
-    """The variables with zeros for the last layer, the linear map to the feature.
-
-    Raises:
-      InputError: if the network does not call it so.
-    """
+    """The variables with zeros for the last layer, the linear map; it must be called projection."""
     params = variables["params"]
     if "projection" not in params:
         raise InputError(

@@ -18,13 +18,7 @@ def results_of(
     evaluations: dict[str, Evaluation],
     untrained: Model,
 ) -> dict[str, Any]:
-    """The results of a run whose tasks are finished, but for times and environment.
-
-    Args:
-      context, evaluations: of the run.
-      records: of its tasks.
-      untrained: a reference, see `references`.
-    """
+    """The results of a run whose tasks left `records`, but for times and environment."""
     config, tasks = context.config, context.stream.tasks
     figures, passes = evaluate(context, evaluations)
     replaced_by = {
@@ -50,11 +44,9 @@ def results_of(
 
 
 def evaluate(context: Context, evaluations: dict[str, Evaluation]) -> tuple[dict[str, Any], int]:
-    """Every pair of models of a run on every evaluation.
+    """Figures of the matrix of a run's models on each evaluation, and how many feature passes.
 
-    Returns:
-      {evaluation: figures of its matrix}, and the number of feature passes: each model over each
-      evaluation once.
+    Each model passes over each evaluation once.
     """
     config, num_tasks = context.config, len(context.stream.tasks)
     passes = 0

@@ -114,10 +114,8 @@ class ProgressStore:
     def latest(self, state: TrainState) -> tuple[TrainState, Position]:
         """The newest intact state and its position; `state` and the start if there is none.
 
-        What is damaged is set aside in the directory.
-
-        Raises:
-          InputError: if a state cannot be read, which may be whole, or is not of this training.
+        What is damaged is set aside in the directory. Raises `InputError` if a state cannot be
+        read, which may be whole, or is not of this training.
         """
         expected = serialization.to_state_dict(state)
         arrays, position, damaged = expected, Position(), []

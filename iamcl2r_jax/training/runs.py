@@ -31,9 +31,7 @@ REPORT = "report.html"
 def read_config(workdir: str) -> ConfigDict | None:
     """The configuration of the run in a directory; None if there is none.
 
-    Raises:
-      InputError: if no run can have had it; the message is one line.
-      DamagedError: if it is not as it was written.
+    Raises `InputError` if no run can have had it, `DamagedError` if it is not as it was written.
     """
     path = os.path.join(workdir, "config.json")
     written = files.read_json(path)
@@ -46,8 +44,7 @@ def read_config(workdir: str) -> ConfigDict | None:
 def of_seeds(config: ConfigDict, workdir: str) -> dict[str, ConfigDict]:
     """Directory and configuration of the run of each seed; of a single one in the workdir itself.
 
-    Raises:
-      InputError: if several seeds cannot be trained at once here.
+    Raises `InputError` if several seeds cannot be trained at once here.
     """
     if config.num_seeds == 1:
         return {workdir: config}
@@ -74,11 +71,7 @@ def finished(workdir: str, reporter: Reporter) -> dict[str, Any] | None:
 
 
 def begin(config: ConfigDict, digests: dict[str, str], workdir: str) -> None:
-    """Marks a directory as that of a run, once no other process can begin one there.
-
-    Raises:
-      InputError: if it holds another run, as `refuse_other_config` and `refuse_other_data` say.
-    """
+    """Marks a directory as that of a run; `InputError` if another has begun there meanwhile."""
     refuse_other_config(config, workdir)
     refuse_other_data(digests, workdir)
     written = {_CONFIG: config.to_dict(), _DATA: digests, _NUMERICS: runtime.numerics()}
@@ -159,11 +152,7 @@ def task_path(workdir: str, task: int) -> str:
 
 
 def task_records(workdir: str) -> list[dict[str, Any]]:
-    """Records of the finished tasks, from the first without a gap.
-
-    Raises:
-      InputError: if one of them is damaged.
-    """
+    """Records of the finished tasks, from the first without a gap; `InputError` if damaged."""
     records = []
     while checkpoints.exists(path := task_path(workdir, len(records))):
         records.append(load_task_record(path, len(records)))
@@ -173,8 +162,7 @@ def task_records(workdir: str) -> list[dict[str, Any]]:
 def load_task_record(path: str, task: int) -> dict[str, Any]:
     """What the metadata of a task's checkpoint say about the task.
 
-    Raises:
-      DamagedError: if it is damaged, or is not what a run writes after this task.
+    Raises `DamagedError` if it is damaged, or is not what a run writes after this task.
     """
     record = load_metadata(path, Requirement(kind=TASK)).about
     match record:
@@ -199,10 +187,7 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
     """Records of the finished tasks up to the first that is damaged or missing.
 
     What comes after was built on that one; it is set aside, so that the run goes on from the last
-    intact task.
-
-    Raises:
-      InputError: if one cannot be read, which may be whole.
+    intact task. Raises `InputError` if one cannot be read, which may be whole.
     """
     records = []
     while True:
@@ -240,11 +225,8 @@ def write_report(
     """Writes the page of a finished run, or one line that says why there is none.
 
     What was measured is in results.json by then, so that nothing is lost with a page that can be
-    made again. Of a job of several processes the first alone writes it.
-
-    Args:
-      config, workdir, results, loaded: see `reports.page.write`.
-      reporter: is told if the page cannot be written.
+    made again. Of a job of several processes the first alone writes it. Arguments are those of
+    `reports.page.write`.
     """
     again = f"results.json is complete, and launch/evaluate.py --workdir={workdir} tries again"
     with or_message(reporter, f"{os.path.join(workdir, REPORT)} was not written", again):

@@ -41,15 +41,7 @@ def of_seed(tree: Any, index: int, num_seeds: int) -> Any:
 
 
 def summary(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and standard deviation over the seeds.
-
-    Args:
-      results: of each seed's run.
-
-    Returns:
-      "name", "method", "seeds", and under "evaluations" for each of them "ac" and "aa" (in
-      percent), see `intervals.mean_and_std`.
-    """
+    """Mean and standard deviation over the seeds of AC and AA (in percent), by evaluation."""
     return {
         "name": results[0]["name"],
         "method": results[0]["method"],

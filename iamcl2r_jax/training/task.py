@@ -100,14 +100,12 @@ def with_adapter(
 ) -> tuple[Model, dict[str, Any]]:
     """The model after a task with an adapter from the model of the task before.
 
-    Both embed the task's training images, as they are stored.
+    Both embed the task's training images, as they are stored. Raises `DivergenceError` if its
+    training left the finite numbers.
 
     Returns:
       The model, and what its record says of the adapter: its hidden width and the metrics of
       `fan.fit`.
-
-    Raises:
-      DivergenceError: if its training left the finite numbers.
     """
     config, stream = context.config, context.stream
     head = methods.get(config.method).head
@@ -187,8 +185,7 @@ def task_data(
     """What a task trains with, in shapes that are the same for all tasks.
 
     Args:
-      context: of the run.
-      task: which.
+      context, task: of the run, and which.
       old: see `teachers`.
       memory: positions in the stream's training images, integer [M]; not used where the protocol
         retrains, on all images so far.

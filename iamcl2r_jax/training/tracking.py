@@ -38,13 +38,7 @@ Writer = Callable[[int, Mapping[str, float], Mapping[str, np.ndarray]], None]
 
 
 class Tracker:
-    """Tells writers what a run reached, each thing once.
-
-    Args:
-      epochs_per_task: of the run.
-      writers: of lines.
-      drawers: of lines and pictures.
-    """
+    """Tells writers of lines, and drawers of lines and pictures, what a run reached, once."""
 
     def __init__(
         self,
@@ -58,12 +52,7 @@ class Tracker:
         self._told: dict[int, int] = {}  # epochs, by task
 
     def epochs(self, task: int, history: Sequence[Mapping[str, float]]) -> None:
-        """Tells of the epochs of a task that were not told before.
-
-        Args:
-          task: counted from 0.
-          history: metrics of all epochs of the task so far.
-        """
+        """Tells of the epochs of a task that were not told before; `history` is of all so far."""
         for index in range(self._told.get(task, 0), len(history)):
             at = {"task": task, "epoch": index + 1}
             at["global_epoch"] = task * self._epochs_per_task + index + 1
@@ -86,10 +75,8 @@ class Tracker:
     ) -> None:
         """Tells, task by task, what the models up to that task reach.
 
-        Args:
-          figures: of each evaluation by its name, as in results.json.
-          schedule: of the tasks.
-          reporter: is told if a matrix cannot be drawn.
+        The figures are of each evaluation by its name, as in results.json; the reporter is told if
+        a matrix cannot be drawn.
         """
         pictures = {}
         if self._draws:
@@ -114,11 +101,7 @@ class Tracker:
 
 
 def check(tracking: ConfigDict) -> None:
-    """Checks a run's `tracking` before anything starts.
-
-    Raises:
-      InputError: if Weights & Biases is asked for and not installed.
-    """
+    """Raises `InputError` if Weights & Biases is asked for and not installed."""
     if tracking.wandb:
         _import_wandb()
 
@@ -127,14 +110,8 @@ def check(tracking: ConfigDict) -> None:
 def open_tracker(config: ConfigDict, workdir: str) -> Iterator[Tracker]:
     """The tracker of a run or of pre-training, which begins without lines; closed with the block.
 
-    In a job of several processes only the first one writes.
-
-    Args:
-      config: see `config.default` and `config.default_pretrain`.
-      workdir: where to write.
-
-    Raises:
-      InputError: if Weights & Biases is asked for and cannot start.
+    In a job of several processes only the first one writes. Raises `InputError` if Weights & Biases
+    is asked for and cannot start.
     """
     with ExitStack() as stack:
         writers, drawers = [], []
