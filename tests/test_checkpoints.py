@@ -192,6 +192,6 @@ def test_a_model_that_is_not_as_required_is_refused(require, message):
     architecture = stored.Architecture("resnet20", 7)
     image = stored.ImageInput(16, (0.5, 0.4, 0.3), (0.2, 0.2, 0.2))
     metadata = stored.Metadata("external", architecture, "linear", 8, (0, 3), image)
-    stored.Requirement().check("a", metadata)
+    stored.require("a", metadata)
     with pytest.raises(InputError, match=re.escape(message)):
-        stored.Requirement(**require).check("a", metadata)
+        stored.require("a", metadata, **require)

@@ -737,8 +737,8 @@ def test_external_model(small, save, tmp_path):
     path, output = save({"net": small}), str(tmp_path / "model")
     lines = torch_import.import_model(path, "resnet18", output, classes=5, dataset="imagenet32")
     assert any("simplex of K=16 is ours" in line for line in lines)
-    require = stored.Requirement("external", "simplex", K, CIFAR)
-    external = stored.load_model(output, require)
+    required = {"kind": "external", "head": "simplex", "num_slots": K, "image": CIFAR}
+    external = stored.load_model(output, **required)
     assert_identical(external.variables, load(path, "resnet18"))
     assert external.metadata.slots == (0, 5)
     assert external.metadata.about["dataset"] == "imagenet32"
@@ -753,7 +753,7 @@ def test_external_model_of_a_classifier(networks, save, tmp_path):
     path, output = save(network.backbone.state_dict()), str(tmp_path / "model")
     lines = torch_import.import_model(path, "resnet18", output, num_classes=20)
     assert any("starting point for training, not a drop-in" in line for line in lines)
-    external = stored.load_model(output, stored.Requirement(num_slots=20, image=IMAGENET))
+    external = stored.load_model(output, num_slots=20, image=IMAGENET)
     assert external.metadata.about["source"]["drop_in"] is False
     assert external.metadata.slots == (0, 0)
 

@@ -160,51 +160,48 @@ class Model:
         return float(np.mean(chosen == rows))
 
 
-@dataclasses.dataclass(frozen=True)
-class Requirement:
-    """What a model must be for the use that is to be made of it; None leaves a field open.
+def require(
+    path: str,
+    metadata: Metadata,
+    *,
+    kind: str | None = None,
+    head: str | None = None,
+    num_slots: int | None = None,
+    image: ImageInput | None = None,
+    stream_classes: int | None = None,
+) -> None:
+    """Raises `InputError` if the model at `path` is not what is required; None leaves it open.
 
-    Attributes:
-      kind, head, num_slots, image: see `Metadata`.
-      stream_classes: classes of a stream that need slots at the simplex's far end which the model
-        was not trained on.
+    A stream of so many classes needs slots at the simplex's far end which the model was not trained
+    on; for the others see `Metadata`.
     """
-
-    kind: str | None = None
-    head: str | None = None
-    num_slots: int | None = None
-    image: ImageInput | None = None
-    stream_classes: int | None = None
-
-    def check(self, path: str, metadata: Metadata) -> None:
-        """Raises `InputError` if the model at `path` is not what is required."""
-        if self.kind is not None and metadata.kind != self.kind:
-            raise InputError(
-                f"checkpoint {path} is not an external model but a {metadata.kind}; "
-                "launch/pretrain.py makes external models"
-                if self.kind == EXTERNAL
-                else f"checkpoint {path}: kind={metadata.kind!r}: must be {self.kind!r}"
-            )
-        if self.head is not None and metadata.head != self.head:
-            raise InputError(
-                f"checkpoint {path} was trained with head={metadata.head!r}, the run's method "
-                f"needs head={self.head!r}"
-            )
-        if self.num_slots is not None and metadata.num_slots != self.num_slots:
-            raise InputError(
-                f"checkpoint {path} was trained with a simplex of K={metadata.num_slots}, "
-                f"the run has K={self.num_slots}; they must be equal"
-            )
-        if self.image is not None and metadata.image != self.image:
-            raise InputError(
-                f"checkpoint {path} was trained on images with {metadata.image.to_json()}, the run "
-                f"has image={self.image.to_json()}; they must be equal"
-            )
-        if self.stream_classes is not None:
-            try:
-                simplex.check_slots(self.stream_classes, metadata.slots[1], metadata.num_slots)
-            except InputError as error:
-                raise InputError(f"checkpoint {path}: {error}") from None
+    if kind is not None and metadata.kind != kind:
+        raise InputError(
+            f"checkpoint {path} is not an external model but a {metadata.kind}; "
+            "launch/pretrain.py makes external models"
+            if kind == EXTERNAL
+            else f"checkpoint {path}: kind={metadata.kind!r}: must be {kind!r}"
+        )
+    if head is not None and metadata.head != head:
+        raise InputError(
+            f"checkpoint {path} was trained with head={metadata.head!r}, the run's method "
+            f"needs head={head!r}"
+        )
+    if num_slots is not None and metadata.num_slots != num_slots:
+        raise InputError(
+            f"checkpoint {path} was trained with a simplex of K={metadata.num_slots}, "
+            f"the run has K={num_slots}; they must be equal"
+        )
+    if image is not None and metadata.image != image:
+        raise InputError(
+            f"checkpoint {path} was trained on images with {metadata.image.to_json()}, the run "
+            f"has image={image.to_json()}; they must be equal"
+        )
+    if stream_classes is not None:
+        try:
+            simplex.check_slots(stream_classes, metadata.slots[1], metadata.num_slots)
+        except InputError as error:
+            raise InputError(f"checkpoint {path}: {error}") from None
 
 
 def parse(path: str, written: Any) -> Metadata:
@@ -220,16 +217,16 @@ def parse(path: str, written: Any) -> Metadata:
             "external model or a task of a run"
         )
 
-    def require(good: bool, field: str, what: str) -> None:
+    def must(good: bool, field: str, what: str) -> None:
         if not good:
             raise InputError(f"checkpoint {path}: {field}={written[field]!r:.200}: must be {what}")
 
     kind, head, num_slots = written["kind"], written["head"], written["num_slots"]
-    require(kind in (EXTERNAL, TASK), "kind", f"{EXTERNAL!r} or {TASK!r}")
+    must(kind in (EXTERNAL, TASK), "kind", f"{EXTERNAL!r} or {TASK!r}")
     known = (heads.SIMPLEX, heads.LINEAR, heads.COSINE)
-    require(head in known, "head", f"one of {', '.join(known)}")
-    require(type(num_slots) is int and num_slots >= 2, "num_slots", "a whole number, at least 2")
-    require(isinstance(written["about"], dict), "about", "a JSON object")
+    must(head in known, "head", f"one of {', '.join(known)}")
+    must(type(num_slots) is int and num_slots >= 2, "num_slots", "a whole number, at least 2")
+    must(isinstance(written["about"], dict), "about", "a JSON object")
     match written["architecture"]:
         case {"backbone": str(backbone), "num_features": int(width), "options": dict(options)}:
             architecture = Architecture.of(backbone, width, options)
@@ -237,21 +234,21 @@ def parse(path: str, written: Any) -> Metadata:
                 architecture.module()
             except (TypeError, ValueError) as error:
                 raise InputError(f"checkpoint {path}: architecture: {error}") from None
-            require(width == num_slots - 1, "architecture", f"of {num_slots - 1} features, K - 1")
+            must(width == num_slots - 1, "architecture", f"of {num_slots - 1} features, K - 1")
         case _:
-            require(False, "architecture", "a backbone, num_features and options")
+            must(False, "architecture", "a backbone, num_features and options")
     match written["slots"]:
         case [int(first), int(stop)] if 0 <= first <= stop <= num_slots:
             slots = first, stop
         case _:
-            require(False, "slots", f"the first and one past the last, in 0..{num_slots}")
+            must(False, "slots", f"the first and one past the last, in 0..{num_slots}")
     match written["image"]:
         case {"size": int(size), "mean": list(mean), "std": list(std)} if (
             size > 0 and _three_numbers(mean) and _three_numbers(std) and min(std) > 0
         ):
             image = ImageInput(size, tuple(mean), tuple(std))
         case _:
-            require(False, "image", "a size in pixels, a mean and a positive std per channel")
+            must(False, "image", "a size in pixels, a mean and a positive std per channel")
     return Metadata(kind, architecture, head, num_slots, slots, image, written["about"])
 
 
@@ -274,15 +271,15 @@ def save_model(path: str, model: Model, beside: Sequence[epath.Path] = ()) -> No
     checkpoints.save(path, arrays, model.metadata.to_json(), beside)
 
 
-def load_metadata(path: str, require: Requirement = Requirement()) -> Metadata:
+def load_metadata(path: str, **required: Any) -> Metadata:
     """What the model at `path` is; errors as of `load_model`, without those of its arrays."""
     metadata = parse(path, checkpoints.load_metadata(path))
-    require.check(path, metadata)
+    require(path, metadata, **required)
     return metadata
 
 
-def load_model(path: str, require: Requirement = Requirement()) -> Model:
-    """The model at `path`.
+def load_model(path: str, **required: Any) -> Model:
+    """The model at `path`, which must be as required, see `require`.
 
     Raises:
       InputError: if there is no finished checkpoint, it is damaged, not as required, its arrays
@@ -291,7 +288,7 @@ def load_model(path: str, require: Requirement = Requirement()) -> Model:
 
     def expected(written: dict[str, Any]) -> Any:
         metadata = parse(path, written)
-        require.check(path, metadata)
+        require(path, metadata, **required)
         return expected_variables(metadata) | _expected_adapter(path, metadata)
 
     written, variables = checkpoints.load(path, expected)

@@ -61,6 +61,6 @@ def replicate(tree: Any, batch: NamedSharding | None) -> Any:
     return _to_each(replicated(batch))(tree)
 
 
-@cache  # or every call would be compiled anew
+@cache  # or every call would be compiled again
 def _to_each(whole: NamedSharding) -> Callable[[Any], Any]:
     return jax.jit(lambda tree: tree, in_shardings=whole, out_shardings=whole)

@@ -37,8 +37,3 @@ def check_storage(path: str) -> None:
         )
     if importlib.util.find_spec(_PACKAGES[scheme]) is None:
         raise InputError(f"{path}: install the package {_PACKAGES[scheme]} to reach {scheme}://")
-
-
-def has_home() -> bool:
-    """Whether ~ names a directory."""
-    return not os.path.expanduser("~").startswith("~")

@@ -38,7 +38,7 @@ class Preemption:
 def on_sigterm(extra_seconds: float = 0.0) -> Iterator[Preemption]:
     """Turns SIGTERM into a request, inside the block; only in the main thread.
 
-    Where the request is not heeded in time, as while XLA compiles, the process ends all the same:
+    Where the request is not met in time, as while XLA compiles, the process ends all the same:
     what is on disk is at every moment good to continue from.
 
     Args:

@@ -74,7 +74,8 @@ def enable_compilation_cache(directory: str | None = None) -> None:
     Raises `InputError` if JAX cannot be given the name.
     """
     if directory is None:
-        directory = paths.expand(paths.CACHE) if paths.has_home() else ""
+        directory = os.path.expanduser(paths.CACHE)
+        directory = "" if directory.startswith("~") else directory
     if not directory:
         return
     try:

@@ -9,7 +9,7 @@ from flax import traverse_util
 from iamcl2r_jax import simplex
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models.checkpoints import Variables
-from iamcl2r_jax.models.stored import Requirement, load_model
+from iamcl2r_jax.models.stored import load_model
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.torch_import import names
 
@@ -63,7 +63,7 @@ def export_model(directory: str, output: str) -> list[str]:
     if target.exists():
         raise InputError(f"output={output} exists already; choose another name")
 
-    model = load_model(directory, Requirement(head=heads.SIMPLEX))
+    model = load_model(directory, head=heads.SIMPLEX)
     backbone, options = model.architecture.backbone, model.architecture.options
     state = to_torch_state_dict(model.variables, backbone)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,7 @@ from iamcl2r_jax.config import (
 )
 from iamcl2r_jax.data import sources
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.stored import EXTERNAL, ImageInput, Model, Requirement, load_model
+from iamcl2r_jax.models.stored import EXTERNAL, ImageInput, Model, load_model
 from iamcl2r_jax.training.inputs import stream_size
 
 
@@ -78,11 +78,11 @@ def shipped_path(recipe: ConfigDict, classes: int) -> str | None:
 
 def load_external(config: ConfigDict, path: str) -> Model:
     """An external model that this run can take up; `InputError` if it cannot."""
-    require = Requirement(
+    return load_model(
+        path,
         kind=EXTERNAL,
         head=methods.get(config.method).external_head,
         num_slots=config.num_slots,
         image=ImageInput.of(config.image),
         stream_classes=stream_size(config)[0],
     )
-    return load_model(path, require)

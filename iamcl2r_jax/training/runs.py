@@ -16,7 +16,6 @@ from iamcl2r_jax.models.stored import (
     TASK,
     ImageInput,
     Model,
-    Requirement,
     load_metadata,
     load_model,
 )
@@ -164,7 +163,7 @@ def load_task_record(path: str, task: int) -> dict[str, Any]:
 
     Raises `DamagedError` if it is damaged, or is not what a run writes after this task.
     """
-    record = load_metadata(path, Requirement(kind=TASK)).about
+    record = load_metadata(path, kind=TASK).about
     match record:
         case {
             "task": number,
@@ -215,8 +214,8 @@ def intact_task_records(workdir: str, reporter: Reporter) -> list[dict[str, Any]
 
 def load_task(config: ConfigDict, workdir: str, task: int) -> Model:
     """The model after a task."""
-    require = Requirement(kind=TASK, num_slots=config.num_slots, image=ImageInput.of(config.image))
-    return load_model(task_path(workdir, task), require)
+    image = ImageInput.of(config.image)
+    return load_model(task_path(workdir, task), kind=TASK, num_slots=config.num_slots, image=image)
 
 
 def write_report(

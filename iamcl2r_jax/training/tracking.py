@@ -14,7 +14,7 @@ Pre-training is told in the same words, as task 0, to metrics.jsonl and TensorBo
 `.NAME.progress` while it goes on, then in its external model's directory.
 
 The checkpoints say what happened, and the lines are only a view of them: a run that goes on after a
-stop writes all lines anew from what it finds there, so that none is there twice or contradicts.
+stop writes all lines again from what it finds there, so that none is there twice or contradicts.
 """
 
 import json
