@@ -15,15 +15,7 @@ from iamcl2r_jax.data.augment import AUGMENTATIONS
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.optimizers import OPTIMIZERS
 from iamcl2r_jax.system import values
-from iamcl2r_jax.system.values import (
-    ANYTHING,
-    Each,
-    Value,
-    integer,
-    number,
-    one_of,
-    several,
-)
+from iamcl2r_jax.system.values import ANYTHING, Each, Value, integer, number, one_of, several
 
 # Fields of a run and of a pre-training on which no result depends.
 WITHOUT_EFFECT = ("resident_gib", "saving", "tracking")
@@ -43,7 +35,8 @@ def _options(registry: Mapping[str, Callable]) -> dict[str, Any]:
     return {name: values.options(function) for name, function in registry.items()}
 
 
-# K, pre-allocated classes of the simplex; features have K - 1 dimensions. So many take 4 GiB.
+# K, pre-allocated classes of the simplex, of which the most take 4 GiB; features have K - 1
+# dimensions.
 _NUM_SLOTS = (1024, integer(2, 2**15))
 # Training images of up to so many GiB, as uint8, stay on the device, on each if there are several;
 # more are streamed to it from the host, four calls' batches at once at most. No result depends on

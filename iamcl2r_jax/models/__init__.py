@@ -9,13 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from iamcl2r_jax.models.regnet import RegNet
-from iamcl2r_jax.models.resnet import (
-    BasicBlock,
-    BottleneckBlock,
-    CifarResNet,
-    PaddedBlock,
-    ResNet,
-)
+from iamcl2r_jax.models.resnet import BasicBlock, BottleneckBlock, CifarResNet, PaddedBlock, ResNet
 from iamcl2r_jax.models.senet import SENet
 from iamcl2r_jax.models.vit import ViT
 from iamcl2r_jax.system.errors import InputError

@@ -12,13 +12,7 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import methods
 from iamcl2r_jax.config import WITHOUT_EFFECT, differences, recorded, without_unused_options
 from iamcl2r_jax.models import checkpoints
-from iamcl2r_jax.models.stored import (
-    TASK,
-    ImageInput,
-    Model,
-    load_metadata,
-    load_model,
-)
+from iamcl2r_jax.models.stored import TASK, ImageInput, Model, load_metadata, load_model
 from iamcl2r_jax.system import distributed, files, runtime
 from iamcl2r_jax.system.errors import DamagedError, InputError
 from iamcl2r_jax.system.progress import Reporter, or_message

@@ -16,14 +16,7 @@ from iamcl2r_jax.methods import heads
 from iamcl2r_jax.methods.centres import ClassCentres
 from iamcl2r_jax.models import init_variables
 from iamcl2r_jax.models.checkpoints import Variables
-from iamcl2r_jax.models.stored import (
-    TASK,
-    UNTRAINED,
-    Architecture,
-    ImageInput,
-    Metadata,
-    Model,
-)
+from iamcl2r_jax.models.stored import TASK, UNTRAINED, Architecture, ImageInput, Metadata, Model
 from iamcl2r_jax.system.errors import DivergenceError
 from iamcl2r_jax.training.context import Context
 from iamcl2r_jax.training.step import OldModel, TaskData
