@@ -142,7 +142,7 @@ def sample_batch(
       batch_size: B.
 
     Returns:
-      Of each of the B, its position in the data set, int32, and whether it came from memory.
+      Positions in the data set, int32 [B], and whether each came from memory, bool [B].
     """
     num_memory = batch_size // 2
 

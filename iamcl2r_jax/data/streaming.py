@@ -194,7 +194,10 @@ def _put(
     shape: tuple[int, ...],
     batch_sharding: NamedSharding | None,
 ) -> jax.Array:
-    """An array [S, B, ...] on the devices; `of_part` reads of each the part of its samples."""
+    """An array [S, B, ...] on the devices; of each the part of its samples alone is read.
+
+    `of_part` maps an index of [S, B] to the values there; `shape` is that of the whole.
+    """
     if batch_sharding is None:
         return jax.device_put(of_part(...))
     split = parallel.split_blocks(batch_sharding)

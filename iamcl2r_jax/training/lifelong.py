@@ -286,9 +286,10 @@ def prepare(run: Progress, task: int) -> Start:
 def train_task(
     group: Sequence[Progress], task: int, starts: Sequence[Start], store: ProgressStore
 ) -> list[tuple[Variables, list[dict[str, float]]]]:
-    """Variables and each epoch's metrics of a task of some runs, trained at once.
+    """Trains a task of several runs at once, or of one, from where an earlier start left it.
 
-    Or of what an earlier start left of it.
+    Returns:
+      Of each run the variables of the new model and the metrics of each epoch.
     """
     context, start = group[0].context, starts[0]  # the architectures are those of all
     config, train = context.config, context.config.train
