@@ -1,9 +1,9 @@
 """Labelled image sets as arrays: TFDS sets by name, and folders of image files.
 
 A set is named either as in the TFDS catalogue (`cifar100`, `imagenet_resized/32x32`) or among this
-package's own builders (`glyphs/stream`, `handwriting`), or as `folder:DIR` with the layout of TFDS's
-`ImageFolder`, `DIR/<split>/<class>/<image file>`. A TFDS set that is not in `data_dir` is prepared
-there once, in TFDS's ArrayRecord format; reading never imports TensorFlow.
+package's own builders (`glyphs/stream`, `handwriting`), or as `folder:DIR` with the layout of
+TFDS's `ImageFolder`, `DIR/<split>/<class>/<image file>`. A TFDS set that is not in `data_dir` is
+prepared there once, in TFDS's ArrayRecord format; reading never imports TensorFlow.
 """
 
 import dataclasses

@@ -169,7 +169,7 @@ def matmul_conv(x: jax.Array, kernel: jax.Array, *, stride: int, padding: int) -
 def grouped_matmul_conv(
     x: jax.Array, kernel: jax.Array, *, stride: int, padding: int, groups: int
 ) -> jax.Array:
-    """`conv2d` as one product for each group; the gradient of XLA's own is 10 to 50 times slower."""
+    """`conv2d` as a product for each group; the gradient of XLA's own is 10 to 50 times slower."""
     batch, height, width, channels = x.shape
     k_h, k_w, _, features = kernel.shape
     rows, cols = _taps(height, k_h, stride, padding), _taps(width, k_w, stride, padding)
