@@ -115,9 +115,7 @@ def test_names_and_order_of_classes_do_not_matter(features):
     rename = np.vectorize(renamed.get)
     order = np.random.default_rng(1).permutation(len(gallery))
     other = (gallery[order], rename(gallery_labels)[order], query, rename(query_labels))
-    np.testing.assert_array_equal(
-        identification_hits(*other), retrieval.identification_hits(*features)
-    )
+    np.testing.assert_array_equal(identification_hits(*other), identification_hits(*features))
     np.testing.assert_array_equal(retrieval.recall_hits(*other), retrieval.recall_hits(*features))
     np.testing.assert_allclose(
         retrieval.average_precisions(*other), retrieval.average_precisions(*features), rtol=1e-12
