@@ -45,7 +45,7 @@ def by_model(extract, all_variables: list, evaluation: Evaluation) -> np.ndarray
 
 
 def by_pair(extract, all_variables: list, evaluation: Evaluation) -> np.ndarray:
-    """The same matrix with features extracted anew for every pair."""
+    """The same matrix with features extracted again for every pair."""
     matrix = np.full((len(all_variables),) * 2, np.nan)
     query, gallery = evaluation.query, evaluation.gallery
     for row, new in enumerate(all_variables):

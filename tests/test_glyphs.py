@@ -210,7 +210,7 @@ def overlap(face, characters, *, fitted=False):
     ink = np.stack(
         [np.asarray(shrink(rendering.draw(face, c)), np.float64).ravel() for c in characters]
     )
-    # With a + b = sum and |a - b| = difference: min = (sum - difference) / 2, max likewise.
+    # With a + b = sum and |a - b| = difference: min = (sum - difference) / 2, max with plus.
     difference = cdist(ink, ink, "cityblock")
     total = ink.sum(axis=1)
     both = np.add.outer(total, total)

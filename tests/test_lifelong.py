@@ -138,7 +138,7 @@ def test_memory_holds_the_right_images(finished, tiny):
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
 def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, monkeypatch, kept):
-    """Started anew, stopped after the first task, and stopped after the last.
+    """Started again, stopped after the first task, and stopped after the last.
 
     And each task starts from, and is taught by, the right model: the external one where the model
     is replaced, else the one of the task before.

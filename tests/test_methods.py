@@ -461,7 +461,7 @@ def test_whole_run_in_one_trace(run_of, name):
 
 @pytest.mark.parametrize("name", LEARNABLE)
 def test_head_grows_and_restarts(run_of, name):
-    """Random rows until their class arrives; all of them anew where the model is replaced."""
+    """Random rows until their class arrives; all of them again where the model is replaced."""
     c, workdir, results = run_of(name)
     first, second, replaced = (
         heads.rows_of(runs.load_task(c, str(workdir), task).variables) for task in range(3)

@@ -135,7 +135,7 @@ def test_a_damaged_newest_gives_way_to_the_one_before(make_store, tmp_path, said
     assert_stands(make_store(), 2, 1)
 
 
-def test_when_all_are_damaged_training_starts_anew(make_store, tmp_path, said):
+def test_when_all_are_damaged_training_starts_again(make_store, tmp_path, said):
     save(make_store(), position_of(1), position_of(2))
     for number in ("000001", "000002"):
         (tmp_path / "progress" / number / "metadata.json").write_text("{}")
@@ -315,7 +315,7 @@ def test_another_signal_is_none():
         signal.signal(signal.SIGUSR1, previous)
 
 
-def test_a_request_not_heeded_ends_the_process_all_the_same():
+def test_a_request_without_effect_ends_the_process_all_the_same():
     """Here the main thread never comes back to Python, as when XLA compiles for long."""
     program = textwrap.dedent("""
         import ctypes

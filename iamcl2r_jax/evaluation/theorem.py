@@ -170,7 +170,7 @@ def expected_distances(
     """Mean cosine distance over pairs of different images, for each pair of classes.
 
     With unit features q_i and g_j, n_i how often image i counts and S_c = Σ_{i in c} n_i q_i, T_e
-    likewise of g: the mean over i in c, j in e is 1 - <S_c, T_e> / (Σ_{i in c} n_i · Σ_{j in e}
+    so of g: the mean over i in c, j in e is 1 - <S_c, T_e> / (Σ_{i in c} n_i · Σ_{j in e}
     n_j), from which the pairs i = j are taken out where c = e. So no pair is ever formed.
 
     Args:
@@ -228,7 +228,7 @@ def cap_distances(
 
 
 def draw_counts(labels: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """How often each image is drawn when its class is drawn anew, as large as it was: [R, N]."""
+    """How often each image is drawn when its class is drawn again, as large as it was: [R, N]."""
     counts = np.empty((resamples, len(labels)), np.float32)
     for of in _members(labels):
         counts[:, of] = rng.multinomial(len(of), np.full(len(of), 1 / len(of)), size=resamples)

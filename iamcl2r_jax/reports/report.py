@@ -103,7 +103,7 @@ def print_upgrades(results: Mapping[str, Any], console: Console) -> None:
         f"{100 * results['confidence']:.0f} % intervals over the queries\n"
         f"{markdown([('old → new', 'compatible', 'gain', 're-indexing'), *_upgrades(upgrades)])}"
         "gain: new queries in place of old ones, on the old gallery\n"
-        "re-indexing: what embedding the gallery anew would add to that",
+        "re-indexing: what embedding the gallery again would add to that",
     )
     wrong = sum(not upgrade["compatible"] for upgrade in upgrades)
     count = f"{wrong} of {len(upgrades)} upgrades not compatible"

@@ -35,7 +35,7 @@ class Update:
     old: int  # 0-based task of the old model
     new: int  # that of the new one
     # What was done to the model after the old one, up to the new one; `RETRAINED` if it was ever
-    # trained anew, or else `REPLACED` if it ever was.
+    # retrained from scratch, or else `REPLACED` if it ever was.
     kind: str
     classes: Sequence[str]  # names of the stream's classes that both were trained on
     check: theorem.Check  # what was measured
