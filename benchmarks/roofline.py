@@ -100,14 +100,13 @@ def prepared_step(batch_size: int, steps: int, options: Mapping) -> tuple[Callab
     # JAX's name for a GPU where it lowers is that of its maker's software.
     flops = counted_flops(traced, "cuda" if platform == "gpu" else platform)
     compiled = traced.lower().compile()
-    data = case.data
-    fixed = data.old, data.replaced, data.classifier, data.classes, samples
+    data = case.data.without_samples()
     scalars = jnp.int32(0), jnp.int32(steps), jnp.float32(_RATE)
 
     def call():
         nonlocal state, key
         key, here = jax.random.split(key)
-        state, sums, _ = compiled(state, *fixed, *scalars, here)
+        state, sums, _ = compiled(state, data, samples, *scalars, here)
         jax.block_until_ready((state, sums))
 
     call()

@@ -97,7 +97,7 @@ def test_each_model_of_a_run_is_restored_once(sets, monkeypatch):
         workdir="",
         config=types.SimpleNamespace(metrics=METRICS),
         stream=types.SimpleNamespace(tasks=range(NUM_TASKS)),
-        programs=types.SimpleNamespace(of=lambda _: types.SimpleNamespace(features=features)),
+        programs=types.SimpleNamespace(features=lambda _: features),
         reporter=Reporter(),
         preemption=Preemption(),
     )

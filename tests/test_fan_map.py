@@ -168,13 +168,11 @@ def test_divergence_of_an_adapter_ends_the_run_in_one_line(monkeypatch):
         train=types.SimpleNamespace(images=np.zeros((2, 1)), labels=np.arange(2)),
         train_indices=lambda number: np.asarray([number]),
     )
-    programs = types.SimpleNamespace(
-        of=lambda spec: types.SimpleNamespace(features=lambda *_: np.zeros((1, D)))
-    )
+    programs = types.SimpleNamespace(features=lambda architecture: lambda *_: np.zeros((1, D)))
     run_context = context.Context(c, "", stream, None, {}, programs, None, None)
     rows = jnp.zeros((K, D))
     model = stored.Model(
-        types.SimpleNamespace(architecture=None, head=heads.LINEAR),
+        types.SimpleNamespace(architecture=None, head=heads.LINEAR, known_rows=np.ones(K, bool)),
         heads.attach({"params": {}}, rows),
     )
     message = (
