@@ -214,6 +214,7 @@ def test_maps_and_files_of_features(place, models, tmp_path, capsys):
     files = [str(tmp_path / "features" / name) for name in ("1-new.npz", "2-old.npz")]
     tables = [feature_files.open_table(path) for path in files]
     assert set(tables[0].labels) == {"bag", "hat", "ring", "shoe"}
+    assert f"folder:{place / 'shop'}/query/0" in tables[0].ids  # no other set's
     (again,) = from_features.compare(tables, ["procrustes", "ridge"])["upgrades"]
     for way, other in zip(upgrade["ways"], again["ways"], strict=True):
         for figure in ("map", "direction", "pairs", "value", "gain_interval", "gallery_bytes"):

@@ -91,8 +91,10 @@ def compare(
             reporter.message(line)
     names = check_names(maps) if maps else []
     embedded = embeddings(models, metadata, {"": evaluations}, reporter)
+    # With the data sets in their ids, files of other images can be told from these.
+    named = [f"{of.dataset}/{of.split}" for of in (query, gallery)]
     tables = [
-        features_table(path, features, evaluation)
+        features_table(path, features, evaluation, named)
         for path, (_, features) in zip(models, embedded, strict=True)
     ]
     if write_features:
@@ -227,17 +229,22 @@ def evaluate_checkpoints(
     return evaluate_models(evaluations, embeddings(paths, metadata, of_size, reporter), metrics)
 
 
-def features_table(path: str, features: Features, evaluation: Evaluation) -> FeatureTable:
-    """A model's features, with the names of the classes as labels."""
-    parts = {
-        QUERY: (features.query, evaluation.query),
-        GALLERY: (features.gallery, evaluation.gallery),
-    }
+def features_table(
+    path: str,
+    features: Features,
+    evaluation: Evaluation,
+    named: Sequence[str] = (QUERY, GALLERY),
+) -> FeatureTable:
+    """A model's features, with the names of the classes as labels.
+
+    An image's id is its number after what queries and gallery are `named`.
+    """
+    parts = (features.query, evaluation.query), (features.gallery, evaluation.gallery)
     columns = [
-        (rows, [f"{split}/{n}" for n in range(len(rows))], np.array(of.class_names)[of.labels])
-        for split, (rows, of) in parts.items()
+        (rows, [f"{name}/{n}" for n in range(len(rows))], np.array(of.class_names)[of.labels])
+        for name, (rows, of) in zip(named, parts, strict=True)
     ]
-    split = np.repeat(list(parts), [len(rows) for rows, _ in parts.values()])
+    split = np.repeat([QUERY, GALLERY], [len(rows) for rows, _ in parts])
     return make_table(path, *map(np.concatenate, zip(*columns, strict=True)), split)
 
 
