@@ -69,7 +69,7 @@ class Starter:
           **request: `environment`, variables to set, or to unset where None; `directory`, to start
             in; `output`, "full", "closed" or "terminal", where standard output goes if not into the
             answer; `encoding`, of standard output; `limit`, seconds until it is killed; `below`, a
-            directory; `signal`, to be sent `at` the so-manieth event (a step
+            directory; `signal`, to be sent `at` the event of that number (a step
             of training, a pass of a model, a change of a file below the directory), or `after` so
             many seconds; `meanwhile`, another request to be answered while the signal, SIGSTOP,
             holds this one; `largest_file`, beyond which many bytes no file can grow.

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[1]
 CACHE = ROOT / ".cache" / "jax-small"
 SEED, CASES = int(os.environ.get("FUZZ_SEED", 0)), int(os.environ.get("FUZZ_CASES", 220))
-FRESH = 16  # every so-manieth case is a process of its own, which imports in its environment
+FRESH = 16  # every 16th case is a process of its own, which imports in its environment
 LIMIT = 300  # seconds; a program that still runs then has been accepted
 STATUSES = {0, 1, 2, 3, 75, 120}  # 120: Python's, standard output could not be flushed
 

@@ -75,7 +75,7 @@ def test_its_epochs_are_in_the_directory_of_the_model(recipe, tmp_path, caplog):
 
 
 class AfterSomeCalls(Preemption):
-    """Asked to stop at the so-manieth time that the training asks."""
+    """Asked to stop at the given one of the times that the training asks."""
 
     def __init__(self, calls):
         super().__init__()

@@ -169,9 +169,9 @@ def expected_distances(
 ) -> np.ndarray:
     """Mean cosine distance over pairs of different images, for each pair of classes.
 
-    With unit features q_i and g_j, n_i how often image i counts and S_c = Σ_{i in c} n_i q_i, T_e
-    so of g: the mean over i in c, j in e is 1 - <S_c, T_e> / (Σ_{i in c} n_i · Σ_{j in e}
-    n_j), from which the pairs i = j are taken out where c = e. So no pair is ever formed.
+    With unit features q_i and g_j, n_i how often image i counts, S_c = Σ_{i in c} n_i q_i and
+    T_e = Σ_{j in e} n_j g_j, the mean over i in c, j in e is 1 - <S_c, T_e> / (Σ_{i in c} n_i ·
+    Σ_{j in e} n_j), from which the pairs i = j are taken out where c = e. No pair is ever formed.
 
     Args:
       query, gallery: features of all images by one model, and by the same or another, [N, D].
