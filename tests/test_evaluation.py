@@ -12,7 +12,7 @@ from iamcl2r_jax import retrieval
 from iamcl2r_jax.data.augment import ImageOptions
 from iamcl2r_jax.data.sources import Evaluation, ImageSet, refuse_equal_sets
 from iamcl2r_jax.evaluation import features as features_module
-from iamcl2r_jax.evaluation import pairs
+from iamcl2r_jax.evaluation import pairs, searches
 from iamcl2r_jax.evaluation.features import FeatureExtractor, Features, call_shape
 from iamcl2r_jax.evaluation.intervals import paired_intervals
 from iamcl2r_jax.system.errors import InputError
@@ -61,12 +61,18 @@ def test_evaluations_of_one_model_after_another_are_those_of_each_alone(sets):
     together = pairs.evaluate_models(sets, named, METRICS)
     for name, of in sets.items():
         values = alone(of, [found for other, found in named if other == name])
+        shown = together[name].pop("searches")
         assert together[name] == {
             "metric": "recall_at_1",
             **pairs.summarize(values["recall_at_1"]),
             "metrics": {"identification": pairs.summarize(values["identification"])},
             "queries_in_gallery": 0,
         }
+        # Searches of the newest model in the oldest gallery, which model 1 of 0 … 2 carried on.
+        newest, oldest = features(NUM_TASKS - 1, of.query.images), features(0, of.gallery.images)
+        assert shown["queries"] == searches.draw(0, 8, len(newest)).tolist()
+        found = searches.nearest(oldest[:, ::-1], newest[shown["queries"]], 8)
+        assert shown["nearest"] == found.tolist()
     assert list(together) == ["three", "four"]
 
 

@@ -1,8 +1,8 @@
 """The report of a small run whose figures are made up, read as text and opened in a browser."""
 
-import base64
 import dataclasses
 import html.parser
+import importlib
 import io
 import json
 import os
@@ -16,10 +16,10 @@ from PIL import Image
 from rich.console import Console
 
 from iamcl2r_jax import config, simplex
-from iamcl2r_jax.evaluation import pairs
+from iamcl2r_jax.evaluation import pairs, searches
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.reports import page as page_module
-from iamcl2r_jax.reports import plots, report, report_pictures
+from iamcl2r_jax.reports import report, report_pictures
 from iamcl2r_jax.system import files, progress, runtime
 from iamcl2r_jax.training import inputs, runs, task
 from iamcl2r_jax.training.schedule import Schedule
@@ -56,6 +56,7 @@ def small_config(folder, method="hoc"):
     c.stream.initial_classes = 3
     c.stream.increment = 1
     c.replacements.tasks, c.replacements.retrain = REPLACEMENTS, RETRAINED
+    c.replacements.classes, c.replacements.checkpoints = (2, 4), ()
     c.evaluations = {name: config.evaluation(f"folder:{folder}") for name in ("near", "far/off")}
     return c
 
@@ -77,12 +78,14 @@ def made_up_pairs(seed, size):
     return pairs.PairValues(values, intervals, intervals)
 
 
-def made_up_results(c, num_tasks):
+def made_up_results(c, num_tasks, num_classes=4):
     figures = {}
     for number, name in enumerate(c.evaluations):
         main, *others = c.metrics
         figures[name] = {"metric": main, **pairs.summarize(made_up_pairs(number, num_tasks))}
         figures[name]["queries_in_gallery"] = 3
+        shown = searches.draw(0, 8, 2 * num_classes).tolist()
+        figures[name]["searches"] = {"queries": shown, "nearest": [shown] * len(shown)}
         figures[name]["metrics"] = {
             other: pairs.summarize(made_up_pairs(10 + number, num_tasks)) for other in others
         }
@@ -123,9 +126,9 @@ def record(c, number, results):
     }
 
 
-def make_run(c, workdir, num_tasks):
+def make_run(c, workdir, num_tasks, num_classes=4):
     """What a run leaves behind: results, and its tasks' records with untrained models."""
-    results = made_up_results(c, num_tasks)
+    results = made_up_results(c, num_tasks, num_classes)
     files.write_json(str(workdir / "config.json"), c.to_dict())
     files.write_json(str(workdir / "results.json"), results)
     for number in range(num_tasks):
@@ -169,7 +172,7 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.sections, self.images, self.references, self.tables = [], [], [], []
-        self.captions, self._open = [], None
+        self.captions, self.charts, self._open = [], [], None
         self.feed(text)
         self.close()
 
@@ -180,6 +183,10 @@ class Page(html.parser.HTMLParser):
             self.sections.append(attrs["id"])
         elif tag == "img":
             self.images.append(attrs)
+        elif tag == "svg" and attrs.get("role") == "img":
+            self.charts.append((attrs["aria-label"], []))
+        elif tag in ("polyline", "circle") and self.charts:
+            self.charts[-1][1].append(tag)
         elif tag == "table":
             self.tables.append((attrs, []))
         elif tag == "tr":
@@ -231,25 +238,36 @@ def test_page_refers_to_nothing_outside_itself(which, request):
         assert outside not in text
 
 
-def test_pictures_are_embedded_described_and_on_disk(small, page):
-    directory = small[1] / "figures"
-    stems = {
-        "aa_per_task",
-        "ac_per_task",
-        "retrieval_near",
-        "retrieval_far_off",
-        "features",
-        "training_loss",
-        "training_accuracy",
-    }
-    on_disk = stems | {"matrix_near", "matrix_far_off"}
-    assert {p.name for p in directory.iterdir()} == {f"{stem}.svg" for stem in on_disk}
-    prefix = "data:image/svg+xml;base64,"
-    embedded = {base64.b64decode(image["src"].removeprefix(prefix)) for image in page.images}
-    assert embedded == {(directory / f"{stem}.svg").read_bytes() for stem in stems}
-    assert all(len(image["alt"]) > 40 for image in page.images)
-    (loss,) = (i["alt"] for i in page.images if i["alt"].startswith("Loss over"))
-    assert "at the end loss 1.500, ce 0.500, hoc -2.000." in loss
+def test_charts_are_described_and_have_every_value(small, page):
+    descriptions = [description for description, _ in page.charts]
+    assert [description.split(" ")[0] for description in descriptions] == [
+        *("Average", "Average", "Features", "Loss", "Training")
+    ]
+    assert all(len(description) > 40 for description in descriptions)
+    assert "at the end loss 1.500, ce 0.500, hoc -2.000." in descriptions[3]
+    drawn = [(marks.count("polyline"), marks.count("circle")) for _, marks in page.charts]
+    # The legend repeats each line: two evaluations of two tasks; three losses of two epochs a task.
+    assert drawn[:2] == [(4, 4)] * 2
+    assert drawn[3:] == [(6, 12), (1, 4)]
+
+
+def test_searches_are_those_of_the_results(small, page):
+    for (evaluation, found), caption in zip(
+        small[2]["evaluations"].items(),
+        [caption for caption in page.captions if "nearest images" in caption],
+        strict=True,
+    ):
+        searches = found["searches"]
+        assert caption.startswith(f"{evaluation}: queries embedded by model 2")
+        pairs = [(q, n) for q, near in zip(*searches.values(), strict=True) for n in near]
+        right = sum(query // 2 == near // 2 for query, near in pairs)  # two images of each class
+        assert f"{right} of {len(pairs)} are right" in caption
+    strips = [rows for attrs, rows in page.tables if attrs["class"] == "strip"]
+    assert len(strips) == 2
+    for _, *rows in strips:
+        marks = [cell.get("class") for _, cells in rows for cell, _ in cells[1:]]
+        assert marks.count("right") == right
+        assert len(marks) == len(pairs)
 
 
 @pytest.mark.parametrize("metric", ["identification", "recall_at_1", "mean_average_precision"])
@@ -334,13 +352,12 @@ def test_page_tells_how_it_came_about(small, page):
 
 
 def test_names_of_classes_are_text(small, page):
-    """Neither markup in the page nor mathematics in the plots."""
     text = small[3].read_text(encoding="utf-8")
     assert "<i>" not in text
     assert "b&lt;i&gt;&amp;amp;" in text
     (caption,) = (c for c in page.captions if "held-out" in c)
     assert "three classes ($c_d$, a, b<i>&amp;; drawn" in caption  # in the folder's order
-    assert any("query caf\\udce9: " in image["alt"] for image in page.images)
+    assert "caf\\udce9</span>" in text
 
 
 def test_matrix_says_in_words_what_it_means(small, page):
@@ -357,15 +374,7 @@ def test_matrix_says_in_words_what_it_means(small, page):
     assert [cell.get("title") for cell, _ in cells] == [None, "+0.0 [-1.0, +1.0] points", None]
 
 
-def test_the_same_plot_gives_the_same_svg(tmp_path):
-    for number in range(2):
-        figure = plots.curves({"a": [1, 2], "b": [2, 1]}, xlabel="x", ylabel="y")
-        plots.save(figure, str(tmp_path / str(number) / "curves"))
-    first, again = ((tmp_path / n / "curves.svg").read_bytes() for n in ("0", "1"))
-    assert first == again
-
-
-def test_features_of_a_learnable_classifier(small, tmp_path):
+def test_features_of_a_learnable_classifier(small):
     """The vectors are the newest model's own, since the models do not share them."""
     c = small[0]
     rows = np.random.default_rng(0).normal(size=(c.num_slots, 5))
@@ -376,7 +385,7 @@ def test_features_of_a_learnable_classifier(small, tmp_path):
         return 7 * rows[shown].repeat(2, axis=0)
 
     picture = report_pictures.features(
-        str(tmp_path), stream, {"model 1": embed, "model 4": embed}, rows, fixed=False, seed=0
+        stream, {"model 1": embed, "model 4": embed}, rows, fixed=False, seed=0
     )
     assert "the classifier rows of model 4" in picture.caption
     assert "κ: model 1 1.00, model 4 1.00" in picture.caption
@@ -390,14 +399,24 @@ def test_one_task_of_two_classes(folder, tmp_path):
             shutil.copytree(folder / split / name, few / split / name)
     c = small_config(few)
     c.stream.initial_classes = 2
-    results = make_run(c, tmp_path / "run", 1)
-    page = Page(
-        pathlib.Path(page_module.write(c, str(tmp_path / "run"), results)).read_text("utf-8")
-    )
+    results = make_run(c, tmp_path / "run", 1, num_classes=2)
+    text = pathlib.Path(page_module.write(c, str(tmp_path / "run"), results)).read_text("utf-8")
+    page = Page(text)
     assert page.table("figures")[1][1][1][1] == "1.000"
     assert len(page.table("tasks")) == 2
-    assert not (tmp_path / "run" / "figures" / "features.svg").exists()
-    assert len(page.images) == 6
+    assert not any(description.startswith("Features") for description, _ in page.charts)
+    assert "Not shown: it takes three classes" in text
+
+
+def test_the_benchmark_measures_a_page(small, tmp_path, monkeypatch, capsys):
+    benchmarks = pathlib.Path(__file__).parents[1] / "benchmarks"
+    monkeypatch.syspath_prepend(str(benchmarks))
+    written = tmp_path / "report.json"
+    arguments = [f"--workdir={small[1]}", f"--json={written}", "--repeats=2"]
+    importlib.import_module("report").main(arguments)
+    figures = json.loads(written.read_text())
+    assert figures["ratio"] == figures["imports"] + np.median(figures["seconds"])
+    assert f"ratio: {figures['ratio']:.4g}" in capsys.readouterr().out
 
 
 def test_failure_is_told_and_nothing_else(small, tmp_path, capsys):
@@ -434,7 +453,7 @@ def test_opens_without_errors_requests_or_overflow(chrome, request, which, width
         "return [...document.images].map(i => [i.complete, i.naturalWidth, i.naturalHeight,"
         " i.getBoundingClientRect().width])"
     )
-    assert len(images) == (7 if which == "small" else 6)
+    assert len(images) == (2 if which == "small" else 1) * 8 * 9
     assert all(complete and min(sizes) > 0 for complete, *sizes in images)
     assert browser.overflow(chrome) <= 0
     background, ink = browser.colours(chrome)

@@ -90,3 +90,11 @@ def test_every_class_of_the_stream_can_be_written(tmp_path):
         figure.text(0, 0.5, "".join(alphabets.STREAM + alphabets.UNSEEN), parse_math=False)
     plots.save(figure, str(tmp_path / "classes"))
     assert (tmp_path / "classes.png").stat().st_size > 0
+
+
+def test_the_same_plot_gives_the_same_svg(tmp_path):
+    for number in range(2):
+        figure = plots.curves({"a": [1, 2], "b": [2, 1]}, xlabel="x", ylabel="y")
+        plots.save(figure, str(tmp_path / str(number) / "curves"))
+    first, again = ((tmp_path / n / "curves.svg").read_bytes() for n in ("0", "1"))
+    assert first == again

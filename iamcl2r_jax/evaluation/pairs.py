@@ -11,6 +11,7 @@ from iamcl2r_jax import compatibility, retrieval
 from iamcl2r_jax.data.sources import Evaluation
 from iamcl2r_jax.evaluation.features import Features
 from iamcl2r_jax.evaluation.intervals import paired_intervals
+from iamcl2r_jax.evaluation.searches import NEAREST, QUERIES, draw, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,11 @@ class _Rows:
         self._galleries = []  # of each model: its features, and by metric what that reads of them
         self._rows = {name: [] for name in metrics}  # of each model: values of the queries, [k, Q]
 
+        self._drawn = draw(0, QUERIES, len(query_labels))
+        self._drawn_features = None  # of these queries by the newest model, [8, D]
+
     def add(self, features: Features) -> None:
+        self._drawn_features = features.query[self._drawn]
         if features.forward is not None:
             self._galleries = [
                 self._stored(features.forward(gallery)) for gallery, _ in self._galleries
@@ -78,6 +83,11 @@ class _Rows:
             for name in self._rows
         }
         return gallery, read
+
+    def searches(self) -> dict[str, Any]:
+        oldest, _ = self._galleries[0]
+        found = nearest(np.asarray(oldest), self._drawn_features, NEAREST)
+        return {"queries": self._drawn.tolist(), "nearest": found.tolist()}
 
     def values(self, seed: int) -> dict[str, PairValues]:
         return {name: pair_values(rows, seed) for name, rows in self._rows.items()}
@@ -118,8 +128,9 @@ def evaluate_models(
       metrics: keys of `retrieval.METRICS`; the first is the main one.
 
     Returns:
-      For each evaluation its main `metric` with `summarize` of it, the others in `metrics`, and
-      `queries_in_gallery`, how many queries are images of the gallery too.
+      For each evaluation its main `metric` with `summarize` of it, the others in `metrics`;
+      `queries_in_gallery`, how many queries are images of the gallery too; and of `searches` by the
+      newest model in the oldest gallery the positions of `queries`, drawn at random, and `nearest`.
     """
     rows = {
         name: _Rows(evaluation.query.labels, evaluation.gallery.labels, metrics)
@@ -135,6 +146,7 @@ def evaluate_models(
             **summarize(values),
             "metrics": {other: summarize(values) for other, values in others},
             "queries_in_gallery": evaluations[name].queries_in_gallery,
+            "searches": of.searches(),
         }
     return found
 

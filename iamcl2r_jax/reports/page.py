@@ -1,14 +1,14 @@
 """DIR/report.html: what a run was and what came of it, as one page that opens offline.
 
-Its plots also stand in DIR/figures, each as SVG. The page is made from what the run left
-(results.json, the records and models of its tasks) and from a few images, embedded again.
+It is made from what the run left (results.json, the records and models of its tasks) and from a few
+images. It draws its own charts; `figures` makes those of a paper.
 """
 
 import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import jax
@@ -19,14 +19,14 @@ from ml_collections import ConfigDict
 from iamcl2r_jax import compatibility, methods, retrieval
 from iamcl2r_jax.data.sources import Evaluation
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.evaluation.features import forward_map
 from iamcl2r_jax.evaluation.intervals import CONFIDENCE
 from iamcl2r_jax.evaluation.pairs import finite
 from iamcl2r_jax.methods import heads
 from iamcl2r_jax.models import checkpoints
 from iamcl2r_jax.models.stored import Model, load_metadata
-from iamcl2r_jax.reports import plots, words
 from iamcl2r_jax.reports import report_pictures as pictures
+from iamcl2r_jax.reports import words
+from iamcl2r_jax.reports.colours import heat_colours
 from iamcl2r_jax.system import files
 from iamcl2r_jax.training import inputs, runs
 from iamcl2r_jax.training.context import ProgramsByArchitecture
@@ -42,7 +42,7 @@ def write(
     stream: Stream | None = None,
     evaluations: Mapping[str, Evaluation] | None = None,
 ) -> str:
-    """Writes the report of a finished run, and its plots.
+    """Writes the report of a finished run.
 
     Args:
       config: of the run.
@@ -65,16 +65,7 @@ def write(
         for name, model in models.items()
     }
     method = methods.get(config.method)
-    forward = [
-        forward_map(runs.load_task(config, workdir, task))
-        for task in range(1, num_tasks if method.adapts else 1)
-    ]
-
-    def oldest_gallery(images: np.ndarray) -> np.ndarray:
-        return reduce(lambda gallery, mapped: mapped(gallery), forward, embed["model 1"](images))
-
     fixed = not heads.is_learnable(method.head)
-    directory = os.path.join(workdir, "figures")
     schedule = Schedule.of_results(results)
     page = render(
         config=config,
@@ -85,30 +76,22 @@ def write(
         adapts=method.adapts,
         facts=_facts(config, results, stream, newest),
         tasks=_tasks(results, records),
-        evaluations=_evaluations(directory, results, schedule),
-        over_tasks=pictures.over_tasks(directory, results, schedule),
+        evaluations=_evaluations(results, schedule),
+        over_tasks=pictures.over_tasks(results, schedule),
         searches=[
             pictures.searches(
-                directory,
                 name,
                 evaluation,
-                oldest_gallery,
-                embed[f"model {num_tasks}"],
+                results["evaluations"][name]["searches"],
                 num_tasks,
-                config.seed,
                 carried=method.adapts,
             )
             for name, evaluation in evaluations.items()
         ],
         features=pictures.features(
-            directory,
-            stream,
-            embed,
-            newest.classifier_rows(),
-            fixed=fixed,
-            seed=config.seed,
+            stream, embed, newest.classifier_rows(), fixed=fixed, seed=config.seed
         ),
-        training=pictures.training(directory, records, schedule),
+        training=pictures.training(records, schedule),
     )
     path = os.path.join(workdir, runs.REPORT)
     files.write_text(path, page)
@@ -197,9 +180,7 @@ def _external_model(path: str | None) -> str:
     return f"{path}: {stop - first} classes of {dataset}"
 
 
-def _evaluations(
-    directory: str, results: Mapping[str, Any], schedule: Schedule
-) -> list[dict[str, Any]]:
+def _evaluations(results: Mapping[str, Any], schedule: Schedule) -> list[dict[str, Any]]:
     """Of each evaluation, its matrices by every metric, the main one first."""
     return [
         {
@@ -207,7 +188,6 @@ def _evaluations(
             "references": results["references"].get(name, {}),
             "words": words.of_pairs(evaluation),
             "warning": words.of_queries_in_gallery(evaluation["queries_in_gallery"]),
-            "picture": pictures.matrix(directory, name, evaluation["matrix"], schedule),
             "metrics": [
                 {
                     "key": metric,
@@ -236,7 +216,7 @@ def _cells(figures: Mapping[str, Any]) -> list[list[dict[str, Any]]]:
     Those below the diagonal have in words what is gained over the model of the gallery.
     """
     values = np.asarray(figures["matrix"], float)
-    colours, inks = plots.heat_colours(values)
+    colours, inks = heat_colours(values)
     compatible = compatibility.is_compatible(values)
     return [
         [

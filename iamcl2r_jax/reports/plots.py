@@ -1,9 +1,8 @@
-"""The figures of reports, comparisons and papers, as matplotlib figures without global state.
+"""The figures of comparisons and papers, as matplotlib figures without global state.
 
 They are drawn in matplotlib's default style, whatever the user's matplotlibrc says.
 """
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -12,20 +11,18 @@ import numpy as np
 from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
-from matplotlib.colors import Normalize, to_hex
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from iamcl2r_jax import compatibility
 from iamcl2r_jax.evaluation import theorem
+from iamcl2r_jax.reports.colours import COLOURS, VIRIDIS, heat_colours
 from iamcl2r_jax.training.schedule import PLAIN, Schedule
 
-# Okabe and Ito's colours, told apart with any colour vision; black is left to axes and marks.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C8C00", "#7F7F7F")
 _LINES = ("-", "--", "-.", ":")
-RIGHT, WRONG = "#009E73", "#D55E00"
+_COLOUR_MAP = LinearSegmentedColormap.from_list("viridis", VIRIDIS)
 _REPLACED, _RETRAINED = "model replaced", "retrained from scratch"
-_BRIGHT = 0.6  # above this share of the colour map, black is read better than white
 _DPI = 160  # of PNG files
 _COMPRESSION = 1  # of PNG files; 6, the default, takes several times as long
 _MOST_NUMBERED = 12  # tasks up to which a matrix has a number in each cell
@@ -41,25 +38,6 @@ def default_style() -> Iterator[None]:
         matplotlib.rcdefaults()
         matplotlib.rcParams["font.family"] = ["DejaVu Sans", "STIXGeneral"]
         yield
-
-
-def heat_colours(
-    values: np.ndarray, limits: tuple[float, float] | None = None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Colours of the cells of a heat map and of the numbers on them, as #rrggbb, shaped as values.
-
-    The lower limit is darkest and the upper brightest, by default the extremes of the finite
-    values; what is not finite is white.
-    """
-    values = np.asarray(values, float)
-    finite = np.isfinite(values)
-    low, high = limits or (values[finite].min(), values[finite].max())
-    shares = Normalize(low, high)(np.where(finite, values, low))
-    shares = np.ma.filled(shares, 0.0)
-    cells = matplotlib.colormaps["viridis"](shares)
-    cells[~finite] = 1
-    colours = np.apply_along_axis(to_hex, -1, cells)
-    return colours, np.where(finite & (shares <= _BRIGHT), "#ffffff", "#000000")
 
 
 @default_style()
@@ -125,7 +103,7 @@ def _draw_matrix(axes, matrix, schedule, title, low, high):
     size = len(values)
     incompatible = np.tril(np.ones_like(values, bool), -1)
     incompatible &= ~compatibility.is_compatible(matrix)
-    image = axes.imshow(values, cmap="viridis", vmin=low, vmax=high)
+    image = axes.imshow(values, cmap=_COLOUR_MAP, vmin=low, vmax=high)
     if size <= _MOST_NUMBERED:
         cells, ink = heat_colours(values, (low, high))
         for row, column in zip(*np.tril_indices(size), strict=True):
@@ -155,7 +133,6 @@ def curves(
     xlabel: str,
     ylabel: str,
     schedule: Schedule = PLAIN,
-    boundaries: Sequence[int] = (),
     stds: Mapping[str, Sequence[float]] | None = None,
     title: str = "",
     labels: Sequence[str] | None = None,
@@ -169,15 +146,12 @@ def curves(
       xlabel: what is counted from 1.
       ylabel: quantity and unit.
       schedule: 0-based positions to mark.
-      boundaries: 0-based positions of faint verticals, where a task begins among epochs.
       stds: half width of the band around a line, by label.
       title: of the figure.
       labels: of the positions, where these are not numbers to count.
     """
     figure = Figure(figsize=(5.6, 3.4), layout="constrained")
     axes = figure.add_subplot()
-    for position in boundaries:
-        axes.axvline(position + 1, color="0.92", linewidth=1, zorder=0)
     _draw_curves(axes, values, stds)
     named = bool(schedule.retrained)  # of two kinds the legend says which is which
     dotted = {"color": "0.5", "linestyle": ":", "linewidth": 1.2}
@@ -353,34 +327,28 @@ def bars(
 @default_style()
 def save(figure: Figure, stem: str) -> None:
     """Writes STEM.png and STEM.svg; the same figure gives the same SVG."""
-    save_svg(figure, stem)
-    with epath.Path(f"{stem}.png").open("wb") as file:
-        figure.savefig(file, format="png", dpi=_DPI, pil_kwargs={"compress_level": _COMPRESSION})
-
-
-@default_style()
-def save_svg(figure: Figure, stem: str) -> bytes:
-    """Writes STEM.svg and returns it."""
-    path = epath.Path(f"{stem}.svg")
+    path = epath.Path(stem)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.set_dpi(_DPI)
     if (layout := figure.get_layout_engine()) is not None:
-        # Once for all files: savefig would draw everything to lay it out, and again to write it.
+        # Once for both files: savefig would draw everything to lay it out, and again to write it.
         layout.execute(figure)
         figure.set_layout_engine(None)
-    svg = io.BytesIO()
     # Without a salt of their own, identifiers in the file would be random.
-    with matplotlib.rc_context({"svg.hashsalt": path.stem}):
-        figure.savefig(svg, format="svg", metadata={"Date": None})
-    path.write_bytes(svg.getvalue())
-    return svg.getvalue()
+    salt = {"svg.hashsalt": path.name}
+    with matplotlib.rc_context(salt), epath.Path(f"{stem}.svg").open("wb") as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    with epath.Path(f"{stem}.png").open("wb") as file:
+        figure.savefig(file, format="png", dpi=_DPI, pil_kwargs={"compress_level": _COMPRESSION})
 
 
 def _hatched(cells: np.ndarray) -> PolyCollection:
     """Hatching of cells (row, column), [N, 2]; one artist, as hundreds would take seconds."""
     corners = np.asarray([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
     squares = cells[:, np.newaxis, ::-1] + corners
-    return PolyCollection(squares, facecolor="none", edgecolor=WRONG, linewidth=0, hatch="////")
+    return PolyCollection(
+        squares, facecolor="none", edgecolor=COLOURS[1], linewidth=0, hatch="////"
+    )
 
 
 def _task_ticks(axes, size: int, schedule: Schedule) -> None:

@@ -1,24 +1,24 @@
-"""The pictures of a run's report: each a plot in DIR/figures, and what it shows in words."""
+"""The pictures of a run's report: what each shows, and the same in words."""
 
 import base64
 import dataclasses
-import os
-import re
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image
 
 from iamcl2r_jax import simplex
 from iamcl2r_jax.data.sources import Evaluation, ImageSet
 from iamcl2r_jax.data.stream import Stream
-from iamcl2r_jax.reports import image_plots, plots, projections, retrieval_strip
+from iamcl2r_jax.evaluation.searches import draw
+from iamcl2r_jax.reports import charts, projections
 from iamcl2r_jax.reports.words import printable
 from iamcl2r_jax.training.schedule import Schedule
 
-_QUERIES, _NEAREST, _GALLERY = 8, 8, 1024  # of a retrieval strip
 _IMAGES_PER_CLASS = 40  # in the view of the features
+_THUMBNAIL = 96  # pixels of the longer side, at most
 # Of an epoch's metrics, see `training`; the others are the method's loss terms.
 _NO_LOSS_TERMS = frozenset({"loss", "accuracy", "grad_norm", "learning_rate"})
 
@@ -27,36 +27,34 @@ Embed = Callable[[np.ndarray], np.ndarray]  # a model: images [N, H, W, 3] to fe
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A plot in the page.
+    """A chart, what it shows in words for who cannot see it, and what stands below it."""
 
-    Attributes:
-      stem: its name in DIR/figures, without suffix.
-      source: the SVG as a data URI.
-      alt: what it shows, in words.
-      caption: what stands below it.
-    """
-
-    stem: str
-    source: str
+    chart: charts.LineChart | charts.PlaneChart
     alt: str
     caption: str
 
 
-def matrix(directory: str, name: str, values: Any, schedule: Schedule) -> Picture:
-    """The compatibility matrix of an evaluation."""
-    return _picture(
-        directory,
-        f"matrix_{_file_name(name)}",
-        plots.heat_map(values, schedule, name),
-        f"Compatibility matrix of {name} as a heat map.",
-        name,
-    )
+@dataclasses.dataclass(frozen=True)
+class Thumbnail:
+    """An image as a PNG data URI, the name of its class, and whether that is the query's."""
+
+    source: str
+    name: str
+    right: bool | None  # None for a query
 
 
-def over_tasks(directory: str, results: Mapping[str, Any], schedule: Schedule) -> list[Picture]:
+@dataclasses.dataclass(frozen=True)
+class Searches:
+    """Queries with their nearest gallery images, a row each, the query first."""
+
+    rows: list[list[Thumbnail]]
+    caption: str
+
+
+def over_tasks(results: Mapping[str, Any], schedule: Schedule) -> list[Picture]:
     """AA and AC of the models up to each task, a line for each evaluation."""
     return [
-        _over_tasks(directory, results, schedule, key, ylabel, what, digits)
+        _over_tasks(results, schedule, key, ylabel, what, digits)
         for key, ylabel, what, digits in (
             ("aa_per_task", "AA, %", "Average accuracy AA", ".1f"),
             ("ac_per_task", "AC", "Average compatibility AC", ".2f"),
@@ -64,32 +62,24 @@ def over_tasks(directory: str, results: Mapping[str, Any], schedule: Schedule) -
     ]
 
 
-def _over_tasks(directory, results, schedule, key, ylabel, what, digits) -> Picture:
+def _over_tasks(results, schedule, key, ylabel, what, digits) -> Picture:
     lines = {name: evaluation[key] for name, evaluation in results["evaluations"].items()}
     read = "; ".join(
         f"{name}: {', '.join(format(value, digits) for value in line)}"
         for name, line in lines.items()
     )
-    return _picture(
-        directory,
-        key,
-        plots.curves(lines, xlabel="task τ", ylabel=ylabel, schedule=schedule),
+    return Picture(
+        charts.line_chart(lines, xlabel="task τ", ylabel=ylabel, schedule=schedule),
         f"{what} as curves, after task 1 to {results['num_tasks']}. {read}.",
         f"{what} of the models so far, after each task τ. Dotted: the model was replaced"
         f"{'; dashed: it was retrained from scratch' if schedule.retrained else ''}.",
     )
 
 
-def training(
-    directory: str, records: Sequence[Mapping[str, Any]], schedule: Schedule
-) -> list[Picture]:
+def training(records: Sequence[Mapping[str, Any]], schedule: Schedule) -> list[Picture]:
     """Loss terms and training accuracy of every epoch, all tasks one after another."""
     starts = np.cumsum([0] + [len(record["history"]) for record in records[:-1]]).tolist()
-    axis = {
-        "xlabel": "epoch, over all tasks",
-        "boundaries": starts[1:],
-        "schedule": schedule.at(starts),
-    }
+    axis = {"xlabel": "epoch", "boundaries": starts[1:], "schedule": schedule.at(starts)}
     history = [metrics for record in records for metrics in record["history"]]
     accuracy = [100 * metrics["accuracy"] for metrics in history]
     terms = [name for name in history[0] if name not in _NO_LOSS_TERMS]
@@ -98,23 +88,21 @@ def training(
     if list(lines.values()) != [total]:  # a single term is the loss
         lines = {"loss": total, **lines}
     verticals = (
-        "Grey verticals: a task begins; dotted: with a replaced model"
-        f"{'; dashed: from scratch' if schedule.retrained else ''}."
+        "Epochs of all tasks, one after another. Grey verticals: a task begins; dotted: with a "
+        f"replaced model{'; dashed: from scratch' if schedule.retrained else ''}."
     )
     at_the_end = ", ".join(f"{name} {line[-1]:.3f}" for name, line in lines.items())
     return [
-        _picture(
-            directory,
-            "training_loss",
-            plots.curves(lines, ylabel="loss" if len(lines) > 1 else f"loss ({terms[0]})", **axis),
+        Picture(
+            charts.line_chart(
+                lines, ylabel="loss" if len(lines) > 1 else f"loss ({terms[0]})", **axis
+            ),
             f"Loss over the {len(history)} epochs of all tasks; at the end {at_the_end}.",
             "The loss and its terms, these before they are weighted; mean over the batches of "
             f"an epoch. {verticals}",
         ),
-        _picture(
-            directory,
-            "training_accuracy",
-            plots.curves({"accuracy": accuracy}, ylabel="accuracy, %", **axis),
+        Picture(
+            charts.line_chart({"accuracy": accuracy}, ylabel="accuracy, %", **axis),
             f"Training accuracy over the {len(history)} epochs; at the end {accuracy[-1]:.1f} %.",
             f"Accuracy of the classifier on the training batches, memory included. {verticals}",
         ),
@@ -122,61 +110,45 @@ def training(
 
 
 def searches(
-    directory: str,
-    name: str,
-    evaluation: Evaluation,
-    oldest: Embed,
-    newest: Embed,
-    num_tasks: int,
-    seed: int,
-    *,
-    carried: bool = False,
-) -> Picture:
+    name: str, evaluation: Evaluation, found: Mapping[str, Any], num_tasks: int, *, carried: bool
+) -> Searches:
     """Queries of the newest model in the gallery as the oldest model embedded it.
 
-    With `carried`, as that has since been brought to the newest model without its images.
+    Args:
+      name, evaluation: whose images these are.
+      found: positions of "queries" [Q] and of the "nearest" gallery images of each [Q, N].
+      num_tasks: number of the newest model.
+      carried: whether maps brought the gallery to the newest model, without its images.
     """
-    query, gallery = (
-        _some(images, retrieval_strip.draw(seed, count, len(images)))
-        for images, count in ((evaluation.query, _QUERIES), (evaluation.gallery, _GALLERY))
-    )
-    strip = retrieval_strip.build(
-        gallery, oldest(gallery.images), query, newest(query.images), _NEAREST
-    )
+    names = [printable(cls) for cls in evaluation.query.class_names]
+    rows, right = [], 0
+    for query, positions in zip(found["queries"], found["nearest"], strict=True):
+        label = evaluation.query.labels[query]
+        row = [Thumbnail(_png(evaluation.query.images[query]), names[label], None)]
+        for position in positions:
+            image, other = evaluation.gallery.images[position], evaluation.gallery.labels[position]
+            row.append(Thumbnail(_png(image), names[other], bool(other == label)))
+            right += bool(other == label)
+        rows.append(row)
     carried_on = " and carried on by the maps of the later models" if carried else ""
-    searched = f"all {len(gallery):,} images of the gallery"
-    if len(gallery) < len(evaluation.gallery):
-        searched = (
-            f"{len(gallery):,} images of the gallery, drawn at random from "
-            f"{len(evaluation.gallery):,}"
-        )
-    return _picture(
-        directory,
-        f"retrieval_{_file_name(name)}",
-        image_plots.retrieval_strip(strip),
-        f"Queries of {name} with their nearest gallery images. {_read(strip)}.",
-        f"{name}: queries embedded by model {num_tasks}, and the nearest gallery images as "
-        f"embedded by model 1{carried_on}. Green ✓: of the query's class; orange ✗: of another. "
-        f"{strip.right.sum()} of {strip.right.size} are right. The queries were drawn at random "
-        f"(seed {seed}), whatever they found; each searched {searched}.",
+    return Searches(
+        rows,
+        f"{name}: queries embedded by model {num_tasks}, and the nearest images of the whole "
+        f"gallery as embedded by model 1{carried_on}. Green ✓: of the query's class; orange ✗: of "
+        f"another. {right} of {sum(len(row) - 1 for row in rows)} are right. The queries were "
+        "drawn at random, whatever they found.",
     )
 
 
-def _read(strip: retrieval_strip.Strip) -> str:
-    """A strip for who cannot see it."""
-    rows = zip(strip.query_classes, strip.nearest_classes, strip.right, strict=True)
-    return "; ".join(
-        f"query {query}: "
-        + ", ".join(
-            "right" if is_right else f"wrong ({found})"
-            for found, is_right in zip(classes, right, strict=True)
-        )
-        for query, classes, right in rows
-    )
+def _png(image: np.ndarray) -> str:
+    """The image as a data URI; a large one is made smaller."""
+    picture, file = Image.fromarray(image), io.BytesIO()
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    picture.save(file, format="png")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
 
 
 def features(
-    directory: str,
     stream: Stream,
     models: Mapping[str, Embed],
     classifier: np.ndarray,
@@ -187,7 +159,6 @@ def features(
     """Held-out images of three classes, by models that know them.
 
     Args:
-      directory: of the figures.
       stream: of the run.
       models: to show, by name; the last is the newest.
       classifier: rows of the newest model's classifier, [K, D].
@@ -202,7 +173,7 @@ def features(
     eligible = of_first_task if len(of_first_task) >= 3 else present[:3]
     if len(eligible) < 3:
         return None
-    classes = eligible[np.sort(retrieval_strip.draw(seed, 3, len(eligible)))]
+    classes = eligible[np.sort(draw(seed, 3, len(eligible)))]
     positions = [np.flatnonzero(stream.test.labels == cls)[:_IMAGES_PER_CLASS] for cls in classes]
     images = _some(stream.test, np.concatenate(positions))
     view = projections.view(
@@ -218,10 +189,8 @@ def features(
         if len(of_first_task) >= 3
         else "the first of the stream"
     )
-    return _picture(
-        directory,
-        "features",
-        image_plots.feature_view(view, names),
+    return Picture(
+        charts.plane_chart(view, names),
         f"Features of classes {', '.join(names)} by {' and '.join(models)} in the plane through "
         f"{vectors} of these classes. Mean cosine with the own vector: {cosines}.",
         f"{len(images)} held-out images of three classes ({', '.join(names)}; {chosen}). Their "
@@ -236,14 +205,3 @@ def _some(images: ImageSet, positions: np.ndarray) -> ImageSet:
     return dataclasses.replace(
         images, images=images.images[positions], labels=images.labels[positions]
     )
-
-
-def _picture(directory: str, stem: str, figure: Figure, alt: str, caption: str) -> Picture:
-    svg = plots.save_svg(figure, os.path.join(directory, stem))
-    encoded = base64.b64encode(svg).decode("ascii")
-    return Picture(stem, f"data:image/svg+xml;base64,{encoded}", alt, caption)
-
-
-def _file_name(name: str) -> str:
-    """A name as part of a file's name."""
-    return re.sub(r"[^\w-]+", "_", name)

@@ -9,7 +9,7 @@ A workdir holds:
   tasks/<t>      the model after task t; its metadata hold the record of the task
   metrics.jsonl  the run's scalars, and tensorboard/ as well, see `tracking`
   results.json   the finished run
-  report.html    the same for a person, see `reports.page`; its plots are in figures/
+  report.html    the same for a person, see `reports.page`
 
 Of several seeds, seed<s>/ holds each run, results.json mean and standard deviation over them, and
 progress/<t>-<seeds> where the training of task t stands.
