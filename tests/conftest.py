@@ -6,6 +6,8 @@ import pathlib
 # Several processes of tests would each reserve most of a GPU, and tolerances are float32's, not
 # TF32's; JAX_PLATFORMS=cuda tries all the same.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Programs of tests run for a moment: with less optimisation by LLVM they are compiled sooner.
+os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=1 {os.environ.get('XLA_FLAGS', '')}"
 
 import jax
 

@@ -1,14 +1,17 @@
 """The CIFAR100R/10 configs: the protocol, and a whole run on small archives of the real format."""
 
 import pathlib
+from functools import partial
 
 import archives
 import numpy as np
 import pytest
+import smallest_run
 import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
+from iamcl2r_jax import models
 from iamcl2r_jax.config import (
     args,
     check_stream,
@@ -179,7 +182,8 @@ def test_options_of_a_config_file():
     assert args.parse("size=large,tasks=31", choices) == {"tasks": "many", "size": 2}
 
 
-def test_a_whole_run_from_archives(place, tmp_path):
+def test_a_whole_run_from_archives(place, tmp_path, monkeypatch):
+    monkeypatch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
     rng = np.random.default_rng(0)
     place("cifar100", archives.CIFAR100, archives.cifar100(rng, train=400)[0])
     place("cifar10", archives.CIFAR10, archives.cifar10(rng, train=70)[0])
@@ -194,7 +198,7 @@ def test_a_whole_run_from_archives(place, tmp_path):
     c.stream.limit_per_class = 3  # of 4
     c.memory_per_class = 2
     for trained in (c, c.replacements.recipe):
-        trained.model.options.width = 2
+        trained.model.backbone = "smallest"
         trained.train.epochs = 1
         trained.train.batch_size = 32
     c.tracking.report = False

@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+from functools import partial
 
 import numpy as np
 import pytest
+import smallest_run
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from PIL import Image
 
+from iamcl2r_jax import models
 from iamcl2r_jax.config import args, check_stream, validate
 from iamcl2r_jax.config.args import ConfigArgError, Free
 from iamcl2r_jax.evaluation import gate
@@ -195,10 +198,12 @@ def finished(tmp_path_factory):
     place = tmp_path_factory.mktemp("place")
     splits = {"train": many(4, 6), "test": many(4, 3), "gallery": many(3), "query": many(3)}
     c = load_config(f"root={make_folder(place / 'images', splits)},size=16")
-    c.model.options.width = 4
+    c.model.backbone, c.model.options.width = "smallest", 4
     c.train.epochs = 1
     workdir = place / "run"
-    return workdir, lifelong.run(c, str(workdir))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+        yield workdir, lifelong.run(c, str(workdir))
 
 
 def test_a_whole_run(finished):

@@ -8,14 +8,16 @@ import json
 import os
 import pathlib
 import shutil
+from functools import partial
 
 import browser
 import numpy as np
 import pytest
+import smallest_run
 from PIL import Image
 from rich.console import Console
 
-from iamcl2r_jax import config, simplex
+from iamcl2r_jax import config, models, simplex
 from iamcl2r_jax.evaluation import pairs, searches
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.reports import page as page_module
@@ -27,6 +29,13 @@ from iamcl2r_jax.training.schedule import Schedule
 # A folder's name may hold what HTML and TeX read, and be in another encoding than UTF-8.
 CLASSES = ("a", "b<i>&amp;", "$c_d$", os.fsdecode(b"caf\xe9"))
 REPLACEMENTS, RETRAINED = (0, 2), (1,)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def smallest_network():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +60,13 @@ def small_config(folder, method="hoc"):
     c.num_slots = 16
     c.image.size = 8
     c.image.augmentation_options.crop_flip.padding = 1
-    c.model.options.width = 4
+    c.model.backbone, c.model.options.width = "smallest", 4
     c.stream.dataset = f"folder:{folder}"
     c.stream.initial_classes = 3
     c.stream.increment = 1
     c.replacements.tasks, c.replacements.retrain = REPLACEMENTS, RETRAINED
     c.replacements.classes, c.replacements.checkpoints = (2, 4), ()
+    c.replacements.recipe.image = c.image
     c.evaluations = {name: config.evaluation(f"folder:{folder}") for name in ("near", "far/off")}
     return c
 

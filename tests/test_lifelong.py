@@ -4,15 +4,17 @@ import dataclasses
 import json
 import pathlib
 import shutil
+from functools import partial
 
 import chex
 import jax
 import numpy as np
 import pytest
 import small_runs
+import smallest_run
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import config
+from iamcl2r_jax import config, models
 from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError, PreemptedError
@@ -49,6 +51,32 @@ def finished(tmp_path_factory, external_directory):
     c.replacements.directory = external_directory
     workdir = tmp_path_factory.mktemp("runs") / "tiny"
     return workdir, lifelong.run(c, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def quick_config(tmp_path_factory):
+    """configs/tiny.py with a network that is compiled in no time."""
+    c = load_config("tiny")
+    c.replacements.directory = str(tmp_path_factory.mktemp("quick_external"))
+    for part in (c, c.replacements.recipe):
+        part.model.backbone, part.model.options.width = "smallest", 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+        yield c
+
+
+@pytest.fixture(scope="module")
+def quick_run(quick_config, tmp_path_factory):
+    """Workdir and results of its run."""
+    workdir = tmp_path_factory.mktemp("runs") / "quick"
+    return workdir, lifelong.run(quick_config, str(workdir))
+
+
+@pytest.fixture
+def quick(quick_config):
+    c = quick_config.copy_and_resolve_references()
+    c.tracking.report = False
+    return c
 
 
 def test_results_are_complete_and_on_disk(finished):
@@ -137,13 +165,13 @@ def test_memory_holds_the_right_images(finished, tiny):
 
 
 @pytest.mark.parametrize("kept", [0, 1, 3])
-def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, monkeypatch, kept):
+def test_continuing_gives_the_uninterrupted_result(quick_run, quick, tmp_path, monkeypatch, kept):
     """Started again, stopped after the first task, and stopped after the last.
 
     And each task starts from, and is taught by, the right model: the external one where the model
     is replaced, else the one of the task before.
     """
-    workdir, results = finished
+    workdir, results = quick_run
     for name in ("config.json", "data.json", "numerics.json"):
         shutil.copy(workdir / name, tmp_path)
     for task in range(kept):
@@ -158,14 +186,14 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
         return train_task(group, task, starts, store)
 
     monkeypatch.setattr(lifelong, "train_task", spy)
-    continued = lifelong.run(tiny, str(tmp_path))
+    continued = lifelong.run(quick, str(tmp_path))
     for part in ("task_accuracy", "evaluations", "references", "external_models"):
         assert continued[part] == results[part]
     assert metric_lines(tmp_path) == metric_lines(workdir)
 
     right = [
-        *(load_external(results["external_models"][task], tiny) for task in ("0", "1")),
-        runs.load_task(tiny, str(workdir), 1).variables,
+        *(load_external(results["external_models"][task], quick) for task in ("0", "1")),
+        runs.load_task(quick, str(workdir), 1).variables,
     ][kept:]
     assert len(taught_by) == len(right)
     for taught, started, expected in zip(taught_by, started_from, right, strict=True):
@@ -173,7 +201,7 @@ def test_continuing_gives_the_uninterrupted_result(finished, tiny, tmp_path, mon
         chex.assert_trees_all_equal(started, expected)
     for task in range(3):
         first, again = (
-            runs.load_task(tiny, str(where), task).variables for where in (workdir, tmp_path)
+            runs.load_task(quick, str(where), task).variables for where in (workdir, tmp_path)
         )
         chex.assert_trees_all_equal(first, again)
 
@@ -198,8 +226,8 @@ def test_metrics_are_those_of_the_results(finished, tiny):
     assert list((workdir / "tensorboard").iterdir())
 
 
-def test_metrics_after_a_stop_within_a_task(finished, tiny, tmp_path, monkeypatch):
-    workdir, _ = finished
+def test_metrics_after_a_stop_within_a_task(quick_run, quick, tmp_path, monkeypatch):
+    workdir, _ = quick_run
     for name in ("config.json", "data.json", "numerics.json"):
         shutil.copy(workdir / name, tmp_path)
     for task in ("0", "1"):
@@ -213,9 +241,9 @@ def test_metrics_after_a_stop_within_a_task(finished, tiny, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(Tracker, "epochs", stop_after_two)
         with pytest.raises(PreemptedError):
-            lifelong.run(tiny, str(tmp_path), preemption=preemption)
+            lifelong.run(quick, str(tmp_path), preemption=preemption)
     assert metric_lines(tmp_path) == metric_lines(workdir)[:12]
-    lifelong.run(tiny, str(tmp_path))
+    lifelong.run(quick, str(tmp_path))
     assert metric_lines(tmp_path) == metric_lines(workdir)
 
 
@@ -230,16 +258,16 @@ def test_finished_run_is_returned_and_not_run_again(finished, tiny):
     assert {f: f.stat().st_mtime_ns for f in workdir.rglob("*")} == before
 
 
-def test_report_is_written_and_made_again_if_missing(finished, tiny):
-    workdir, results = finished
+def test_report_is_written_and_made_again_if_missing(quick_run, quick):
+    workdir, results = quick_run
     report = workdir / "report.html"
     written = report.read_bytes()
     assert f"{results['evaluations']['digits']['aa']:.2f}".encode() in written
     report.unlink()
-    lifelong.run(tiny, str(workdir))
+    lifelong.run(quick, str(workdir))
     assert not report.exists()
-    tiny.tracking.report = True
-    lifelong.run(tiny, str(workdir))
+    quick.tracking.report = True
+    lifelong.run(quick, str(workdir))
     assert report.read_bytes() == written
 
 
@@ -323,12 +351,12 @@ def test_external_model_that_is_not_there_is_refused(tiny, tmp_path):
         lifelong.run(tiny, str(tmp_path / "run"))
 
 
-def test_pretraining_does_not_depend_on_what_else_is_trained(finished, tiny, tmp_path):
-    _, results = finished
+def test_pretraining_does_not_depend_on_what_else_is_trained(quick_run, quick, tmp_path):
+    _, results = quick_run
     alone = str(tmp_path / "alone")
-    pretraining.pretrain(tiny.replacements.recipe, {20: alone}, Reporter())
-    together = load_external(results["external_models"]["0"], tiny)
-    chex.assert_trees_all_equal(load_external(alone, tiny), together)
+    pretraining.pretrain(quick.replacements.recipe, {20: alone}, Reporter())
+    together = load_external(results["external_models"]["0"], quick)
+    chex.assert_trees_all_equal(load_external(alone, quick), together)
 
 
 @pytest.mark.parametrize("name", ["glyphs", "tiny"])

@@ -1,7 +1,7 @@
 """Feature extractors by name."""
 
 import inspect
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen as nn
@@ -65,15 +65,26 @@ def default_options(name: str) -> dict[str, Any]:
     return {field.name: field.default for field in fields if field.name not in reserved}
 
 
-@partial(jax.jit, static_argnames=("model", "image_size"))
 def init_variables(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
     """Random variables of `model` for images [B, image_size, image_size, 3]."""
-    return model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32))
+    return _compiled_init(jax.default_backend())(model, key, image_size)
 
 
 def expected_variables(model: nn.Module, image_size: int) -> Any:
     """Names, shapes and dtypes of a model's variables, without computing them."""
-    return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), image_size))
+    return jax.eval_shape(lambda: _init(model, jax.random.key(0), image_size))
+
+
+def _init(model: nn.Module, key: jax.Array, image_size: int) -> dict[str, Any]:
+    return model.init(key, jnp.zeros((1, image_size, image_size, 3), jnp.float32))
+
+
+@cache
+def _compiled_init(platform: str):
+    # Loops of random bits for every array: on CPU, LLVM's vectorisation of them takes most of the
+    # time of a program that runs once (ResNet-18: 22 s of 27), and the bits are the same without.
+    options = {"xla_backend_optimization_level": 1} if platform == "cpu" else None
+    return jax.jit(_init, static_argnames=("model", "image_size"), compiler_options=options)
 
 
 _LARGEST = 2**16  # a slip of the hand; it would end in an error of the memory's
