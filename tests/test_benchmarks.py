@@ -97,6 +97,7 @@ def test_data_path(load, tmp_path, capsys):
     assert 0 < written["ratio"] < 1
 
 
+@pytest.mark.slow  # test_lifelong counts the traces of a run with replacements
 def test_one_trace(load, tmp_path, capsys):
     written = run(load("traces"), tmp_path, capsys)
     assert (written["traces"], written["tasks"]) == (1, 4)
@@ -203,7 +204,7 @@ def test_a_batch_that_devices_cannot_share_is_refused(load, capsys):
     assert "--batch-size=12: must be a multiple of --devices" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_program_for_other_devices_is_traced_from_shapes(load, seeds):
     traced = load("ahead_of_time").train_program(
         jax.devices()[:1], seeds, **load("synthetic").SMALL
