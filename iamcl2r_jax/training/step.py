@@ -266,6 +266,7 @@ def train_steps(
       is not finite (the last one, if only the parameters are not), -1 if there is none.
     """
 
+    @partial(jax.jit, inline=True)  # traced once for its metrics' shapes and the loop
     def one_step(step, state):
         images, indices, labels, from_memory = samples.batch(step)
         images = augmented_batch(
@@ -283,7 +284,7 @@ def train_steps(
         diverged = jnp.where((diverged < 0) & ~finite, step, diverged)
         return state, jax.tree.map(jnp.add, sums, metrics), diverged
 
-    shapes = jax.eval_shape(one_step, 0, state)[1]
+    shapes = jax.eval_shape(one_step, jnp.asarray(first), state)[1]
     sums = jax.tree.map(lambda metric: jnp.zeros(metric.shape, metric.dtype), shapes)
     none = jnp.asarray(-1, jnp.int32)
     state, sums, diverged = jax.lax.fori_loop(first, stop, accumulate, (state, sums, none))
