@@ -22,10 +22,14 @@ _COMMON = ("seed", "evaluations", "metrics")
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One variant with one seed."""
+    """One variant with one seed.
+
+    Attributes:
+      seed: of the run, and of its external models too if these vary, see `comparison`.
+    """
 
     variant: str
-    seed: int  # of the run, and of its external models too if these vary, see `comparison`
+    seed: int
     config: ConfigDict
     workdir: str
 

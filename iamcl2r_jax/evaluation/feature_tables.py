@@ -25,13 +25,21 @@ Reader = Callable[[int, int], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class FeatureTable:
-    """Features of some images by one model."""
+    """Features of some images by one model.
 
-    name: str  # of the file or the model, for messages
-    ids: np.ndarray  # [N], integers or text, each once
-    labels: np.ndarray  # [N], integers or text
-    is_query: np.ndarray  # bool [N]; the others are of the gallery
-    width: int  # D
+    Attributes:
+      name: of the file or the model, for messages.
+      ids: [N], integers or text, each once.
+      labels: [N], integers or text.
+      is_query: bool [N]; the others are of the gallery.
+      width: D.
+    """
+
+    name: str
+    ids: np.ndarray
+    labels: np.ndarray
+    is_query: np.ndarray
+    width: int
     reader: Reader = dataclasses.field(repr=False)
 
     def __len__(self) -> int:

@@ -78,12 +78,17 @@ def call_shape(images: np.ndarray) -> tuple[int, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """An evaluation's features by one model."""
+    """An evaluation's features by one model.
 
-    query: np.ndarray  # float32 [Q, D]
-    gallery: np.ndarray  # float32 [N, D]
-    # The map that brings a gallery of the model before to this one, without its images; None leaves
-    # stored galleries as they are.
+    Attributes:
+      query: float32 [Q, D].
+      gallery: float32 [N, D].
+      forward: the map that brings a gallery of the model before to this one, without its images;
+        None leaves stored galleries as they are.
+    """
+
+    query: np.ndarray
+    gallery: np.ndarray
     forward: Fitted | None = None
 
 

@@ -16,14 +16,18 @@ from iamcl2r_jax.evaluation.searches import NEAREST, QUERIES, draw, nearest
 
 @dataclasses.dataclass(frozen=True)
 class PairValues:
-    """One metric for each pair of T models."""
+    """One metric for each pair of T models.
 
-    # C[t, k], queries by model t against the gallery of model k <= t, carried on by models k+1 to t
-    # where these say how; float64 [T, T], NaN above the diagonal.
+    Attributes:
+      matrix: C[t, k], queries by model t against the gallery of model k <= t, carried on by models
+        k+1 to t where these say how; float64 [T, T], NaN above the diagonal.
+      gain_intervals: of C[t, k] - C[k, k], see `intervals`; [T, T, 2], NaN but for t > k.
+      reindexing_intervals: of C[t, t] - C[t, k], as those.
+    """
+
     matrix: np.ndarray
-    # Of C[t, k] - C[k, k], see `intervals`; [T, T, 2], NaN but for t > k.
     gain_intervals: np.ndarray
-    reindexing_intervals: np.ndarray  # of C[t, t] - C[t, k], as those
+    reindexing_intervals: np.ndarray
 
 
 def evaluate_pairs(

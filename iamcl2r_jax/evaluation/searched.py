@@ -16,13 +16,19 @@ _SCORES_AT_ONCE = 2**24  # similarities held in memory, 64 MiB
 
 @dataclasses.dataclass
 class Gallery:
-    """Some rows of a table, as they are or mapped to another model's space."""
+    """Some rows of a table, as they are or mapped to another model's space.
 
-    table: FeatureTable  # holds them
-    rows: np.ndarray  # their positions, ascending
-    # Maps features [n, S] to [n, D]; None leaves them as they are.
+    Attributes:
+      table: holds them.
+      rows: their positions, ascending.
+      carry: maps features [n, S] to [n, D]; None leaves them as they are.
+      width: D.
+    """
+
+    table: FeatureTable
+    rows: np.ndarray
     carry: Callable[[np.ndarray], np.ndarray] | None = None
-    width: int = 0  # D
+    width: int = 0
 
     def __post_init__(self):
         self.width = self.width or self.table.width

@@ -26,15 +26,23 @@ _DRAWN_AT_ONCE = 100  # resamples whose class means are in memory together
 
 @dataclasses.dataclass(frozen=True)
 class Inequality:
-    """One of the two inequalities for each of some classes or pairs of classes."""
+    """One of the two inequalities for each of some classes or pairs of classes.
 
-    # 1 if distances should not fall, as those of other classes; -1 if they should not grow.
+    Attributes:
+      sign: 1 if distances should not fall, as those of other classes; -1 if they should not grow.
+      before: expected distance of old features to old ones, [...].
+      after: expected distance of new features to old ones, [...].
+      interval: ends of the bootstrap interval of `margin`, [..., 2].
+      caps_before: what `before` would be if the features formed symmetric caps, [...].
+      caps_after: what `after` would be, [...].
+    """
+
     sign: int
-    before: np.ndarray  # expected distance of old features to old ones, [...]
-    after: np.ndarray  # expected distance of new features to old ones, [...]
-    interval: np.ndarray  # ends of the bootstrap interval of `margin`, [..., 2]
-    caps_before: np.ndarray  # what `before` would be if the features formed symmetric caps, [...]
-    caps_after: np.ndarray  # what `after` would be, [...]
+    before: np.ndarray
+    after: np.ndarray
+    interval: np.ndarray
+    caps_before: np.ndarray
+    caps_after: np.ndarray
 
     @property
     def margin(self) -> np.ndarray:
@@ -49,18 +57,26 @@ class Inequality:
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """Theorem 1 for an old and a new model."""
+    """Theorem 1 for an old and a new model.
 
-    kappa_old: np.ndarray  # concentration of each class by the old model, [C]
-    kappa_new: np.ndarray  # the same by the new one, [C]
-    same: Inequality  # inequality (a) of each class, [C]
-    # Inequality (b) of each class against all others, [C]: queries of the class, pairs of images
-    # weighted equally.
+    Attributes:
+      kappa_old: concentration of each class by the old model, [C].
+      kappa_new: the same by the new one, [C].
+      same: inequality (a) of each class, [C].
+      other: inequality (b) of each class against all others, [C]: queries of the class, pairs of
+        images weighted equally.
+      pairs: inequality (b) of each query class against each other gallery class, [C (C-1)].
+      mean_same: inequality (a) on average over the classes, [].
+      mean_other: inequality (b) on average over the classes, [].
+    """
+
+    kappa_old: np.ndarray
+    kappa_new: np.ndarray
+    same: Inequality
     other: Inequality
-    # Inequality (b) of each query class against each other gallery class, [C (C-1)].
     pairs: Inequality
-    mean_same: Inequality  # inequality (a) on average over the classes, []
-    mean_other: Inequality  # inequality (b) on average over the classes, []
+    mean_same: Inequality
+    mean_other: Inequality
 
 
 def check(

@@ -23,28 +23,45 @@ NUM_PAIRS = (100, 1000, 10000)  # that maps are fitted on, where there are so ma
 
 @dataclasses.dataclass(frozen=True)
 class Way:
-    """What one way reaches."""
+    """What one way reaches.
 
-    kind: str  # `AS_IS`, `MAP` or `RE_EMBED`
-    values: np.ndarray  # the metric of each query, [Q]
-    map: str | None = None  # key of `maps.MAPS`; None without one
-    direction: str | None = None  # what it is applied to, see `maps`
-    pairs: int | None = None  # how many it is fitted on
-    fit_seconds: float = 0.0  # of the fit, its compilation aside
-    query_seconds: float = 0.0  # added to each query
-    map_bytes: int = 0  # of its parameters
-    gallery_bytes: int = 0  # of the gallery's features that are written again, in float32
+    Attributes:
+      kind: `AS_IS`, `MAP` or `RE_EMBED`.
+      values: the metric of each query, [Q].
+      map: key of `maps.MAPS`; None without one.
+      direction: what it is applied to, see `maps`.
+      pairs: how many it is fitted on.
+      fit_seconds: of the fit, its compilation aside.
+      query_seconds: added to each query.
+      map_bytes: of its parameters.
+      gallery_bytes: of the gallery's features that are written again, in float32.
+    """
+
+    kind: str
+    values: np.ndarray
+    map: str | None = None
+    direction: str | None = None
+    pairs: int | None = None
+    fit_seconds: float = 0.0
+    query_seconds: float = 0.0
+    map_bytes: int = 0
+    gallery_bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Upgrade:
-    """Every way from one model to a later one."""
+    """Every way from one model to a later one.
 
-    # Positions of the models, oldest first.
+    Attributes:
+      old, new: positions of the models, oldest first.
+      before: the metric of each query by the old model on its own gallery, [Q].
+      ways: as they are, if the widths allow; each map; re-embedded, last.
+    """
+
     old: int
     new: int
-    before: np.ndarray  # the metric of each query by the old model on its own gallery, [Q]
-    ways: list[Way]  # as they are, if the widths allow; each map; re-embedded, last
+    before: np.ndarray
+    ways: list[Way]
 
 
 class Models:

@@ -30,15 +30,25 @@ from iamcl2r_jax.system.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a backfill is."""
+    """How far a backfill is.
 
-    total: int  # items of the gallery
-    done: int  # items with a vector of the new model
-    unreadable: int  # items whose image could not be embedded; the old generation serves them
-    rate: float  # items a second of this process; 0 before the first batch
-    seconds_left: float | None  # at this rate; None before the first batch
-    state: str  # of the upgrade
-    paused: bool  # whether it was paused
+    Attributes:
+      total: items of the gallery.
+      done: items with a vector of the new model.
+      unreadable: items whose image could not be embedded; the old generation serves them.
+      rate: items a second of this process; 0 before the first batch.
+      seconds_left: at this rate; None before the first batch.
+      state: of the upgrade.
+      paused: whether it was paused.
+    """
+
+    total: int
+    done: int
+    unreadable: int
+    rate: float
+    seconds_left: float | None
+    state: str
+    paused: bool
 
 
 def run(
@@ -131,14 +141,21 @@ def _next(gallery: Gallery, batch: int) -> tuple[list[int], int | None]:
 
 @dataclasses.dataclass(frozen=True)
 class _Work:
-    """A batch after embedding."""
+    """A batch after embedding.
 
-    upgrade: int  # id of the upgrade that it was made for
-    items: list[Item]  # as they were read, int [N]
-    digests: list[str]  # of the files now
-    # {model id: (positions in `items` [M], float32 [M, D])}.
+    Attributes:
+      upgrade: id of the upgrade that it was made for.
+      items: as they were read, int [N].
+      digests: of the files now.
+      vectors: {model id: (positions in `items` [M], float32 [M, D])}.
+      unreadable: {item id: reason}.
+    """
+
+    upgrade: int
+    items: list[Item]
+    digests: list[str]
     vectors: dict[int, tuple[list[int], np.ndarray]]
-    unreadable: dict[int, str]  # {item id: reason}
+    unreadable: dict[int, str]
 
 
 def _embedded(gallery: Gallery, embedders: Embedders, numbers: Sequence[int]) -> _Work:

@@ -14,12 +14,16 @@ _QUERIES = 256  # at once, so that scores take 16 MiB
 
 @dataclasses.dataclass(frozen=True)
 class _Snapshot:
-    """Rows that no write changes any more; a search works on one of these."""
+    """Rows that no write changes any more; a search works on one of these.
 
-    # Of (vectors float32 [_ROWS, D], items int64 [_ROWS]); all but the last are full.
+    Attributes:
+      chunks: of (vectors float32 [_ROWS, D], items int64 [_ROWS]); all but the last are full.
+      count: rows in use.
+      dead: bool [count or more], rows that were removed or replaced; None if none was.
+    """
+
     chunks: tuple[tuple[np.ndarray, np.ndarray], ...]
-    count: int  # rows in use
-    # bool [count or more], rows that were removed or replaced; None if none was.
+    count: int
     dead: np.ndarray | None
 
 

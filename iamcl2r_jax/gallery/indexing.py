@@ -20,10 +20,15 @@ _ATTEMPTS = 5  # of a batch, while upgrades begin
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """An image to be added: where it is read from, and what is stored of it."""
+    """An image to be added: where it is read from, and what is stored of it.
 
-    key: str  # see `NewItem`
-    path: str  # of the file; kept as it is
+    Attributes:
+      key: see `NewItem`.
+      path: of the file; kept as it is.
+    """
+
+    key: str
+    path: str
     label: str | None = None
 
 

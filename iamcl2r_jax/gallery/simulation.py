@@ -15,11 +15,16 @@ Scaling = tuple[float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """A metric at each of `FRACTIONS` re-embedded, by how scores are merged."""
+    """A metric at each of `FRACTIONS` re-embedded, by how scores are merged.
 
-    raw: list[float]  # with scores as they are
-    zscore: list[float]  # with scores scaled by the mean and std of each generation
-    # (mean, std) of the scores in the old and in the new vectors.
+    Attributes:
+      raw: with scores as they are.
+      zscore: with scores scaled by the mean and std of each generation.
+      old_scaling: (mean, std) of the scores in the old and in the new vectors.
+    """
+
+    raw: list[float]
+    zscore: list[float]
     old_scaling: Scaling
     new_scaling: Scaling
 

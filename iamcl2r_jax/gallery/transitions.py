@@ -31,11 +31,17 @@ MIXED = frozenset({BACKFILLING, COMPLETE})
 
 @dataclasses.dataclass(frozen=True)
 class Transition:
-    """One action."""
+    """One action.
 
-    sources: Set[str]  # states that allow it
-    target: str | None  # state that it leads to; None leaves the state as it is
-    otherwise: str  # what to do where it is not allowed, for the message
+    Attributes:
+      sources: states that allow it.
+      target: state that it leads to; None leaves the state as it is.
+      otherwise: what to do where it is not allowed, for the message.
+    """
+
+    sources: Set[str]
+    target: str | None
+    otherwise: str
 
 
 _JUDGED = frozenset({REGISTERED, REFUSED, GATED, ROLLED_BACK})

@@ -126,11 +126,18 @@ def ticks(low: float, high: float, most: int) -> list[float]:
 
 @dataclasses.dataclass(frozen=True)
 class PlaneChart:
-    """Points in the plane of three classes, with the classifier's vectors as stars."""
+    """Points in the plane of three classes, with the classifier's vectors as stars.
+
+    Attributes:
+      box: where the chart lies.
+      stars: places of the vectors.
+      names: place, text and colour of each class's name.
+      groups: features, of each model.
+    """
 
     box: Box
     stars: list[tuple[float, float]]
-    names: list[tuple[float, float, str, str]]  # place, text and colour, one a class
+    names: list[tuple[float, float, str, str]]
     groups: list["Points"]
 
 

@@ -24,13 +24,20 @@ from iamcl2r_jax.training.schedule import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run to draw."""
+    """A run to draw.
+
+    Attributes:
+      label: its name in legends; runs of one label are seeds of one system.
+      name: its name where it stands alone; no two have the same.
+      config: as it was run.
+      records: of its finished tasks.
+    """
 
     workdir: str
-    label: str  # its name in legends; runs of one label are seeds of one system
-    name: str  # its name where it stands alone; no two have the same
-    config: ConfigDict  # as it was run
-    records: list[dict[str, Any]]  # of its finished tasks
+    label: str
+    name: str
+    config: ConfigDict
+    records: list[dict[str, Any]]
 
     @property
     def schedule(self) -> Schedule:

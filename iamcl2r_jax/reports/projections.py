@@ -33,12 +33,18 @@ def project(plane: Plane, points: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureView:
-    """Features of some models around the classifier's vectors of three classes."""
+    """Features of some models around the classifier's vectors of three classes.
 
-    vertices: np.ndarray  # of the three classes in their plane, [3, 2]
-    labels: np.ndarray  # position 0, 1 or 2 of each image's class, [N]
-    features: dict[str, np.ndarray]  # coordinates of the normalised features, {model: [N, 2]}
-    # κ, mean cosine of features with their own class's vector, {model: value}.
+    Attributes:
+      vertices: of the three classes in their plane, [3, 2].
+      labels: position 0, 1 or 2 of each image's class, [N].
+      features: coordinates of the normalised features, {model: [N, 2]}.
+      concentrations: κ, mean cosine of features with their own class's vector, {model: value}.
+    """
+
+    vertices: np.ndarray
+    labels: np.ndarray
+    features: dict[str, np.ndarray]
     concentrations: dict[str, float]
 
 

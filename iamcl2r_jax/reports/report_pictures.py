@@ -36,11 +36,17 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Thumbnail:
-    """An image as a PNG data URI, the name of its class, and whether that is the query's."""
+    """A small image.
+
+    Attributes:
+      source: PNG as a data URI.
+      name: of its class.
+      right: whether that is the query's class; None for a query.
+    """
 
     source: str
     name: str
-    right: bool | None  # None for a query
+    right: bool | None
 
 
 @dataclasses.dataclass(frozen=True)

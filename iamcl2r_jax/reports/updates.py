@@ -30,15 +30,22 @@ _SHARES = ("holds", "holds_beyond", "violated_beyond", "caps_hold")
 
 @dataclasses.dataclass(frozen=True)
 class Update:
-    """The check of Theorem 1 for two models of a run."""
+    """The check of Theorem 1 for two models of a run.
 
-    old: int  # 0-based task of the old model
-    new: int  # that of the new one
-    # What was done to the model after the old one, up to the new one; `RETRAINED` if it was ever
-    # retrained from scratch, or else `REPLACED` if it ever was.
+    Attributes:
+      old: 0-based task of the old model.
+      new: that of the new one.
+      kind: what was done to the model after the old one, up to the new one; `RETRAINED` if it was
+        ever retrained from scratch, or else `REPLACED` if it ever was.
+      classes: names of the stream's classes that both were trained on.
+      check: what was measured.
+    """
+
+    old: int
+    new: int
     kind: str
-    classes: Sequence[str]  # names of the stream's classes that both were trained on
-    check: theorem.Check  # what was measured
+    classes: Sequence[str]
+    check: theorem.Check
 
     def as_json(self) -> dict[str, Any]:
         """Every number; those per class are in the order of `classes`."""

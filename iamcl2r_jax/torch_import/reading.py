@@ -22,16 +22,21 @@ _SIMPLEX_TOLERANCE = 1e-5
 
 @dataclasses.dataclass(frozen=True)
 class Imported:
-    """A network taken from a PyTorch checkpoint."""
+    """A network taken from a PyTorch checkpoint.
 
-    architecture: Architecture  # of the network
-    variables: Variables  # {"params", "batch_stats"} of NumPy float32 arrays
-    # Whether its features are those of a d-Simplex model; if not, the map to the feature is new and
-    # the model is only a starting point for training.
+    Attributes:
+      architecture: of the network.
+      variables: {"params", "batch_stats"} of NumPy float32 arrays.
+      drop_in: whether its features are those of a d-Simplex model; if not, the map to the feature
+        is new and the model is only a starting point for training.
+      simplex_difference: largest difference between the file's simplex and ours, None without one.
+      ignored: names of tensors in the file that were not taken over: a classifier's own head.
+    """
+
+    architecture: Architecture
+    variables: Variables
     drop_in: bool
-    # Largest difference between the file's simplex and ours, None without one.
     simplex_difference: float | None
-    # Names of tensors in the file that were not taken over: a classifier's own head.
     ignored: tuple[str, ...]
 
 

@@ -23,16 +23,22 @@ _ROWS_AT_ONCE = 8192
 
 @dataclasses.dataclass(frozen=True)
 class Map:
-    """A family of maps."""
+    """A family of maps.
 
-    # Maps (source [N, S], target [N, D], key) to parameters; further keyword arguments are the
-    # map's options. Its docstring has equation and source.
+    Attributes:
+      fit: maps (source [N, S], target [N, D], key) to parameters; further keyword arguments are the
+        map's options. Its docstring has equation and source.
+      apply: maps (parameters, features [N, S]) to [N, D].
+      title: a few words for a table.
+      equal_widths: whether S and D must be the same.
+      uses_target: whether `apply` also takes the target model's own features [N, D] of the same
+        images. Such a map serves queries alone, and both models run for each of them.
+    """
+
     fit: Callable[..., Params]
-    apply: Callable[..., jax.Array]  # maps (parameters, features [N, S]) to [N, D]
-    title: str  # a few words for a table
-    equal_widths: bool = False  # whether S and D must be the same
-    # Whether `apply` also takes the target model's own features [N, D] of the same images. Such a
-    # map serves queries alone, and both models run for each of them.
+    apply: Callable[..., jax.Array]
+    title: str
+    equal_widths: bool = False
     uses_target: bool = False
 
     def directions(self) -> tuple[str, ...]:
@@ -67,11 +73,16 @@ MAPS: dict[str, Map] = {
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """A map with its parameters."""
+    """A map with its parameters.
 
-    name: str  # key of `MAPS`
+    Attributes:
+      name: key of `MAPS`.
+      fit_seconds: what the fit took, its compilation aside.
+    """
+
+    name: str
     params: Params
-    fit_seconds: float = 0.0  # what the fit took, its compilation aside
+    fit_seconds: float = 0.0
 
     def __call__(self, features: np.ndarray, own: np.ndarray | None = None) -> np.ndarray:
         """Features [N, S] as the target model's, float32 [N, D]; `own` as in `Map.uses_target`."""

@@ -36,23 +36,38 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How the network is made and trained."""
+    """How the network is made and trained.
 
-    hidden: int  # width of its hidden layer
-    steps: int  # of Adam; the learning rate falls to zero along a half cosine
-    batch_size: int  # pairs in a step, drawn with replacement
-    learning_rate: float  # of the first step
-    similarity_weight: float  # α of `loss`
+    Attributes:
+      hidden: width of its hidden layer.
+      steps: of Adam; the learning rate falls to zero along a half cosine.
+      batch_size: pairs in a step, drawn with replacement.
+      learning_rate: of the first step.
+      similarity_weight: α of `loss`.
+    """
+
+    hidden: int
+    steps: int
+    batch_size: int
+    learning_rate: float
+    similarity_weight: float
 
 
 @flax.struct.dataclass
 class Pairs:
-    """Features of the same images by two models, padded to one shape for all tasks."""
+    """Features of the same images by two models, padded to one shape for all tasks.
 
-    old: jax.Array  # by the earlier model, float32 [N, D]
-    new: jax.Array  # by the later model, float32 [N, D]
-    labels: jax.Array  # row of the classifier that belongs to each image's class, int32 [N]
-    size: jax.Array  # int32 scalar; only the first `size` rows count
+    Attributes:
+      old: by the earlier model, float32 [N, D].
+      new: by the later model, float32 [N, D].
+      labels: row of the classifier that belongs to each image's class, int32 [N].
+      size: int32 scalar; only the first `size` rows count.
+    """
+
+    old: jax.Array
+    new: jax.Array
+    labels: jax.Array
+    size: jax.Array
 
 
 def make_pairs(old: np.ndarray, new: np.ndarray, labels: np.ndarray, capacity: int) -> Pairs:

@@ -16,14 +16,19 @@ Work = Callable[[str, Mapping[str, Any], threading.Event], dict[str, Any]]
 
 @dataclasses.dataclass
 class Job:
-    """A piece of work."""
+    """A piece of work.
 
-    verb: str  # "gate" or "backfill"
-    # In seconds since 1970; `ended` is None while it runs.
+    Attributes:
+      verb: "gate" or "backfill".
+      started, ended: in seconds since 1970; `ended` is None while it runs.
+      result: what a gate gave.
+      error: one line and the status of the answer, if it failed.
+    """
+
+    verb: str
     started: float
     ended: float | None = None
-    result: dict[str, Any] | None = None  # what a gate gave
-    # One line and the status of the answer, if it failed.
+    result: dict[str, Any] | None = None
     error: str | None = None
     status: int | None = None
 

@@ -14,12 +14,19 @@ from iamcl2r_jax.system.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Query:
-    """One search."""
+    """One search.
 
-    request: str  # id of the request, by which a canary is chosen
-    k: int  # how many hits
-    picture: Picture | None = None  # the image to search for; None to search for `item`
-    item: Item | None = None  # a stored item to search for; None where `picture` is given
+    Attributes:
+      request: id of the request, by which a canary is chosen.
+      k: how many hits.
+      picture: the image to search for; None to search for `item`.
+      item: a stored item to search for; None where `picture` is given.
+    """
+
+    request: str
+    k: int
+    picture: Picture | None = None
+    item: Item | None = None
 
 
 @dataclasses.dataclass(frozen=True)
