@@ -107,7 +107,7 @@ def line_chart(
         xlabel,
         ylabel,
         xticks=[(x(step), str(step)) for step in dict.fromkeys(steps)],
-        yticks=[(y(value), f"{value:g}") for value in ticks(low, high, 6)],
+        yticks=[(y(value), f"{value:g}".replace("-", "−")) for value in ticks(low, high, 6)],
         verticals=[(x(at + 1), kind) for kind, places in kinds.items() for at in places],
         lines=lines,
     )
