@@ -76,3 +76,14 @@ def test_heat_colours_run_from_dark_to_bright():
     assert ink.tolist() == [["#ffffff", "#000000"], ["#ffffff", "#000000"]]
     cells, _ = colours.heat_colours(np.full((2, 2), 0.3))  # all equal
     assert set(cells.ravel()) == {"#440154"}
+
+
+def test_picture_of_a_matrix_frames_what_is_incompatible():
+    matrix = [[0.5, None, None], [0.6, 0.8, None], [0.4, 0.8, 1.0]]  # one better, one worse, a tie
+    picture = colours.matrix_picture(matrix)
+    assert (picture.shape, picture.dtype) == ((72, 72, 3), np.uint8)
+    corners, middles = picture[::24, ::24], picture[12::24, 12::24]
+    framed = (corners == [0xD5, 0x5E, 0x00]).all(axis=-1)
+    assert framed.tolist() == [[False] * 3, [False] * 3, [True, True, False]]
+    cells, _ = colours.heat_colours(matrix)
+    assert [[f"#{bytes(c).hex()}" for c in row] for row in middles] == cells.tolist()

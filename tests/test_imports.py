@@ -54,7 +54,6 @@ def test_no_two_subpackages_import_each_other():
 
 
 def test_training_calls_reports_only_to_draw():
-    """Inside of functions, so that matplotlib is imported only where something is drawn."""
     upwards = {
         (module, other)
         for module in FILES
@@ -63,7 +62,7 @@ def test_training_calls_reports_only_to_draw():
     }
     assert upwards == {
         ("iamcl2r_jax.training.runs", "iamcl2r_jax.reports.page"),
-        ("iamcl2r_jax.training.tracking", "iamcl2r_jax.reports.plots"),
+        ("iamcl2r_jax.training.tracking", "iamcl2r_jax.reports.colours"),
     }
 
 

@@ -76,11 +76,9 @@ def test_a_users_style_changes_no_figure(tmp_path):
     theirs = {"text.usetex": True, "font.family": "No Such Font", "axes.facecolor": "black"}
     with matplotlib.rc_context(theirs):
         plots.save(plots.heat_map(MATRIX, Schedule([0, 2], [3]), "title"), str(tmp_path / "theirs"))
-        drawn = plots.pixels(plots.curves({"a": [1, 2]}, xlabel="x", ylabel="y"))
         assert matplotlib.rcParams["text.usetex"]  # the user's own figures stay as they were
     default, theirs = (tmp_path / f"{name}.png" for name in ("default", "theirs"))
     assert default.read_bytes() == theirs.read_bytes()
-    assert drawn.shape[-1] == 3
 
 
 def test_every_class_of_the_stream_can_be_written(tmp_path):

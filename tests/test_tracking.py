@@ -10,9 +10,7 @@ from tensorboardX.proto.event_pb2 import Event
 
 from iamcl2r_jax import config
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.progress import Reporter
 from iamcl2r_jax.training import tracking
-from iamcl2r_jax.training.schedule import Schedule
 
 HISTORY = [{"loss": 2.0, "accuracy": 0.25}, {"loss": 1.0, "accuracy": 0.5}]
 RECORDS = [
@@ -39,7 +37,7 @@ def run_config():
 def tell_everything(tracker):
     for record in RECORDS:
         tracker.task(record)
-    tracker.evaluations(FIGURES, Schedule((0, 1)), Reporter())
+    tracker.evaluations(FIGURES)
 
 
 def lines(workdir):
@@ -106,14 +104,6 @@ def test_tensorboard_has_the_same_and_the_matrix(run_config, tmp_path):
     assert pictures[0][2].startswith(b"\x89PNG")
 
 
-def test_a_picture_that_cannot_be_drawn_ends_nothing(run_config, tmp_path, capsys):
-    broken = {"digits": FIGURES["digits"] | {"matrix": [[0.5, None], [0.4, 7.0]]}}
-    with tracking.open_tracker(run_config, str(tmp_path)) as tracker:
-        tracker.evaluations(broken, Schedule((0, 1)), Reporter())
-    assert lines(tmp_path)[-1]["task/digits/aa"] == 53.3
-    assert "matrices are not tracked as pictures (ValueError" in capsys.readouterr().out
-
-
 def test_a_line_is_on_disk_at_once(run_config, tmp_path):
     with tracking.open_tracker(run_config, str(tmp_path)) as tracker:
         tracker.epochs(0, HISTORY[:1])
@@ -135,7 +125,7 @@ def test_a_run_that_goes_on_leaves_what_an_uninterrupted_one_does(run_config, tm
         tracker.task(RECORDS[0])
         tracker.epochs(1, RECORDS[1]["history"][:1])
         tracker.task(RECORDS[1])
-        tracker.evaluations(FIGURES, Schedule((0, 1)), Reporter())
+        tracker.evaluations(FIGURES)
     assert lines(stopped) == lines(tmp_path / "whole")
     assert events(stopped) == events(tmp_path / "whole")
 

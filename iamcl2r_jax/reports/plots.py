@@ -9,7 +9,6 @@ from contextlib import contextmanager
 import matplotlib
 import numpy as np
 from etils import epath
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -361,11 +360,3 @@ def _task_ticks(axes, size: int, schedule: Schedule) -> None:
         for tick, label in zip(ticks, axis.get_ticklabels(), strict=True):
             label.set_fontweight("bold" if tick in schedule.replaced else "normal")
             label.set_fontstyle("italic" if tick in schedule.retrained else "normal")
-
-
-@default_style()
-def pixels(figure: Figure) -> np.ndarray:
-    """A figure as uint8 [H, W, 3]."""
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3]

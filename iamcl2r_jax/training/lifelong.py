@@ -44,7 +44,6 @@ from iamcl2r_jax.training.fit import cosine_schedule, fit, history_of_seed
 from iamcl2r_jax.training.pretraining import external_models
 from iamcl2r_jax.training.results import results_of
 from iamcl2r_jax.training.resume import ProgressStore
-from iamcl2r_jax.training.schedule import Schedule
 from iamcl2r_jax.training.task import (
     first_model,
     new_architecture,
@@ -150,8 +149,7 @@ def run(
                 }
                 results[context.workdir] = found
                 files.write_json(os.path.join(context.workdir, "results.json"), found)
-                schedule = Schedule.of_results(found)
-                context.tracker.evaluations(found["evaluations"], schedule, reporter)
+                context.tracker.evaluations(found["evaluations"])
                 if config.tracking.report:
                     made = {"programs": programs, "stream": stream, "evaluations": evaluations}
                     runs.write_report(context.config, context.workdir, found, reporter, **made)

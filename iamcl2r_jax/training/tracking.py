@@ -30,8 +30,6 @@ from ml_collections import ConfigDict
 
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError
-from iamcl2r_jax.system.progress import Reporter, or_message
-from iamcl2r_jax.training.schedule import Schedule
 
 # Takes a line's number, the line, and pictures uint8 [H, W, 3] by name.
 Writer = Callable[[int, Mapping[str, float], Mapping[str, np.ndarray]], None]
@@ -70,18 +68,12 @@ class Tracker:
         known = {name: value for name, value in figures.items() if value is not None}
         self._write({"task": task} | known)
 
-    def evaluations(
-        self, figures: Mapping[str, Any], schedule: Schedule, reporter: Reporter
-    ) -> None:
+    def evaluations(self, figures: Mapping[str, Any]) -> None:
         """Tells, task by task, what the models up to that task reach.
 
-        The figures are of each evaluation by its name, as in results.json; the reporter is told if
-        a matrix cannot be drawn.
+        The figures are of each evaluation by its name, as in results.json.
         """
-        pictures = {}
-        if self._draws:
-            with or_message(reporter, "matrices are not tracked as pictures", "results are whole"):
-                pictures = _matrices(figures, schedule)
+        pictures = _matrices(figures) if self._draws else {}
         num_tasks = len(next(iter(figures.values()))["matrix"])
         for task in range(num_tasks):
             line = {"task": task}
@@ -220,11 +212,11 @@ def _import_wandb():
     return wandb
 
 
-def _matrices(figures: Mapping[str, Any], schedule: Schedule) -> dict[str, np.ndarray]:
+def _matrices(figures: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The matrix of each evaluation as a picture."""
-    from iamcl2r_jax.reports import plots  # matplotlib, only where something is drawn
+    from iamcl2r_jax.reports.colours import matrix_picture  # reports are above training
 
     return {
-        f"task/{name}/matrix": plots.pixels(plots.heat_map(evaluation["matrix"], schedule, name))
+        f"task/{name}/matrix": matrix_picture(evaluation["matrix"])
         for name, evaluation in figures.items()
     }
