@@ -1,6 +1,5 @@
 """Settings shared by all tests."""
 
-import gc
 import os
 import pathlib
 
@@ -18,5 +17,3 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # A second `make test` need not compile again.
 runtime.enable_compilation_cache(str(pathlib.Path(__file__).parent.parent / ".cache" / "jax"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # most are small
-# What JAX traces is many small objects that stay; looking through them again and again takes time.
-gc.set_threshold(50_000, 20, 50)
