@@ -1,7 +1,6 @@
 """The CIFAR100R/10 configs: the protocol, and a whole run on small archives of the real format."""
 
 import pathlib
-from functools import partial
 
 import archives
 import numpy as np
@@ -11,7 +10,6 @@ import tensorflow_datasets as tfds
 from ml_collections import ConfigDict
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import models
 from iamcl2r_jax.config import (
     args,
     check_stream,
@@ -183,7 +181,7 @@ def test_options_of_a_config_file():
 
 
 def test_a_whole_run_from_archives(place, tmp_path, monkeypatch):
-    monkeypatch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+    smallest_run.register(monkeypatch)
     rng = np.random.default_rng(0)
     place("cifar100", archives.CIFAR100, archives.cifar100(rng, train=400)[0])
     place("cifar10", archives.CIFAR10, archives.cifar10(rng, train=70)[0])

@@ -1,13 +1,12 @@
 """Comparisons: what is run, what the tables say, and that finished cells are left alone."""
 
 import pathlib
-from functools import partial
 
 import pytest
 import smallest_run
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import config, methods, models
+from iamcl2r_jax import config, methods
 from iamcl2r_jax.comparisons import cells, comparison, comparison_report, tables
 from iamcl2r_jax.reports.tables import comma_separated, markdown
 from iamcl2r_jax.system import files, runtime
@@ -543,7 +542,7 @@ def test_a_cell_is_an_ordinary_run(tmp_path, monkeypatch):
     base.stream.initial_classes = base.stream.increment = 26
     base.stream.limit_per_class = 4
     base.replacements.tasks = base.replacements.classes = ()
-    monkeypatch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+    smallest_run.register(monkeypatch)
     base.model.backbone = "smallest"
     base.train.epochs = 1
     c = cells.comparison("whole", base, {name: {"method": name} for name in ("simplex", "er")})

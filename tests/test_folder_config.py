@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import smallest_run
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from PIL import Image
 
-from iamcl2r_jax import models
 from iamcl2r_jax.config import args, check_stream, validate
 from iamcl2r_jax.config.args import ConfigArgError, Free
 from iamcl2r_jax.evaluation import gate
@@ -202,7 +200,7 @@ def finished(tmp_path_factory):
     c.train.epochs = 1
     workdir = place / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+        smallest_run.register(patch)
         yield workdir, lifelong.run(c, str(workdir))
 
 

@@ -1,5 +1,6 @@
 """The report of a small run whose figures are made up, read as text and opened in a browser."""
 
+import base64
 import dataclasses
 import html.parser
 import importlib
@@ -8,7 +9,6 @@ import json
 import os
 import pathlib
 import shutil
-from functools import partial
 
 import browser
 import numpy as np
@@ -17,11 +17,11 @@ import smallest_run
 from PIL import Image
 from rich.console import Console
 
-from iamcl2r_jax import config, models, simplex
+from iamcl2r_jax import config, simplex
 from iamcl2r_jax.evaluation import pairs, searches
 from iamcl2r_jax.models import stored
 from iamcl2r_jax.reports import page as page_module
-from iamcl2r_jax.reports import report, report_pictures
+from iamcl2r_jax.reports import report, report_pictures, words
 from iamcl2r_jax.system import files, progress, runtime
 from iamcl2r_jax.training import inputs, runs, task
 from iamcl2r_jax.training.schedule import Schedule
@@ -34,7 +34,7 @@ REPLACEMENTS, RETRAINED = (0, 2), (1,)
 @pytest.fixture(scope="module", autouse=True)
 def smallest_network():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+        smallest_run.register(patch)
         yield
 
 
@@ -95,7 +95,8 @@ def made_up_results(c, num_tasks, num_classes=4):
         figures[name] = {"metric": main, **pairs.summarize(made_up_pairs(number, num_tasks))}
         figures[name]["queries_in_gallery"] = 3
         shown = searches.draw(0, 8, 2 * num_classes).tolist()
-        figures[name]["searches"] = {"queries": shown, "nearest": [shown] * len(shown)}
+        nearest = [shown[turn:] + shown[:turn] for turn in range(len(shown))]
+        figures[name]["searches"] = {"queries": shown, "nearest": nearest}
         figures[name]["metrics"] = {
             other: pairs.summarize(made_up_pairs(10 + number, num_tasks)) for other in others
         }
@@ -262,22 +263,31 @@ def test_charts_are_described_and_have_every_value(small, page):
 
 
 def test_searches_are_those_of_the_results(small, page):
-    for (evaluation, found), caption in zip(
-        small[2]["evaluations"].items(),
-        [caption for caption in page.captions if "nearest images" in caption],
-        strict=True,
-    ):
-        searches = found["searches"]
-        assert caption.startswith(f"{evaluation}: queries embedded by model 2")
-        pairs = [(q, n) for q, near in zip(*searches.values(), strict=True) for n in near]
-        right = sum(query // 2 == near // 2 for query, near in pairs)  # two images of each class
-        assert f"{right} of {len(pairs)} are right" in caption
+    """Each image, its class and its mark, in order; labels of both sets are in the same order."""
+    c, _, results, _ = small
+    sources = iter([image["src"] for image in page.images])
     strips = [rows for attrs, rows in page.tables if attrs["class"] == "strip"]
-    assert len(strips) == 2
-    for _, *rows in strips:
-        marks = [cell.get("class") for _, cells in rows for cell, _ in cells[1:]]
-        assert marks.count("right") == right
-        assert len(marks) == len(pairs)
+    captions = [caption for caption in page.captions if "nearest images" in caption]
+    loaded = inputs.load_evaluations(c)
+    for (name, of), (_, *rows), caption in zip(loaded.items(), strips, captions, strict=True):
+        found = results["evaluations"][name]["searches"]
+        right = 0
+        for query, nearest, (_, cells) in zip(*found.values(), rows, strict=True):
+            for images, position, (attrs, text) in zip(
+                [of.query] + [of.gallery] * 8, [query, *nearest], cells, strict=True
+            ):
+                encoded = next(sources).removeprefix("data:image/png;base64,")
+                shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))))
+                assert (shown == images.images[position]).all()
+                same = images.labels[position] == of.query.labels[query]
+                mark = None if images is of.query else "right" if same else "wrong"
+                assert attrs.get("class") == mark
+                word = words.printable(images.class_names[images.labels[position]])
+                assert " ".join(text).split()[-1] == word
+                right += mark == "right"
+        assert caption.startswith(f"{name}: queries embedded by model 2")
+        assert f"{right} of 64 are right" in caption
+    assert next(sources, None) is None
 
 
 @pytest.mark.parametrize("metric", ["identification", "recall_at_1", "mean_average_precision"])

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from functools import partial
 
 import chex
 import jax
@@ -14,7 +13,7 @@ import small_runs
 import smallest_run
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from iamcl2r_jax import config, models
+from iamcl2r_jax import config
 from iamcl2r_jax.models import checkpoints, stored
 from iamcl2r_jax.system import files
 from iamcl2r_jax.system.errors import InputError, PreemptedError
@@ -61,7 +60,7 @@ def quick_config(tmp_path_factory):
     for part in (c, c.replacements.recipe):
         part.model.backbone, part.model.options.width = "smallest", 4
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+        smallest_run.register(patch)
         yield c
 
 

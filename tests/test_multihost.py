@@ -11,13 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 import smallest_run
 
-from iamcl2r_jax import models
 from iamcl2r_jax.system import distributed
 from iamcl2r_jax.system.errors import InputError
 from iamcl2r_jax.training import runs
@@ -28,7 +26,7 @@ PATIENCE = 900  # seconds until something counts as hanging; this machine may be
 @pytest.fixture(autouse=True)
 def smallest_network(monkeypatch):
     """What the runs left is read here."""
-    monkeypatch.setitem(models.BACKBONES, "smallest", partial(smallest_run.Smallest))
+    smallest_run.register(monkeypatch)
 
 
 def start(workdir, *flags, devices, external=None):

@@ -203,8 +203,15 @@ def test_metrics_are_means_over_the_steps(setting, epoch):
 
 
 def test_one_trace_for_all_sizes_rates_and_keys(setting):
-    _, given = setting
-    epoch = CompiledEpoch(setting[0])
+    """Of the epoch's program, and in it of the step."""
+    program, given = setting
+    steps_traced = []
+
+    def loss(*args):
+        steps_traced.append(1)
+        return program.loss(*args)
+
+    epoch = CompiledEpoch(dataclasses.replace(program, loss=loss))
     for size, steps, rate in ((20, 2, 0.1), (5, 1, 0.01), (24, 3, 0.001)):
         for memory in (0, 10):
             run_epoch(
@@ -216,7 +223,7 @@ def test_one_trace_for_all_sizes_rates_and_keys(setting):
                 new=make_pool(np.arange(size), 24),
                 memory=make_pool(np.arange(20, 20 + memory), 16),
             )
-    assert epoch.traces == 1
+    assert epoch.traces == len(steps_traced) == 1
 
 
 def test_same_key_same_result_other_key_other_result(setting, epoch):

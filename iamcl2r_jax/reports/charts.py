@@ -84,7 +84,7 @@ def line_chart(
     def y(value: float) -> float:
         return round(box.bottom - (value - low) / (high - low) * (box.bottom - box.top), 1)
 
-    steps = [max(1, round(step)) for step in ticks(1, count, 12)]
+    steps = [int(step) for step in ticks(1, count, 12) if step.is_integer()]
     kinds = {"task": boundaries, "retrained": schedule.retrained, "replaced": schedule.replaced}
     lines = []
     for number, (name, line) in enumerate(values.items()):
@@ -106,7 +106,7 @@ def line_chart(
         box,
         xlabel,
         ylabel,
-        xticks=[(x(step), str(step)) for step in dict.fromkeys(steps)],
+        xticks=[(x(step), str(step)) for step in steps],
         yticks=[(y(value), f"{value:g}".replace("-", "−")) for value in ticks(low, high, 6)],
         verticals=[(x(at + 1), kind) for kind, places in kinds.items() for at in places],
         lines=lines,
@@ -116,7 +116,7 @@ def line_chart(
 def ticks(low: float, high: float, most: int) -> list[float]:
     """Round numbers at equal distances within low and high, low < high: at most `most` + 1."""
     if high <= low:
-        return [low]
+        return [float(low)]
     rough = (high - low) / most
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
